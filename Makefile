@@ -1,0 +1,27 @@
+# make demo   train, test and merge three methods on shipped data, then print one table
+# make test   lint, types and tests
+# Both set up .venv from nothing. Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+METHODS ?= linear_probe,ssf,full
+BIN := .venv/bin
+
+.PHONY: demo test lint
+.DEFAULT_GOAL := demo
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Graft needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/python train.py demo --methods $(METHODS)
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -m "not gpu"

@@ -1,0 +1,169 @@
+"""Training step, saved activations and merged inference of every method, in one interleaved run.
+
+    python benchmarks/step_time.py --methods ssf,bitfit,full --json rows.json
+
+All variants live in one process and take turns, in another order every round. On a CPU the clock is the process's CPU
+time on one thread, on a GPU the events of the device. What is printed are medians of ratios to the floor of the same
+round. The floor is what no method that trains near the input can undercut: a forward pass and the gradients of all
+activations, with the class token as the only trained tensor.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from callbacks.saved_bytes import SavedBytes
+from lightning_modules import compose
+from lightning_modules.classification import Classification
+from methods import METHODS, PEFTMethod
+
+
+class Floor(PEFTMethod):
+    """A backbone through which gradients must pass while almost nothing trains."""
+
+    def trainable_names(self) -> list[str]:
+        return ["cls_token"]
+
+
+class Variant:
+    """One model with an optimizer."""
+
+    def __init__(self, name: str, method: type[PEFTMethod], args: argparse.Namespace) -> None:
+        torch.manual_seed(0)
+        self.name = name
+        self.model = compose(method, task=Classification)(backbone=args.backbone, pretrained=False, num_classes=100)
+        self.model.configure_model()
+        self.model.to(args.device).train()
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.parameters = sum(p.numel() for p in trained)
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+        self.autocast = args.device == "cuda" and args.precision == "bf16-mixed"
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=self.autocast):
+            return self.model.loss(batch)
+
+    def step(self, batch: tuple[Tensor, Tensor]) -> None:
+        self.model.on_train_batch_start(batch, 0)
+        self.forward(batch).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def saved_bytes(self, batch: tuple[Tensor, Tensor]) -> int:
+        with SavedBytes(self.model) as saved:
+            loss = self.forward(batch)
+        del loss
+        return saved.bytes
+
+
+def clock(work: Any, device: str) -> float:
+    """Seconds of one call: of this process on a CPU, between events on a GPU."""
+    if device == "cpu":
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    work()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def interleave(works: dict[str, Any], base: str, rounds: int, warmup: int, device: str) -> dict[str, float]:
+    """Median over rounds of each work's time relative to that of ``base`` in the same round."""
+    names = list(works)
+    for _ in range(warmup):
+        for work in works.values():
+            work()
+    ratios: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        order = names[turn % len(names) :] + names[: turn % len(names)]
+        times = {name: clock(works[name], device) for name in order}
+        for name in names:
+            ratios[name].append(times[name] / times[base])
+        print(f"\r{turn + 1}/{rounds}", end="", file=sys.stderr, flush=True)
+    print("\r      \r", end="", file=sys.stderr)
+    return {name: statistics.median(values) for name, values in ratios.items()}
+
+
+def merged_ratios(variants: list[Variant], images: Tensor, args: argparse.Namespace) -> dict[str, float | None]:
+    """Time of each merged model relative to the plain backbone, forward only."""
+    plain = variants[0].model.build_backbone() or variants[0].model.backbone
+    models: dict[str, nn.Module] = {"plain": plain.to(args.device).eval()}
+    for variant in variants[1:]:
+        if variant.model.mergeable:
+            models[variant.name] = variant.model.merge()
+
+    def work(model: nn.Module) -> Any:
+        def run() -> None:
+            with (
+                torch.inference_mode(),
+                torch.autocast(images.device.type, torch.bfloat16, enabled=variants[0].autocast),
+            ):
+                model(images)
+
+        return run
+
+    found = interleave({n: work(m) for n, m in models.items()}, "plain", args.rounds, args.warmup, args.device)
+    return {variant.name: found.get(variant.name) for variant in variants}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", default=",".join(METHODS), help="names separated by commas")
+    parser.add_argument("--backbone", default="vit_tiny_patch16_224")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"], help="on a GPU")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--warmup", type=int, help="steps before the clock runs; 2 on a CPU, 20 on a GPU")
+    parser.add_argument("--json", type=Path, help="file for the rows")
+    args = parser.parse_args()
+    names = args.methods.split(",")
+    unknown = set(names) - set(METHODS)
+    if unknown:
+        parser.error(f"unknown methods {', '.join(sorted(unknown))}; known: {', '.join(METHODS)}")
+    args.warmup = args.warmup or (2 if args.device == "cpu" else 20)
+    torch.set_num_threads(1)
+
+    variants = [Variant("floor", Floor, args)] + [Variant(name, METHODS[name], args) for name in names]
+    if "full" not in names:
+        variants.append(Variant("full", METHODS["full"], args))
+    size = variants[0].model.input_config["input_size"]
+    images = torch.randn(args.batch_size, *size, device=args.device)
+    batch = (images, torch.randint(100, (args.batch_size,), device=args.device))
+
+    saved = {variant.name: variant.saved_bytes(batch) for variant in variants}
+    works = {variant.name: (lambda variant=variant: variant.step(batch)) for variant in variants}
+    steps = interleave(works, "floor", args.rounds, args.warmup, args.device)
+    merged = merged_ratios(variants, images, args)
+    rows = [
+        {
+            "method": variant.name,
+            "step_over_floor": round(steps[variant.name], 3),
+            "saved_bytes_over_floor": round(saved[variant.name] / saved["floor"], 3),
+            "merged_over_plain": merged[variant.name] and round(merged[variant.name] or 0, 3),
+            "trainable_params": variant.parameters,
+        }
+        for variant in variants
+    ]
+    print(f"{args.backbone}, batch {args.batch_size}, {args.device}, {args.rounds} rounds, torch {torch.__version__}")
+    print(" ".join(f"{key:>22}" for key in rows[0]))
+    for row in rows:
+        print(" ".join(f"{value if value is not None else '-':>22}" for value in row.values()))
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Callbacks; none of them knows a method."""

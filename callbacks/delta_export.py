@@ -1,0 +1,31 @@
+"""The adapter folder: what was trained, as safetensors and JSON."""
+
+from pathlib import Path
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+
+from callbacks.delta_file import read_checkpoint, write_adapter
+
+
+class DeltaExport(Callback):
+    """Write the best checkpoint's trained tensors to ``adapter/`` in the run folder when a fit ends well."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = Path(str(trainer.log_dir)) / "adapter"
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        if not trainer.is_global_zero or not best or trainer.interrupted:
+            return
+        write_adapter(folder, read_checkpoint(best))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                self.log_artifacts(logger, folder)
+
+    def log_artifacts(self, logger: WandbLogger, folder: Path) -> None:
+        import wandb
+
+        for kind, path in {"adapter": folder, "config": folder.parent / "config.yaml"}.items():
+            if path.exists():
+                artifact = wandb.Artifact(f"{logger.experiment.id}-{kind}", type=kind)
+                (artifact.add_dir if path.is_dir() else artifact.add_file)(str(path))
+                logger.experiment.log_artifact(artifact)

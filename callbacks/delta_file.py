@@ -1,0 +1,162 @@
+"""The file of a trained method: only what trains, and strict about every key of it."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+FORMAT = 1
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, shapes, dtypes and bytes of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def manifest(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """Name, dtype and shape of every tensor, as plain data."""
+    return {
+        name: {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
+        for name, tensor in tensors.items()
+    }
+
+
+def check_delta(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Refuse a delta that is not exactly the one this model expects.
+
+    Args:
+        expected: The delta of the model that loads.
+        found: The delta of the file.
+
+    Raises:
+        ValueError: On a missing, extra, wrongly shaped or non-finite tensor, by name.
+    """
+    problems = [f"missing {name}" for name in expected if name not in found]
+    problems += [f"unknown {name}" for name in found if name not in expected]
+    for name in expected.keys() & found.keys():
+        tensor = found[name]
+        if tensor.shape != expected[name].shape:
+            problems.append(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}")
+        elif tensor.is_floating_point() and not tensor.isfinite().all():
+            problems.append(f"{name} holds NaN or infinity")
+    if problems:
+        shown = "; ".join(sorted(problems)[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise ValueError(f"this checkpoint does not fit the model: {shown}")
+
+
+def check_backbone(expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Refuse a delta that was trained on other frozen weights.
+
+    Raises:
+        ValueError: If the format is unknown or the frozen weights differ.
+    """
+    if found.get("format") != FORMAT:
+        raise ValueError(f"checkpoint format {found.get('format')}: this version of Graft reads format {FORMAT}")
+    if found["fingerprint"] != expected["fingerprint"]:
+        raise ValueError(
+            f"this delta was trained on other weights: {found['backbone']} (sha256 {found['fingerprint'][:12]}), "
+            f"the model here has {expected['backbone']} (sha256 {expected['fingerprint'][:12]}). "
+            "Load the backbone that it was trained on."
+        )
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then rename it: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(Path(temporary))
+        os.chmod(temporary, 0o666 & ~current_umask())  # mkstemp makes private files
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_adapter(folder: Path, checkpoint: dict[str, Any]) -> None:
+    """Write the method's part of a checkpoint as safetensors and JSON, loadable by ``read_adapter``."""
+    peft = dict(checkpoint["peft"])
+    selection = peft.pop("selection")
+    tensors = {name: tensor.contiguous() for name, tensor in checkpoint["state_dict"].items()}
+    tensors |= {f"selection/{name}": tensor.contiguous() for name, tensor in (selection or {}).items()}
+    config = {
+        "peft_type": f"GRAFT_{peft['method'].upper()}",
+        "peft": peft,
+        "selected": selection is not None,
+        "hyper_parameters": dict(checkpoint["hyper_parameters"]),
+        "class_names": checkpoint.get("class_names"),
+    }
+    write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    write_atomically(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2)))
+
+
+def read_adapter(folder: Path) -> dict[str, Any]:
+    """Read an adapter folder back into the form of a checkpoint.
+
+    Raises:
+        FileNotFoundError: If one of the two files is missing.
+        ValueError: If a file is empty, truncated or damaged.
+    """
+    for name in (WEIGHTS, CONFIG):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name}: no such file; an adapter folder holds {WEIGHTS} and {CONFIG}")
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        size = (folder / WEIGHTS).stat().st_size
+        raise ValueError(f"{folder / WEIGHTS} ({size} bytes) is empty or incomplete: {error}") from error
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{folder / CONFIG} is not valid JSON: {error}") from error
+    selection = {n.removeprefix("selection/"): t for n, t in tensors.items() if n.startswith("selection/")}
+    return {
+        "state_dict": {name: tensor for name, tensor in tensors.items() if not name.startswith("selection/")},
+        "peft": config["peft"] | {"selection": selection if config["selected"] else None},
+        "hyper_parameters": config["hyper_parameters"],
+        "class_names": config["class_names"],
+    }
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint file or an adapter folder, weights-only.
+
+    Raises:
+        FileNotFoundError: If there is nothing at ``path``.
+        ValueError: If the file is empty, truncated, unsafe or not one of ours.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_adapter(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"ckpt_path={str(path)!r}: no such file")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises EOFError, RuntimeError, UnpicklingError and more for a damaged file
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"ckpt_path={str(path)!r} ({path.stat().st_size} bytes) is empty, incomplete or unsafe: {reason}"
+        ) from error
+    if not isinstance(checkpoint, dict) or "peft" not in checkpoint:
+        raise ValueError(f"ckpt_path={str(path)!r} is no checkpoint of this project: it has no 'peft' entry")
+    return checkpoint

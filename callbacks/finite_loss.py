@@ -1,0 +1,41 @@
+"""Stop before a bad update."""
+
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+
+class FiniteLoss(Callback):
+    """Stop a fit whose loss is NaN or infinite before the optimizer sees its gradient.
+
+    The flag is copied to the host while the backward pass runs, so that a GPU never waits for it.
+    """
+
+    def __init__(self) -> None:
+        self.flags: list[Tensor] = []
+        self.event: torch.cuda.Event | None = None
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        self.flags.append(loss.detach().isfinite().to("cpu", non_blocking=True))
+        if loss.is_cuda:
+            self.event = torch.cuda.Event()
+            self.event.record()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if self.event is not None:
+            self.event.synchronize()
+        flags, self.flags = self.flags, []
+        if not all(bool(flag) for flag in flags):
+            raise FloatingPointError(
+                f"train/loss is NaN or infinite at step {trainer.global_step} (epoch {trainer.current_epoch}): stopped "
+                f"before the update. Last good checkpoint: {last_checkpoint(trainer) or 'none yet'}. "
+                "Try a smaller --model.lr, a longer --model.warmup_epochs or --trainer.gradient_clip_val 1"
+            )
+
+
+def last_checkpoint(trainer: Trainer) -> str:
+    """Path of the newest checkpoint that the trainer has written, or an empty string."""
+    callback = trainer.checkpoint_callback
+    return (callback.last_model_path or callback.best_model_path) if callback is not None else ""  # type: ignore[attr-defined]

@@ -1,0 +1,45 @@
+"""Predictions of a checkpoint as a table."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from callbacks.delta_file import write_atomically
+
+
+class Predictions(BasePredictionWriter):
+    """Write ``predictions.csv`` (sample, class, probability) into the run folder after ``predict``."""
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="epoch")
+
+    def write_on_epoch_end(
+        self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
+    ) -> None:
+        rows = []
+        for probabilities, indices in zip(predictions, batch_indices[0], strict=True):
+            confidence, classes = probabilities.max(dim=1)
+            rows += list(zip(indices, classes.tolist(), confidence.tolist(), strict=True))
+        if trainer.world_size > 1:
+            gathered: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, rows)
+            rows = [row for part in gathered for row in part]
+        folder = Path(str(trainer.log_dir))
+        if trainer.is_global_zero:
+            names = trainer.datamodule.class_names  # type: ignore[attr-defined]
+            samples = trainer.datamodule.samples("test")  # type: ignore[attr-defined]
+
+            def write(path: Path) -> None:
+                with path.open("w", newline="") as file:
+                    writer = csv.writer(file)
+                    writer.writerow(["index", "sample", "class", "probability"])
+                    for index, label, confidence in sorted(rows):
+                        writer.writerow([index, samples.name(index), names[label], f"{confidence:.6f}"])
+
+            write_atomically(folder / "predictions.csv", write)
+            print(f"{len(rows)} predictions in {folder / 'predictions.csv'}")

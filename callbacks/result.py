@@ -1,0 +1,99 @@
+"""The result of a run: one JSON file, one table, one picture."""
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from callbacks.cost import Cost
+from callbacks.delta_file import write_atomically
+
+
+class Result(Callback):
+    """Gather the final metrics and costs into ``result.json`` and a printed table, the curves into ``curves.png``.
+
+    Args:
+        cost: The callback that measures the costs of the same run.
+    """
+
+    def __init__(self, cost: Cost) -> None:
+        self.cost = cost
+        self.values: dict[str, Any] = {}
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        checkpoint = trainer.checkpoint_callback
+        best = getattr(checkpoint, "best_model_score", None)
+        self.values = self.describe(trainer, pl_module) | {
+            "epochs": trainer.current_epoch,
+            "steps": trainer.global_step,
+            "checkpoint": getattr(checkpoint, "best_model_path", ""),
+        }
+        if best is not None:
+            self.values[f"best/{checkpoint.monitor}"] = float(best)  # type: ignore[union-attr]
+        self.write(trainer, curves=True)
+
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.values = self.values or self.describe(trainer, pl_module)
+        self.write(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.state.fn == "validate":  # not the validation inside a fit
+            self.on_test_end(trainer, pl_module)
+
+    def describe(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        return pl_module.description() | {
+            "task": type(pl_module).__mro__[-1].__name__,
+            "class": type(pl_module).__name__,
+            "pretrained": pl_module.pretrained,
+            "data": getattr(data, "root", type(data).__name__),
+            "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
+            "world_size": trainer.world_size,
+            "precision": str(trainer.precision),
+        }
+
+    def write(self, trainer: Trainer, curves: bool = False) -> None:
+        self.values |= self.cost.values
+        self.values |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        folder = Path(str(trainer.log_dir or trainer.default_root_dir))
+        if not trainer.is_global_zero:
+            return
+        text = json.dumps(self.values, indent=2)
+        write_atomically(folder / "result.json", lambda path: path.write_text(text))
+        if curves and (folder / "metrics.csv").exists():
+            draw_curves(folder / "metrics.csv", folder / "curves.png")
+        table = Table(title=f"{self.values['class']} in {folder}", title_justify="left")
+        table.add_column("metric")
+        table.add_column("value", justify="right")
+        for name, value in self.values.items():
+            if "/" in name and isinstance(value, (int, float)):
+                table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
+        Console().print(table)
+
+
+def draw_curves(metrics: Path, picture: Path) -> None:
+    """Plot losses, accuracies and learning rate of a ``metrics.csv`` over steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    with metrics.open() as file:
+        rows = list(csv.DictReader(file))
+    panels = {"loss": ("train/loss", "val/loss"), "accuracy": ("val/acc1", "val/mean_class_acc"), "learning rate": ()}
+    figure, axes = plt.subplots(1, len(panels), figsize=(12, 3.2), layout="constrained")
+    for axis, (title, names) in zip(axes, panels.items(), strict=True):
+        for name in names or [key for key in rows[0] if key.startswith("lr-")][:1]:
+            points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=name, marker=".")
+        axis.set(title=title, xlabel="step")
+        if axis.lines:
+            axis.legend()
+    write_atomically(picture, lambda path: figure.savefig(path, format="png", dpi=120))
+    plt.close(figure)

@@ -1,0 +1,8 @@
+"""What ``train.py`` runs: ``lightning.py`` holds Lightning's own subcommands, every other file one of ours.
+
+A command of ours is a typed function named as its file.
+"""
+
+import pkgutil
+
+NAMES = sorted(info.name for info in pkgutil.iter_modules(__path__) if info.name != "lightning")

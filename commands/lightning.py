@@ -1,0 +1,258 @@
+"""LightningCLI for this project: --method, one folder per run, and no silent change of hyper-parameters."""
+
+import difflib
+import hashlib
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning import LightningDataModule
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+
+import datamodules
+import lightning_modules
+from callbacks.cost import Cost
+from callbacks.delta_export import DeltaExport
+from callbacks.delta_file import read_checkpoint
+from callbacks.finite_loss import FiniteLoss
+from callbacks.predictions import Predictions
+from callbacks.result import Result
+from callbacks.save_config import SaveConfig
+from methods import METHODS, PEFTMethod
+
+GIVEN = frozenset(os.environ)  # a variable that the user set is not ours to change
+NOT_SAVED = ("num_classes",)  # the data say it, also when a checkpoint is loaded
+
+
+class GraftParser(LightningArgumentParser):
+    """Names the nearest option when one is unknown."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        unknown = re.findall(r"--([\w.]+)|[Kk]ey ['\"]?([\w.]+)['\"]?", message)
+        known = [action.dest for action in self._actions] + [
+            f"{key}.{name}" for key in ("model", "data") for name in self.arguments_of(key)
+        ]
+        for word in {a or b for a, b in unknown} - set(known):
+            near = difflib.get_close_matches(word.replace("init_args.", ""), known, n=3, cutoff=0.7)
+            if near:
+                message += f". Instead of {word}, did you mean {' or '.join(f'--{name}' for name in near)}?"
+        super().error(message, ex)
+
+    def arguments_of(self, key: str) -> set[str]:
+        """Every argument that a class for ``key`` takes."""
+        classes = vars(lightning_modules) if key == "model" else vars(datamodules)
+        found: set[str] = set()
+        for cls in classes.values():
+            if isinstance(cls, type) and issubclass(cls, (PEFTMethod, LightningDataModule)):
+                for base in cls.__mro__:
+                    if base.__module__.startswith(("lightning_modules", "methods", "datamodules")):
+                        found.update(getattr(vars(base).get("__init__"), "__annotations__", {}))
+        return found - {"return", "kwargs"}
+
+
+class GraftCLI(LightningCLI):
+    """LightningCLI with a run folder; see ``run``."""
+
+    @classmethod
+    def run(cls, args: list[str]) -> "GraftCLI":
+        """Parse a command line (without the program's name) and run its subcommand."""
+        argv, sys.argv = sys.argv, sys.argv[:1]  # LightningCLI warns when both are given
+        try:
+            return cls(
+                model_class=PEFTMethod,
+                datamodule_class=LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                seed_everything_default=0,
+                parser_class=GraftParser,
+                trainer_defaults={"max_epochs": 100, "log_every_n_steps": 10},
+                save_config_callback=SaveConfig,
+                save_config_kwargs={"overwrite": True},
+                args=expand(args),
+            )
+        finally:
+            sys.argv = argv
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/acc1",
+                "checkpoint.mode": "max",
+                "checkpoint.save_last": True,
+                "checkpoint.filename": "best",
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        parser.add_argument("--run_root", type=str, default="runs", help="Folder of all run folders.")
+        parser.add_argument(
+            "--test_after_fit", type=bool, default=False, help="Whether to test the best checkpoint after the fit."
+        )
+        parser.add_argument(
+            "--override_checkpoint",
+            type=bool,
+            default=False,
+            help="Whether model options may differ from those saved in --ckpt_path.",
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Replaced by ``expand``: here the checkpoint would win over the user's flags without a word."""
+
+    @property
+    def given(self) -> Namespace:
+        """The parsed options of the subcommand."""
+        return self.config[self.config.subcommand]
+
+    def before_instantiate_classes(self) -> None:
+        self.refuse_conflicts()
+        given, method = self.given, self.given.model.class_path.rpartition(".")[2]
+        data = given.data.init_args.get("root", given.data.class_path)
+        data = re.sub(r"\W+", "_", Path(str(data).rpartition(".")[2] or str(data)).name)
+        digest = hashlib.sha256(self.parser.dump(self.config).encode()).hexdigest()[:8]
+        if self.subcommand != "fit":
+            digest = f"{self.subcommand}-{digest}"
+        folder = run_folder(Path(given.run_root) / method / data / digest)
+        given.trainer.default_root_dir = str(folder)
+        given.checkpoint.dirpath = given.checkpoint.dirpath or str(folder / "checkpoints")
+        self.place_loggers(folder)
+        cost = Cost()
+        self.trainer_defaults["callbacks"] = [FiniteLoss(), cost, DeltaExport(), Result(cost), Predictions()]
+        if given.trainer.logger is not False:
+            self.trainer_defaults["callbacks"].append(LearningRateMonitor())
+        # W&B reads these; options of its logger win over them
+        backbone = given.model.init_args.get("backbone", "")
+        environment = {
+            "WANDB_PROJECT": "graft",
+            "WANDB_RUN_GROUP": f"{method}-{data}",
+            "WANDB_JOB_TYPE": {"fit": "train"}.get(self.subcommand or "", "eval"),
+            "WANDB_NAME": f"{method}-{data}-s{given.seed_everything}",
+            "WANDB_TAGS": ",".join(tag[:64] for tag in (method, data, str(backbone)) if tag),
+        }
+        if "WANDB_API_KEY" not in os.environ and not (Path.home() / ".netrc").exists():
+            environment["WANDB_MODE"] = "offline"
+        os.environ.update({key: value for key, value in environment.items() if key not in GIVEN})
+
+    def place_loggers(self, folder: Path) -> None:
+        """Let every logger write into the run folder; a CSV logger unless the user named others."""
+        given = self.given.trainer
+        if given.logger is None or given.logger is True:
+            given.logger = [Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=Namespace())]
+        for logger in given.logger if isinstance(given.logger, list) else [given.logger] if given.logger else []:
+            logger.init_args["save_dir"] = str(folder)
+            if logger.class_path.endswith("CSVLogger"):
+                logger.init_args["name"] = logger.init_args["version"] = ""
+
+    def refuse_conflicts(self) -> None:
+        """Stop when a flag or a config disagrees with the checkpoint that is to be loaded.
+
+        Raises:
+            ValueError: With both values of every option that differs.
+        """
+        path = self.given.get("ckpt_path")
+        if not path or self.given.override_checkpoint or not Path(path).exists():
+            return
+        saved = read_checkpoint(path)["hyper_parameters"]
+        options = self.given.model.init_args.as_dict()
+        differences = [
+            f"{name}: {saved[name]!r} in the checkpoint, {options[name]!r} here"
+            for name in saved.keys() & options.keys() - set(NOT_SAVED)
+            if options[name] != saved[name]
+        ]
+        if saved["_class_path"] != self.given.model.class_path:
+            differences.insert(
+                0, f"class: {saved['_class_path']} in the checkpoint, {self.given.model.class_path} here"
+            )
+        if differences:
+            raise ValueError(
+                f"ckpt_path={path!r} was trained with other options: {'; '.join(sorted(differences))}. "
+                "Leave them out, or pass --override_checkpoint true"
+            )
+
+    def after_instantiate_classes(self) -> None:
+        # without validation data there is nothing to monitor: the last epoch counts
+        if self.subcommand == "fit" and getattr(self.datamodule, "validates", True) is False:
+            self._get(self.config_init, "checkpoint").monitor = None
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        path = kwargs.get("ckpt_path")
+        if path and Path(path).is_dir():
+            if subcommand == "fit":
+                raise ValueError(f"ckpt_path={path!r} is an adapter folder: it holds no optimizer state to resume from")
+            self.model.load_delta(path)
+            kwargs["ckpt_path"] = None
+        elif path and path not in ("best", "last", "hpc") and not Path(path).is_file():
+            raise FileNotFoundError(f"ckpt_path={path!r}: no such file")
+        return kwargs
+
+    def after_fit(self) -> None:
+        if self.given.test_after_fit and not self.given.trainer.fast_dev_run:
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best")
+
+
+def expand(args: list[str]) -> list[str]:
+    """Rewrite what LightningCLI does not know: ``--method``, ``--task`` and the options inside a checkpoint."""
+    subcommand, *rest = args
+    method, rest = take(rest, "--method")
+    task, rest = take(rest, "--task")
+    if method is not None:
+        names = [nearest(name, METHODS, "method") for name in method.split("+")]
+        task = nearest(task or "classification", lightning_modules.TASKS, "task")
+        cls = lightning_modules.compose(*(METHODS[name] for name in names), task=lightning_modules.TASKS[task])
+        rest = ["--model", f"{cls.__module__}.{cls.__qualname__}", *rest]
+    elif task is not None:
+        raise ValueError(f"--task {task} needs a --method")
+    path = next((take(rest, flag)[0] for flag in ("--ckpt_path",) if take(rest, flag)[0]), None)
+    if path and Path(path).exists():
+        saved = {k: v for k, v in read_checkpoint(path)["hyper_parameters"].items() if k not in NOT_SAVED}
+        saved.pop("_instantiator", None)
+        model = {"class_path": saved.pop("_class_path"), "init_args": saved}
+        rest = ["--config", json.dumps({"model": model}), *rest]
+    return [subcommand, *rest]
+
+
+def take(args: list[str], flag: str) -> tuple[str | None, list[str]]:
+    """The value of ``--flag value`` or ``--flag=value``, and the arguments without it."""
+    for i, arg in enumerate(args):
+        if arg == flag and i + 1 < len(args):
+            return args[i + 1], args[:i] + args[i + 2 :]
+        if arg.startswith(f"{flag}="):
+            return arg.removeprefix(f"{flag}="), args[:i] + args[i + 1 :]
+    return None, args
+
+
+def nearest(name: str, known: dict[str, Any], kind: str) -> str:
+    """The name if it is known.
+
+    Raises:
+        ValueError: With the nearest names and all that there are.
+    """
+    if name in known:
+        return name
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    hint = f"nearest: {', '.join(near)}; " if near else ""
+    raise ValueError(f"unknown {kind} {name!r}; {hint}known: {', '.join(known)}")
+
+
+def run_folder(folder: Path) -> Path:
+    """A folder that no other run has: ``id``, or ``id-2`` if that is taken. Rank 0 makes it, the others follow."""
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        return Path(os.environ.get("GRAFT_RUN_DIR", folder))
+    candidate, number = folder, 1
+    while True:
+        try:
+            candidate.mkdir(parents=True)
+            break
+        except FileExistsError:
+            number += 1
+            candidate = folder.with_name(f"{folder.name}-{number}")
+    os.environ["GRAFT_RUN_DIR"] = str(candidate)
+    return candidate

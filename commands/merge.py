@@ -1,0 +1,53 @@
+"""Fold a trained method into plain timm weights."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+
+def merge(ckpt_path: Path, output: Path) -> None:
+    """Write a plain timm model that computes what the trained method computes.
+
+    Args:
+        ckpt_path: Checkpoint file or adapter folder of a run.
+        output: New folder for ``model.safetensors`` and ``config.json``.
+    """
+    # imported here: the overview of train.py names this command without loading torch
+    import timm
+    import torch
+    from timm.models import save_for_hf
+
+    import lightning_modules  # noqa: F401 (the classes that a checkpoint names)
+    from methods import PEFTMethod
+
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"output={str(output)!r} exists and is not empty; nothing was written")
+    model = PEFTMethod.from_delta(ckpt_path)
+    merged = model.merge()
+    assert model.plain_keys is not None
+    extra = sorted(set(merged.state_dict()) - model.plain_keys)
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
+        names = model.class_names
+        save_for_hf(merged, folder, model_config={"label_names": names} if names else None, safe_serialization=True)
+        if not extra:
+            written = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+            images = torch.rand(4, *model.input_config["input_size"]) * 2 - 1
+            with torch.inference_mode():
+                difference = float((written(images) - model(images)).abs().max())
+            if difference > 1e-3:
+                raise ValueError(f"the merged model differs by {difference:.1e} in its logits; nothing was written")
+            print(f"largest difference of a logit, merged against unmerged: {difference:.1e}")
+        output.mkdir(exist_ok=True)
+        for file in Path(folder).iterdir():
+            shutil.move(file, output / file.name)
+
+    print(f"wrote {output / 'model.safetensors'} ({(output / 'model.safetensors').stat().st_size / 1e6:.1f} MB)")
+    if extra:
+        print(f"merged except {', '.join(extra)}: no weight of the plain model can take it")
+        return
+    print(f"timm.create_model('local-dir:{output}', pretrained=True)  # or, by name:")
+    architecture = merged.pretrained_cfg["architecture"]
+    arguments = f"num_classes={model.num_classes}, checkpoint_path='{output / 'model.safetensors'}'"
+    print(f"timm.create_model('{architecture}', {arguments})")

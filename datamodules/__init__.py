@@ -1,0 +1,5 @@
+"""The datamodules: one file per benchmark or form of data."""
+
+from datamodules.image_dataset import ImageDataset
+
+__all__ = ["ImageDataset"]

@@ -1,0 +1,316 @@
+"""What every image datamodule shares: reading, checking, caching, augmenting and normalising."""
+
+import os
+from abc import abstractmethod
+from typing import Any, Literal, Protocol
+
+import torch
+from lightning import LightningDataModule
+from PIL import Image, ImageOps, UnidentifiedImageError
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as vision
+from tqdm import tqdm
+
+PADDING = -100  # label of a sample that only evens out the ranks; metrics and losses ignore it
+CACHE_LIMIT = 2 * 1024**3  # bytes of uint8 pixels that ``cache: auto`` keeps in memory
+MAX_ASPECT = 100  # a 20,000 x 10 image would become gigabytes when its short side is resized
+NORMALIZATIONS = {
+    "imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+
+class Samples(Protocol):
+    """Labelled images that can be opened one by one."""
+
+    labels: Tensor
+
+    def open(self, index: int) -> Image.Image:
+        """The image as stored; raises ``OSError`` if it cannot be read."""
+
+    def name(self, index: int) -> str:
+        """What a message calls this sample: its file, or its row."""
+
+    def keep(self, indices: list[int]) -> "Samples":
+        """Only these samples."""
+
+
+class ImageDataModule(LightningDataModule):
+    """Labelled images for a backbone; subclasses say where the samples of a split are.
+
+    Images follow the backbone that the trainer holds: its size, its interpolation and, by default, its mean and std.
+    They travel as uint8 and become normalised floats (B, 3, H, W) on the device.
+
+    Args:
+        batch_size: Images per step and device.
+        eval_batch_size: Images per evaluation step and device; ``batch_size`` if not given.
+        num_workers: Worker processes; by default none over a cache, else one per core up to 8.
+        cache: Keep resized uint8 images in RAM: ``auto`` does so up to 2 GiB a split.
+        augmentation: ``none``; ``pad_crop`` (pad by 1/8, random crop, flip); ``crop`` (resize to 8/7, random crop,
+            flip); ``rrc`` (random resized crop, flip); ``randaug`` (``rrc`` and RandAugment m9-mstd0.5).
+        random_erasing: Probability of erasing a random rectangle of a training image.
+        resize: ``direct`` squashes to the square (VTAB), ``center_crop`` keeps the aspect as the backbone's recipe.
+        image_size: Side of the square in pixels; the backbone's by default.
+        normalization: Mean and std: the backbone's own (``model``) or a fixed pair.
+        on_corrupt: What an unreadable image does: stop, or be left out.
+        max_corrupt: Largest share of unreadable images that ``skip`` accepts.
+    """
+
+    num_classes: int
+    class_names: list[str]
+
+    def __init__(
+        self,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        cache: Literal["auto", "ram", "none"] = "auto",
+        augmentation: Literal["none", "pad_crop", "crop", "rrc", "randaug"] = "none",
+        random_erasing: float = 0.0,
+        resize: Literal["direct", "center_crop"] = "center_crop",
+        image_size: int | None = None,
+        normalization: Literal["model", "imagenet", "inception", "none"] = "model",
+        on_corrupt: Literal["error", "skip"] = "error",
+        max_corrupt: float = 0.01,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: expected at least 1")
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.num_workers, self.cache = num_workers, cache
+        self.augmentation, self.random_erasing = augmentation, random_erasing
+        self.resize, self.image_size, self.normalization = resize, image_size, normalization
+        self.on_corrupt, self.max_corrupt = on_corrupt, max_corrupt
+        self.splits: dict[str, Dataset[tuple[Tensor, int]]] = {}
+
+    @abstractmethod
+    def samples(self, split: Literal["train", "val", "test"]) -> Samples | None:
+        """The samples of a split, or None where the data have no such split."""
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is a validation split."""
+        return self.samples("val") is not None
+
+    def setup(self, stage: str) -> None:
+        # the trainer's module knows what its backbone wants
+        self.configure(self.trainer.lightning_module.input_config)  # type: ignore[union-attr,arg-type]
+        wanted: dict[str, tuple[Literal["train", "val", "test"], ...]]
+        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+        for split in wanted[stage]:
+            if split not in self.splits:
+                samples = self.samples(split)
+                if samples is not None:
+                    self.splits[split] = self.dataset(split, samples)
+                elif split != "val" or stage == "validate":
+                    raise ValueError(f"the data have no {split} split")
+
+    def configure(self, input_config: dict[str, Any]) -> None:
+        """Take size, interpolation, crop and normalisation from a backbone's input config."""
+        self.size = self.image_size or input_config["input_size"][-1]
+        self.interpolation = InterpolationMode(input_config["interpolation"])
+        self.crop_pct = input_config["crop_pct"]
+        model = (input_config["mean"], input_config["std"])
+        mean, std = NORMALIZATIONS.get(self.normalization, model)
+        self.mean, self.std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (mean, std))
+
+    def dataset(self, split: str, samples: Samples) -> Dataset[tuple[Tensor, int]]:
+        """Check the samples of a split, then cache them or leave them to the workers."""
+        if not len(samples.labels):
+            raise ValueError(f"the {split} split is empty")
+        outside = ((samples.labels < 0) | (samples.labels >= self.num_classes)).nonzero().flatten()
+        if len(outside):
+            first = int(outside[0])
+            raise ValueError(
+                f"{split}: {samples.name(first)} has label {int(samples.labels[first])}, outside 0 to "
+                f"{self.num_classes - 1} ({len(outside)} such samples)"
+            )
+        if split == "train" and self.batch_size > len(samples.labels):
+            raise ValueError(f"batch_size={self.batch_size} is larger than the {len(samples.labels)} training images")
+        if split == "train":
+            missing = self.num_classes - len(samples.labels.unique())
+            if missing:
+                print(f"note: {missing} of {self.num_classes} classes have no training image")
+        live = split == "train" and self.augmentation in ("crop", "rrc", "randaug")
+        pixels = len(samples.labels) * 3 * self.size**2
+        if self.cache == "none" or live or (self.cache == "auto" and pixels > CACHE_LIMIT):
+            transform = self.live_transform() if live else self.prepare
+            return LiveImages(self.check(split, samples), transform)
+        augment = self.cached_transform() if split == "train" and self.augmentation == "pad_crop" else None
+        return self.cached(split, samples, augment)
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """The deterministic part: an RGB image to uint8 pixels (3, S, S), resized by PIL as the published code does."""
+        size = [self.size, self.size]
+        if self.resize == "direct":
+            image = vision.resize(image, size, self.interpolation)
+        else:
+            image = vision.resize(image, [round(self.size / self.crop_pct)], self.interpolation)
+            image = vision.center_crop(image, size)
+        return vision.pil_to_tensor(image)
+
+    def cached_transform(self) -> v2.Transform:
+        crop = v2.RandomCrop(self.size, padding=self.size // 8, padding_mode="reflect")
+        return v2.Compose([crop, v2.RandomHorizontalFlip()])
+
+    def live_transform(self) -> v2.Transform:
+        """Random part for images as stored, from PIL to uint8 pixels (3, S, S)."""
+        if self.augmentation == "crop":
+            resize = v2.Resize(round(self.size * 8 / 7), self.interpolation)
+            return v2.Compose([resize, v2.RandomCrop(self.size), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+        policy = "rand-m9-mstd0.5-inc1" if self.augmentation == "randaug" else None
+        # timm leaves out the float conversion when a prefetcher is to do it, as on_after_batch_transfer does here
+        transform = create_transform(
+            self.size, is_training=True, auto_augment=policy, color_jitter=0.0, use_prefetcher=True
+        )
+        return v2.Compose([*transform.transforms, torch.as_tensor])
+
+    def check(self, split: str, samples: Samples) -> Samples:
+        """Look at the header of every image; a broken one stops the run or is left out."""
+        broken: dict[int, Exception] = {}
+        for index in tqdm(range(len(samples.labels)), desc=f"checking {split}", leave=False, disable=None):
+            try:
+                samples.open(index)
+            except (OSError, ValueError) as error:
+                broken[index] = error
+        return self.leave_out(split, samples, broken)
+
+    def cached(self, split: str, samples: Samples, augment: v2.Transform | None) -> "CachedImages":
+        """Decode and resize every image once."""
+        pixels = torch.empty(len(samples.labels), 3, self.size, self.size, dtype=torch.uint8)
+        broken: dict[int, Exception] = {}
+        for index in tqdm(range(len(pixels)), desc=f"caching {split}", leave=False, disable=None):
+            try:
+                pixels[index] = self.prepare(to_rgb(samples.open(index)))
+            except (OSError, ValueError) as error:
+                broken[index] = error
+        kept = self.leave_out(split, samples, broken)
+        if broken:
+            pixels = pixels[[index for index in range(len(pixels)) if index not in broken]]
+        return CachedImages(pixels, kept.labels, augment)
+
+    def leave_out(self, split: str, samples: Samples, broken: dict[int, Exception]) -> Samples:
+        if not broken:
+            return samples
+        total = len(samples.labels)
+        first = next(iter(broken))
+        message = f"{split}: {len(broken)} of {total} images cannot be read, first {samples.name(first)}"
+        if self.on_corrupt == "error":
+            raise ValueError(f"{message} ({broken[first]}). Repair it, or pass --data.on_corrupt skip")
+        if len(broken) > self.max_corrupt * total:
+            raise ValueError(f"{message}: more than --data.max_corrupt {self.max_corrupt:.0%} of the split")
+        print(f"note: {message}; left out")
+        return samples.keep([index for index in range(total) if index not in broken])
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self.loader("train", self.batch_size, shuffle=True, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        return self.loader("val", self.eval_batch_size) if "val" in self.splits else []
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self.loader("test", self.eval_batch_size)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        return self.loader("test", self.eval_batch_size, pad=False)
+
+    def loader(
+        self, split: str, batch_size: int, shuffle: bool = False, drop_last: bool = False, pad: bool = True
+    ) -> DataLoader[Any]:
+        dataset = self.splits[split]
+        if not shuffle and pad and self.trainer is not None:
+            # equal shares for all ranks without counting a sample twice: the sampler would repeat real ones
+            dataset = Padded(dataset, self.trainer.world_size)
+        workers = self.num_workers
+        if workers is None:
+            workers = 0 if isinstance(self.splits[split], CachedImages) else min(os.cpu_count() or 1, 8)
+        return DataLoader(
+            dataset,
+            batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """uint8 pixels to normalised floats, on the device."""
+        images, labels = batch
+        images = (images - self.mean.to(images.device)) / self.std.to(images.device)
+        if self.random_erasing and self.trainer is not None and self.trainer.training:
+            images = RandomErasing(self.random_erasing, mode="pixel", device=images.device)(images)
+        return images, labels
+
+
+class CachedImages(Dataset[tuple[Tensor, int]]):
+    """Resized images (N, 3, S, S) in RAM."""
+
+    def __init__(self, pixels: Tensor, labels: Tensor, augment: v2.Transform | None) -> None:
+        self.pixels, self.labels, self.augment = pixels, labels, augment
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = self.pixels[index]
+        return image if self.augment is None else self.augment(image), int(self.labels[index])
+
+
+class LiveImages(Dataset[tuple[Tensor, int]]):
+    """Images that are read, decoded and transformed at every access."""
+
+    def __init__(self, samples: Samples, transform: Any) -> None:
+        self.samples, self.transform = samples, transform
+
+    def __len__(self) -> int:
+        return len(self.samples.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        try:
+            return self.transform(to_rgb(self.samples.open(index))), int(self.samples.labels[index])
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.samples.name(index)} cannot be read: {error}") from error
+
+
+class Padded(Dataset[tuple[Tensor, int]]):
+    """A dataset whose length is a multiple of the number of ranks; what is added has the label ``PADDING``."""
+
+    def __init__(self, dataset: Dataset[tuple[Tensor, int]], multiple: int) -> None:
+        self.dataset = dataset
+        self.length = len(dataset)  # type: ignore[arg-type]
+        self.padded = -(-self.length // multiple) * multiple
+
+    def __len__(self) -> int:
+        return self.padded
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index < self.length:
+            return self.dataset[index]
+        return self.dataset[self.length - 1][0], PADDING
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Upright RGB from any mode: grey, palette, alpha, CMYK, 16 bit."""
+    width, height = image.size
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ValueError(f"{width} x {height} pixels: expected sides within a factor of {MAX_ASPECT}")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bit: PIL would clip at 255 instead of scaling
+        image = image.point(lambda value: value * (1 / 256)).convert("L")
+    if image.mode in ("P", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def open_image(file: Any) -> Image.Image:
+    """Open an image, calling everything that is not one an ``OSError``."""
+    try:
+        return Image.open(file)
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise OSError(str(error)) from error

@@ -1,0 +1,188 @@
+"""Images from a folder of class folders, parquet files, a saved dataset or the Hugging Face hub."""
+
+import io
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import torch
+from PIL import Image
+from torch import Tensor
+
+from datamodules.base import ImageDataModule, open_image
+
+ALIASES = {
+    "train": ("train", "training"),
+    "val": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing", "eval"),
+}
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+
+
+class ImageDataset(ImageDataModule):
+    """Labelled images in any of the forms that people have them in.
+
+    Args:
+        root: A folder of ``train/<class>/*.jpg`` (or only ``<class>/*.jpg``), a folder of parquet files named after
+            their split, a ``save_to_disk`` folder, or the id of a dataset on the Hugging Face hub.
+        train_split: Name of the split to train on; found by its usual names if not given.
+        val_split: Name of the validation split; ``none`` to train without one.
+        test_split: Name of the test split.
+        val_fraction: Share of the training images held out (by class, always the same ones) if there is no
+            validation split.
+        image_column: Name of the image column; found by its type if not given.
+        label_column: Name of the label column; found by its type if not given.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        train_split: str | None = None,
+        val_split: str | None = None,
+        test_split: str | None = None,
+        val_fraction: float = 0.1,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not 0 < val_fraction < 1:
+            raise ValueError(f"val_fraction={val_fraction}: expected a share between 0 and 1")
+        self.root = root
+        self.split_names = {"train": train_split, "val": val_split, "test": test_split}
+        self.val_fraction = val_fraction
+        self.image_column, self.label_column = image_column, label_column
+        self._tables: dict[str, datasets.Dataset] | None = None
+
+    @property
+    def tables(self) -> dict[str, datasets.Dataset]:
+        """The dataset of every split that was found, with undecoded images and integer labels."""
+        if self._tables is None:
+            self._tables = self.read()
+        return self._tables
+
+    @property
+    def class_names(self) -> list[str]:  # type: ignore[override]
+        return list(next(iter(self.tables.values())).features[self.label_column].names)
+
+    @property
+    def num_classes(self) -> int:  # type: ignore[override]
+        return len(self.class_names)
+
+    def read(self) -> dict[str, datasets.Dataset]:
+        tables = load(self.root)
+        found = {}
+        for split, name in self.split_names.items():
+            if name is not None and name not in tables and name != "none":
+                raise ValueError(f"data.{split}_split={name!r}: {self.root} has the splits {', '.join(tables)}")
+            name = name or next((alias for alias in ALIASES[split] if alias in tables), None)
+            if name is not None and name != "none":
+                found[split] = tables[name]
+        if "train" not in found and len(tables) == 1 and not found:
+            found["train"] = next(iter(tables.values()))
+        if not found:
+            raise ValueError(f"{self.root} has no train split: found {', '.join(tables)}. Pass --data.train_split NAME")
+        found = self.with_columns(found)
+        if "train" in found and "val" not in found and self.split_names["val"] != "none":
+            found |= self.hold_out(found["train"])
+        return found
+
+    def with_columns(self, tables: dict[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
+        """Find the two columns, encode the labels and leave the images undecoded."""
+        features = next(iter(tables.values())).features
+        self.image_column = self.image_column or column(features, datasets.Image, ("image", "img"), self.root)
+        self.label_column = self.label_column or column(features, datasets.ClassLabel, ("label", "labels"), self.root)
+        for name in (self.image_column, self.label_column):
+            if name not in features:
+                raise ValueError(f"{self.root} has no column {name!r}: found {', '.join(features)}")
+        label = features[self.label_column]
+        if not isinstance(label, datasets.ClassLabel):  # plain values: the classes are those of all splits together
+            values = sorted({value for table in tables.values() for value in table.unique(self.label_column)})
+            if all(isinstance(value, int) for value in values):
+                values = list(range(max(values) + 1))
+            label = datasets.ClassLabel(names=[str(value) for value in values])
+            names = {value: index for index, value in enumerate(values)}
+            encode = {name: [names.get(v, -1) for v in table[self.label_column]] for name, table in tables.items()}
+            tables = {
+                name: table.remove_columns(self.label_column).add_column(self.label_column, encode[name])
+                for name, table in tables.items()
+            }
+            tables = {name: table.cast_column(self.label_column, label) for name, table in tables.items()}
+        undecoded = datasets.Image(decode=False)
+        return {name: table.cast_column(self.image_column, undecoded) for name, table in tables.items()}
+
+    def hold_out(self, train: datasets.Dataset) -> dict[str, datasets.Dataset]:
+        labels = torch.tensor(train[self.label_column][:])
+        counts = labels.bincount()
+        stratify = self.label_column if int(counts[counts > 0].min()) > 1 else None
+        parts = train.train_test_split(self.val_fraction, seed=0, stratify_by_column=stratify)
+        return {"train": parts["train"], "val": parts["test"]}
+
+    def samples(self, split: Literal["train", "val", "test"]) -> "Rows | None":
+        if split not in self.tables:
+            return None
+        return Rows(self.tables[split], self.image_column or "", self.label_column or "")
+
+
+class Rows:
+    """Samples that are rows of a Hugging Face dataset."""
+
+    def __init__(self, table: datasets.Dataset, image_column: str, label_column: str) -> None:
+        self.table, self.image_column, self.label_column = table, image_column, label_column
+        self.labels: Tensor = torch.tensor(table[label_column][:], dtype=torch.long)
+
+    def open(self, index: int) -> Image.Image:
+        image = self.table[index][self.image_column]
+        return open_image(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"])
+
+    def name(self, index: int) -> str:
+        path = self.table[index][self.image_column]["path"]
+        return path or f"row {index}"
+
+    def keep(self, indices: list[int]) -> "Rows":
+        return Rows(self.table.select(indices), self.image_column, self.label_column)
+
+
+def load(root: str) -> dict[str, datasets.Dataset]:
+    """The tables of a folder or of a hub id, by split name.
+
+    Raises:
+        FileNotFoundError: If there is no such folder and no such dataset.
+        ValueError: If the folder holds nothing that can be read.
+    """
+    path = Path(root).expanduser()
+    if not path.exists():
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", root) or root.startswith("."):
+            raise FileNotFoundError(f"data.root={root!r}: no such folder")
+        try:
+            return dict(datasets.load_dataset(root))
+        except Exception as error:  # datasets raises its own kinds for a missing name, a closed network, a gated set
+            reason = str(error).partition("\n")[0]
+            raise FileNotFoundError(
+                f"data.root={root!r}: no such folder, and the hub did not give it: {reason}"
+            ) from error
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        saved = datasets.load_from_disk(str(path))
+        return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+    files = defaultdict(list)
+    for file in sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")]):
+        files[re.sub(r"-\d+-of-\d+.*", "", file.stem)].append(str(file))
+    if files:
+        return dict(datasets.load_dataset("parquet", data_files=dict(files)))
+    if not any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.rglob("*")):
+        raise ValueError(f"data.root={root!r} holds no images, no parquet files and no saved dataset")
+    return dict(datasets.load_dataset("imagefolder", data_dir=str(path), drop_labels=False))
+
+
+def column(features: datasets.Features, kind: type, names: tuple[str, ...], root: str) -> str:
+    """The only column of a type, or one with a usual name."""
+    typed = [name for name, feature in features.items() if isinstance(feature, kind)]
+    if len(typed) == 1:
+        return typed[0]
+    for name in names:
+        if name in features:
+            return name
+    option = "image" if kind is datasets.Image else "label"
+    raise ValueError(f"{root}: which column is the {option}? Found {', '.join(features)}; pass --data.{option}_column")

@@ -1,0 +1,112 @@
+"""What every task shares: a backbone, an optimizer, a schedule, and the four names that a method may ask for."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+
+from methods.inject import Backbone
+
+
+class TaskModule(LightningModule):
+    """A frozen or trained backbone with an optimizer; tasks add the head, the loss and the metrics.
+
+    Args:
+        optimizer: ``adamw``, ``adam`` or ``sgd`` (momentum 0.9), fused where the device has it.
+        lr: Peak learning rate, not rescaled by the batch size.
+        weight_decay: Decay of trained matrices; vectors (biases, norms, scales) are never decayed.
+        warmup_epochs: Epochs of linear warm-up, fractions allowed.
+        warmup_lr: Learning rate at the first step of the warm-up.
+        min_lr: Learning rate at the end of the cosine.
+        lr_interval: Whether the schedule moves every ``step`` or every ``epoch``, as most papers of the field do.
+    """
+
+    backbone: Backbone
+
+    def __init__(
+        self,
+        optimizer: Literal["adamw", "adam", "sgd"] = "adamw",
+        lr: float = 1e-3,
+        weight_decay: float = 1e-4,
+        warmup_epochs: float = 0.0,
+        warmup_lr: float = 1e-6,
+        min_lr: float = 0.0,
+        lr_interval: Literal["step", "epoch"] = "step",
+    ) -> None:
+        super().__init__()
+        if lr <= 0:
+            raise ValueError(f"lr={lr}: expected a positive learning rate")
+        self.save_hyperparameters()
+        self.optimizer_name = optimizer
+        self.lr, self.weight_decay = lr, weight_decay
+        self.warmup_epochs, self.warmup_lr, self.min_lr = warmup_epochs, warmup_lr, min_lr
+        self.lr_interval = lr_interval
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Features of the backbone, (B, N, C) or (B, C, H, W). Methods that compute otherwise override this."""
+        return self.backbone.forward_features(x)
+
+    def mixed_dtypes(self) -> AbstractContextManager[Any]:
+        """Autocast for ``bf16-true``, which keeps trained tensors in fp32 beside frozen bf16 ones."""
+        if self.dtype is torch.bfloat16:
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()  # autocast(enabled=False) would switch off the one of bf16-mixed
+
+    def loss(self, batch: Any) -> Tensor:
+        """Mean loss of a batch, a scalar."""
+        raise TypeError(f"{type(self).__name__} defines no loss")
+
+    def extra_loss(self) -> Tensor | None:
+        """A term that the method adds to the loss, a scalar."""
+        return None
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        extra = self.extra_loss()
+        if extra is not None:
+            self.log("train/extra_loss", extra.detach())
+            loss = loss + extra
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimizer: trained matrices with weight decay, vectors and scalars without."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.squeeze().dim() > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.squeeze().dim() <= 1], "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        groups = self.param_groups()
+        if not groups:
+            raise ValueError(f"{type(self).__name__} has nothing to train")
+        # Lightning unscales fp16 gradients itself, which fused optimizers do not allow
+        fused = self.device.type in ("cpu", "cuda", "mps", "xpu") and self.trainer.precision != "16-mixed"
+        optimizer: torch.optim.Optimizer
+        if self.optimizer_name == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=0.9, fused=fused)
+        else:
+            kind = torch.optim.AdamW if self.optimizer_name == "adamw" else torch.optim.Adam
+            optimizer = kind(groups, lr=self.lr, fused=fused)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.schedule(optimizer), "interval": self.lr_interval},
+        }
+
+    def schedule(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
+        """Linear warm-up, then a cosine to ``min_lr`` at the last step (or epoch)."""
+        steps = int(self.trainer.estimated_stepping_batches)
+        epochs = self.trainer.max_epochs if self.trainer.max_epochs and self.trainer.max_epochs > 0 else 1
+        total = steps if self.lr_interval == "step" else epochs
+        warmup = min(round(self.warmup_epochs * total / epochs), total - 1)
+        cosine = CosineAnnealingLR(optimizer, max(total - warmup, 1), eta_min=self.min_lr)
+        if warmup <= 0:
+            return cosine
+        linear = LinearLR(optimizer, start_factor=min(self.warmup_lr / self.lr, 1.0), total_iters=warmup)
+        return SequentialLR(optimizer, [linear, cosine], milestones=[warmup])

@@ -1,0 +1,227 @@
+"""What every method shares: freezing, adapting, merging, and checkpoints that hold only what trains."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import instantiate_module
+from torch import Tensor, nn
+
+from callbacks import delta_file as files
+from methods.inject import Backbone
+
+
+class PEFTMethod(LightningModule):
+    """A way to adapt the backbone of a task; mixed in before the task, as in ``class M(SSF, Classification)``.
+
+    A method overrides the hooks it needs: ``adapt`` and ``trainable_names`` say what trains, ``fold`` puts it back
+    into plain weights. Everything else here holds for all methods.
+    """
+
+    mergeable: ClassVar[bool] = True
+    scorer: ClassVar[Any] = None  # class of a Scorer for methods that choose weights from data
+
+    backbone: Backbone
+    head_names: list[str]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.selection: dict[str, Tensor] | None = None
+        self.plain_keys: frozenset[str] | None = None  # state-dict keys of the backbone, set once it is adapted
+        self.fingerprint = ""
+
+    # hooks of a method
+
+    def adapt(self, backbone: Backbone) -> None:
+        """Insert the method's modules into the backbone, in place; call ``super().adapt(backbone)`` first."""
+
+    def trainable_names(self) -> Iterable[str]:
+        """Names (inside the backbone) of backbone parameters that train."""
+        return ()
+
+    def fold(self, backbone: Backbone) -> None:
+        """Put the trained delta into the plain weights, in place; end with ``super().fold(backbone)``."""
+
+    # what holds for all methods
+
+    @property
+    def adapted(self) -> bool:
+        return self.plain_keys is not None
+
+    def configure_model(self) -> None:
+        """Freeze the backbone, adapt it and unfreeze what trains; a no-op when done or while a selection is due."""
+        if self.adapted or (self.scorer is not None and self.selection is None):
+            return
+        backbone = self.backbone
+        plain = dict(backbone.named_parameters())
+        buffers = dict(backbone.named_buffers())
+        self.plain_keys = frozenset(backbone.state_dict())
+        backbone.requires_grad_(False)
+        # trained tensors are drawn in fp32 on the backbone's device, whatever context Lightning has set
+        with default_dtype(torch.float32), next(iter(plain.values())).device:
+            self.adapt(backbone)
+        names = set(self.trainable_names())
+        unknown = names - plain.keys()
+        if unknown:
+            raise ValueError(f"{type(self).__name__}: the backbone has no {', '.join(sorted(unknown)[:5])}")
+        for name in names:
+            plain[name].requires_grad_(True)
+        for head in self.head_names:
+            backbone.get_submodule(head).requires_grad_(True)
+        # a weight that trains in full is part of the delta: only what stays frozen identifies the backbone
+        heads = tuple(f"{head}." for head in self.head_names)
+        frozen = {n: p for n, p in plain.items() if not p.requires_grad} | buffers
+        self.fingerprint = files.fingerprint({n: t for n, t in frozen.items() if not n.startswith(heads)})
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; BatchNorm statistics of the frozen backbone stay as they are."""
+        super().train(mode)
+        for module in self.backbone.modules() if self.adapted else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not moves(module):
+                module.eval()
+        return self
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Cast or move the module; under ``bf16-true`` only frozen tensors are cast."""
+        # a bf16 scale at 1.0 cannot take an Adam step of 1e-3: what trains keeps its fp32 values
+        trained = [(p, p.data) for p in self.parameters() if p.requires_grad] if self.adapted else []
+        super().to(*args, **kwargs)
+        for parameter, data in trained:
+            if parameter.dtype in (torch.bfloat16, torch.float16):
+                parameter.data = data.to(parameter.device)
+        return self
+
+    def delta_state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint of this method holds: trained parameters and the buffers that go with them."""
+        assert self.plain_keys is not None, "the backbone is not adapted yet"
+        state = self.state_dict()
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        parameters = dict(self.named_parameters())
+        moving = {
+            f"backbone.{name}.{buffer}"
+            for name, module in self.backbone.named_modules()
+            if moves(module)
+            for buffer, _ in module.named_buffers(recurse=False)
+        }
+        plain = {f"backbone.{name}" for name in self.plain_keys}
+        added = {name for name in state if name not in plain and name not in parameters}
+        return {name: tensor for name, tensor in state.items() if name in trained | moving | added}
+
+    def parameter_counts(self) -> tuple[int, int]:
+        """Trained parameters without and with the head (everything beside the classifier under its first name)."""
+        heads = tuple(f"backbone.{name.partition('.')[0]}." for name in self.head_names)
+        trained = {name: p.numel() for name, p in self.named_parameters() if p.requires_grad}
+        return sum(n for name, n in trained.items() if not name.startswith(heads)), sum(trained.values())
+
+    def merge(self) -> nn.Module:
+        """The backbone as a plain model with the trained delta folded in; this module stays as it is.
+
+        Returns:
+            A copy of the backbone in fp32 and eval mode. Modules that cannot fold are still in it, as extra keys.
+
+        Raises:
+            TypeError: If no plain model gives the same output.
+        """
+        if not self.mergeable:
+            raise TypeError(f"{type(self).__name__} cannot be folded: no plain model gives the same output")
+        self.configure_model()
+        backbone = deepcopy(self.backbone).float()  # folding in bf16 would round the frozen weights
+        with torch.no_grad():
+            self.fold(backbone)
+        return backbone.requires_grad_(False).eval()
+
+    # checkpoints
+
+    def description(self) -> dict[str, Any]:
+        """What identifies the delta beside its tensors, as plain data."""
+        return {
+            "format": files.FORMAT,
+            "method": self.method_name(),
+            "backbone": getattr(self, "backbone_name", type(self.backbone).__name__),
+            "fingerprint": self.fingerprint,
+        }
+
+    @classmethod
+    def method_name(cls) -> str:
+        """Names of the mixed-in methods, ``velora+lora``."""
+        mixins = [c for c in cls.__mro__ if issubclass(c, PEFTMethod) and c.__module__.startswith("methods.")]
+        leaves = [c for c in mixins if c is not PEFTMethod and not any(m is not c and issubclass(m, c) for m in mixins)]
+        return "+".join(c.__name__ for c in leaves)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        delta = self.delta_state_dict().keys()
+        state = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name in delta}
+        checkpoint["state_dict"] = state
+        checkpoint["peft"] = self.description() | {"manifest": files.manifest(state), "selection": self.selection}
+        # PEFTMethod.load_from_checkpoint finds the class, whether the run began in the CLI or in a notebook
+        checkpoint["hyper_parameters"] = dict(self.hparams) | {
+            "_class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            "_instantiator": "lightning.pytorch.cli.instantiate_module",
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "peft" not in checkpoint:
+            raise ValueError("this checkpoint is not one of this project: it has no 'peft' entry")
+        if self.adapted and self.scorer is not None:  # resumed, and scored anew in vain: start over
+            self.build_backbone()
+            self.plain_keys = None
+        self.selection = checkpoint["peft"]["selection"]
+        self.configure_model()
+        files.check_backbone(self.description(), checkpoint["peft"])
+        delta = self.delta_state_dict()
+        files.check_delta(delta, checkpoint["state_dict"])
+        frozen = {name: tensor for name, tensor in self.state_dict().items() if name not in delta}
+        checkpoint["state_dict"] = frozen | checkpoint["state_dict"]  # strict loading stays on
+        super().on_load_checkpoint(checkpoint)
+
+    @classmethod
+    def from_delta(cls, path: str | Path) -> Self:
+        """Build the module that a checkpoint file or an adapter folder describes, and load it.
+
+        Raises:
+            FileNotFoundError: If there is nothing at ``path``, or the backbone's weights are not to be had.
+            ValueError: If the file is damaged or does not fit.
+        """
+        hyper_parameters = dict(files.read_checkpoint(path)["hyper_parameters"])
+        hyper_parameters.pop("_instantiator", None)
+        module = instantiate_module(cls, hyper_parameters)
+        module.load_delta(path)
+        return module.eval()
+
+    def load_delta(self, path: str | Path) -> None:
+        """Load a checkpoint file or an adapter folder into this module.
+
+        Raises:
+            FileNotFoundError: If there is nothing at ``path``.
+            ValueError: If the file is damaged or does not fit.
+        """
+        checkpoint = files.read_checkpoint(path)
+        self.on_load_checkpoint(checkpoint)
+        self.load_state_dict(checkpoint["state_dict"])
+
+    def build_backbone(self) -> None:
+        """Make the plain backbone anew; the task knows how."""
+        super().build_backbone()  # type: ignore[misc]
+
+
+def moves(module: nn.Module) -> bool:
+    """Whether a BatchNorm of the backbone trains in full, so that its statistics move too."""
+    parameters = list(module.parameters(recurse=False))
+    is_batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    return is_batch_norm and bool(parameters) and all(p.requires_grad for p in parameters)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(previous)

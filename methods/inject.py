@@ -1,0 +1,55 @@
+"""The two ways into a backbone: a child that rewrites an output, and a subclass that shares the weights."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+Backbone = Any
+"""A timm model: an ``nn.Module`` whose children's types a checker cannot know."""
+
+
+class Op(nn.Module):
+    """A child module that rewrites the output of the module it is attached to."""
+
+    def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """New output of ``module``, given its positional ``args`` and its own ``output``."""
+        raise TypeError(f"{type(self).__name__} rewrites no output")
+
+
+def attach(module: nn.Module, name: str, op: Op) -> None:
+    """Add ``op`` as the child ``name`` of a module, whose output it rewrites from now on.
+
+    Raises:
+        ValueError: If the module has something of that name already.
+    """
+    check_free(module, name)
+    module.add_module(name, op)
+    # a bound method, not a closure: a deep copy binds it to the copied op
+    module.register_forward_hook(op.hook)
+
+
+def detach(module: nn.Module, name: str) -> Op:
+    """Take an attached op away again and return it."""
+    op = module._modules.pop(name)
+    assert isinstance(op, Op)
+    for key in [k for k, hook in module._forward_hooks.items() if getattr(hook, "__self__", None) is op]:
+        del module._forward_hooks[key]
+    return op
+
+
+def become(module: nn.Module, cls: type[nn.Module]) -> None:
+    """Turn a module into another class that shares its weights: a subclass, or its plain class again."""
+    if not (issubclass(cls, type(module)) or issubclass(type(module), cls)):
+        raise TypeError(f"{type(module).__name__} and {cls.__name__} do not share their weights")
+    module.__class__ = cls
+
+
+def check_free(module: nn.Module, name: str) -> None:
+    if hasattr(module, name):
+        raise ValueError(f"{type(module).__name__} has a child {name!r} already: was the method applied twice?")
+
+
+def holders(backbone: Backbone, name: str) -> Iterator[Any]:
+    """Every module of the backbone that has a child called ``name``."""
+    yield from [module for module in backbone.modules() if name in module._modules]

@@ -1,0 +1,18 @@
+"""LayerNorm tuning."""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from methods.base import PEFTMethod
+
+
+class LNTuning(PEFTMethod):
+    """LayerNorm tuning: the affine parameters of every LayerNorm train (Basu et al., AAAI 2024, arXiv:2304.03497)."""
+
+    def trainable_names(self) -> Iterable[str]:
+        norms = [name for name, module in self.backbone.named_modules() if isinstance(module, nn.LayerNorm)]
+        names = [f"{norm}.{name}" for norm in norms for name, _ in self.backbone.get_submodule(norm).named_parameters()]
+        if not names:
+            raise ValueError(f"{type(self.backbone).__name__} has no LayerNorm to tune")
+        return names

@@ -1,0 +1,256 @@
+"""SSF: scale and shift every feature of a frozen backbone."""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from timm.layers import LayerNorm, LayerNorm2d
+from timm.models.convnext import ConvNeXt
+from timm.models.mlp_mixer import Affine
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
+
+from methods.base import PEFTMethod
+from methods.inject import Backbone, Op, attach, become, check_free, detach, holders
+
+SMALLEST_SCALE = 1e-3  # below it, dividing by the scale loses too many digits of the gradient
+
+
+class ScaleShift(Op):
+    """Per-channel affine map of a feature, ``y = scale * x + shift``.
+
+    Args:
+        dim: Channels C of the feature.
+        std: Standard deviation of the initial scale (around 1) and shift (around 0), dimensionless.
+        spatial: Whether the feature is (B, C, H, W) rather than (B, ..., C).
+    """
+
+    def __init__(self, dim: int, std: float, spatial: bool = False) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(dim).normal_(1.0, std))
+        self.shift = nn.Parameter(torch.empty(dim).normal_(0.0, std))
+        self.spatial = spatial
+        self.checked, self.safe = -1, False  # version of ``scale`` that ``divisible`` has looked at, and what it saw
+
+    def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        # cast: a bf16 feature times an fp32 scale would become fp32 and double the memory
+        scale, shift = self.scale.to(output.dtype), self.shift.to(output.dtype)
+        if self.spatial:
+            scale, shift = scale.view(-1, 1, 1), shift.view(-1, 1, 1)
+        return output * scale + shift
+
+    def affine(self, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The per-channel weight and bias of a norm with the map folded in, both (C,)."""
+        weight = self.scale if weight is None else self.scale * weight
+        return weight, self.shift if bias is None else self.scale * bias + self.shift
+
+    @property
+    def divisible(self) -> bool:
+        """Whether every scale is large enough to divide by; looked up again only after the scale has changed."""
+        if self.checked != self.scale._version:
+            self.mark(bool(self.scale.detach().abs().min() >= SMALLEST_SCALE))
+        return self.safe
+
+    def mark(self, safe: bool) -> None:
+        self.checked, self.safe = self.scale._version, safe
+
+
+class FoldedLinear(torch.autograd.Function):
+    """``y = x (scale W)^T + scale b + shift`` for frozen W and b, keeping only its own output for the backward pass.
+
+    With g the gradient of y: d shift = sum g, d scale = (sum g y - shift sum g) / scale, d x = g (scale W).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
+        y = F.linear(x, weight * scale[:, None], shift if bias is None else scale * bias + shift)
+        ctx.save_for_backward(weight, scale, shift, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        weight, scale, shift, y = ctx.saved_tensors
+        d_scale, d_shift = affine_gradients(g.flatten(0, -2), y.flatten(0, -2), scale, shift, (0,))
+        d_x = g @ (weight * scale[:, None]).to(g.dtype) if ctx.needs_input_grad[0] else None
+        return d_x, None, None, d_scale, d_shift
+
+
+class FoldedConv2d(torch.autograd.Function):
+    """The same for a convolution of (B, C, H, W) maps; ``options`` are stride, padding, dilation and groups."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor, options: tuple[Any, ...]
+    ) -> Tensor:
+        bias = shift if bias is None else scale * bias + shift
+        y = F.conv2d(x, weight * scale.view(-1, 1, 1, 1), bias, *options)
+        ctx.save_for_backward(weight, scale, shift, y)
+        ctx.shape, ctx.options = x.shape, options
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        weight, scale, shift, y = ctx.saved_tensors
+        d_scale, d_shift = affine_gradients(g, y, scale, shift, (0, 2, 3))
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            folded = (weight * scale.view(-1, 1, 1, 1)).to(g.dtype)
+            d_x = conv2d_input(ctx.shape, folded, g, *ctx.options)
+        return d_x, None, None, d_scale, d_shift, None
+
+
+def affine_gradients(
+    g: Tensor, y: Tensor, scale: Tensor, shift: Tensor, dims: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """Gradients of scale and shift from the gradient g and the value y of ``scale * z + shift``, summed in fp32."""
+    d_shift = g.sum(dims, dtype=torch.float32)
+    d_scale = ((g * y).sum(dims, dtype=torch.float32) - shift * d_shift) / scale
+    return d_scale, d_shift
+
+
+class SSFLinear(nn.Linear):
+    """A linear layer with its scale and shift folded into the weights."""
+
+    ssf: ScaleShift
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.ssf.divisible:
+            return self.ssf.hook(self, (input,), super().forward(input))
+        return FoldedLinear.apply(input, self.weight, self.bias, self.ssf.scale, self.ssf.shift)
+
+
+class SSFConv2d(nn.Conv2d):
+    """A convolution with its scale and shift folded into the weights."""
+
+    ssf: ScaleShift
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.ssf.divisible or self.padding_mode != "zeros":
+            return self.ssf.hook(self, (input,), super().forward(input))
+        options = (self.stride, self.padding, self.dilation, self.groups)
+        return FoldedConv2d.apply(input, self.weight, self.bias, self.ssf.scale, self.ssf.shift, options)
+
+
+class SSFLayerNorm(nn.LayerNorm):
+    """A LayerNorm with scale and shift folded into its affine map; gradients come from the norm's own backward."""
+
+    ssf: ScaleShift
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.layer_norm(input, self.normalized_shape, *self.ssf.affine(self.weight, self.bias), self.eps)
+
+
+class SSFTimmLayerNorm(LayerNorm):
+    """The same for timm's LayerNorm."""
+
+    forward = SSFLayerNorm.forward  # type: ignore[assignment]
+
+
+class SSFLayerNorm2d(LayerNorm2d):
+    """The same for timm's LayerNorm over the channels of (B, C, H, W) maps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return SSFLayerNorm.forward(self, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # type: ignore[arg-type]
+
+
+FOLDED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: SSFLinear,
+    nn.Conv2d: SSFConv2d,
+    nn.LayerNorm: SSFLayerNorm,
+    LayerNorm: SSFTimmLayerNorm,
+    LayerNorm2d: SSFLayerNorm2d,
+}
+PLAIN = {folded: plain for plain, folded in FOLDED.items()}
+# layers that get the elementwise map: their own forward stays as it is
+OTHERS = (nn.Linear, nn.Conv2d, nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, Affine)
+
+
+class SSF(PEFTMethod):
+    """Scaling and shifting your features (Lian et al., NeurIPS 2022, arXiv:2210.08823).
+
+    Args:
+        ssf_init: ``normal`` draws scales around 1 and shifts around 0 as the published code does; ``identity`` starts
+            from exactly the frozen backbone.
+        ssf_std: Standard deviation of the ``normal`` draw.
+        ssf_downsample: Whether the downsampling layers of Swin and ConvNeXt get pairs too; the published code
+            means to, but never does.
+        ssf_head_norm: Whether ConvNeXt's norm inside the head trains, as in the published code.
+    """
+
+    def __init__(
+        self,
+        ssf_init: Literal["normal", "identity"] = "normal",
+        ssf_std: float = 0.02,
+        ssf_downsample: bool = False,
+        ssf_head_norm: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if ssf_std < 0:
+            raise ValueError(f"ssf_std={ssf_std}: expected a standard deviation of at least 0")
+        self.ssf_std = ssf_std if ssf_init == "normal" else 0.0
+        self.ssf_downsample, self.ssf_head_norm = ssf_downsample, ssf_head_norm
+
+    def adapt(self, backbone: Backbone) -> None:
+        super().adapt(backbone)
+        heads = tuple(name.partition(".")[0] for name in self.head_names)
+        for name, module in list(backbone.named_modules()):
+            path = name.split(".")
+            if not isinstance(module, OTHERS) or path[0] in (*heads, "fc_norm"):
+                continue
+            # the reduction of a PatchMerging never has a pair, even in the published layer class
+            if "downsample" in path and (not self.ssf_downsample or isinstance(module, nn.Linear)):
+                continue
+            self.insert(module)
+        # the last pair stands where the last norm would be, also where that norm is an identity before the pooling
+        final = backbone.norm_pre if isinstance(backbone, ConvNeXt) else getattr(backbone, "norm", None)
+        if isinstance(final, nn.Identity):
+            attach(final, "ssf", ScaleShift(backbone.num_features, self.ssf_std, isinstance(backbone, ConvNeXt)))
+
+    def insert(self, module: Any) -> None:
+        """Give a layer its scale and shift, folded into its weights where its class is known."""
+        dim = next(module.parameters()).shape[-1 if isinstance(module, Affine) else 0]
+        op = ScaleShift(dim, self.ssf_std, isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.GroupNorm)))
+        if type(module) in FOLDED:
+            check_free(module, "ssf")
+            module.ssf = op
+            become(module, FOLDED[type(module)])
+        else:
+            attach(module, "ssf", op)
+
+    def trainable_names(self) -> Iterable[str]:
+        yield from super().trainable_names()
+        if self.ssf_head_norm:
+            names = [name for name, _ in self.backbone.named_parameters()]
+            yield from [name for name in names if name.startswith("head.norm.")]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # one look at all scales costs a GPU one wait per step instead of one per layer
+        ops = [module.ssf for module in holders(self.backbone, "ssf")]
+        if float(torch.cat([op.scale.detach() for op in ops]).abs().min()) >= SMALLEST_SCALE:
+            for op in ops:
+                op.mark(True)
+
+    def fold(self, backbone: Backbone) -> None:
+        for module in holders(backbone, "ssf"):
+            # no weight to fold into (the final map of ConvNeXt), or none that takes a shift (RMSNorm): stays
+            if isinstance(module, (nn.Identity, nn.RMSNorm)):
+                continue
+            if type(module) in PLAIN:
+                op = module._modules.pop("ssf")
+                become(module, PLAIN[type(module)])
+            else:
+                op = detach(module, "ssf")
+            if isinstance(module, Affine):
+                module.alpha.mul_(op.scale)
+                module.beta.mul_(op.scale).add_(op.shift)
+                continue
+            weight, bias = module.weight, module.bias
+            new_bias = op.shift if bias is None else op.scale * bias + op.shift
+            if weight is not None:
+                weight.mul_(op.scale.view(-1, *[1] * (weight.dim() - 1)))
+            else:
+                module.weight = nn.Parameter(op.scale)
+            module.bias = nn.Parameter(new_bias)
+        super().fold(backbone)

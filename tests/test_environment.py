@@ -1,0 +1,17 @@
+"""The two lists of dependencies are one."""
+
+import tomllib
+
+import yaml
+from conftest import ROOT
+
+
+def test_environment_equals_pyproject() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"][-1]["pip"]
+    assert pip == project["dependencies"] + project["optional-dependencies"]["dev"]
+
+
+def test_nothing_is_installed_at_the_top_level() -> None:
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert tools == {"packages": [], "py-modules": []}

@@ -1,0 +1,81 @@
+"""Train, evaluate, merge and compare PEFT methods.
+
+python train.py fit --method ssf --config configs/data/fashion_mnist_1k.yaml
+python train.py test --ckpt_path runs/.../checkpoints/best.ckpt --config configs/data/fashion_mnist_1k.yaml
+python train.py COMMAND --help
+"""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+import commands
+
+LIGHTNING = {
+    "fit": "fine-tune with a method, on a task, on your data",
+    "validate": "evaluate a checkpoint on the validation split",
+    "test": "evaluate a checkpoint on the test split",
+    "predict": "write the predictions of a checkpoint for the test split",
+}
+# what a user can cause; everything else is a defect and shows its traceback
+EXPECTED = (ValueError, TypeError, FileNotFoundError, FileExistsError, PermissionError, FloatingPointError)
+
+
+def main(args: list[str]) -> None:
+    """Run one command line.
+
+    Args:
+        args: What stands behind ``train.py`` on the command line.
+
+    Raises:
+        SystemExit: With code 2 for a command line that cannot be read and 1 for a run that cannot start or go on.
+    """
+    command = args[0] if args else "--help"
+    try:
+        if command in ("-h", "--help"):
+            print(overview())
+        elif command in commands.NAMES:
+            from jsonargparse import auto_cli
+
+            auto_cli(getattr(importlib.import_module(f"commands.{command}"), command), args=args[1:])
+        elif command in LIGHTNING:
+            from commands.lightning import GraftCLI
+
+            GraftCLI.run(args)
+        else:
+            sys.stderr.write(
+                f"error: unknown command {command!r}; expected {', '.join([*LIGHTNING, *commands.NAMES])}\n"
+            )
+            sys.exit(2)
+    except EXPECTED as error:
+        if os.environ.get("GRAFT_DEBUG") or not ours(error):
+            raise
+        sys.stderr.write(f"error: {error}\n(GRAFT_DEBUG=1 shows where)\n")
+        sys.exit(1)
+
+
+def ours(error: BaseException) -> bool:
+    """Whether the error was raised on purpose by this project rather than inside a library."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    root = Path(__file__).resolve().parent
+    file = Path(trace.tb_frame.f_code.co_filename).resolve() if trace is not None else Path()
+    return file.is_relative_to(root) and "site-packages" not in file.parts
+
+
+def overview() -> str:
+    """The help of ``train.py`` itself; it needs no heavy import."""
+    lines = [str(__doc__), "commands:"]
+    lines += [f"  {name:<12} {text}" for name, text in LIGHTNING.items()]
+    for name in commands.NAMES:
+        source = (Path(commands.__path__[0]) / f"{name}.py").read_text()
+        lines.append(
+            f"  {name:<12} {source.removeprefix(chr(34) * 3).partition(chr(10))[0].strip(chr(34)).rstrip('.')}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

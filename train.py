@@ -31,6 +31,7 @@ def main(args: list[str]) -> None:
     Raises:
         SystemExit: With code 2 for a command line that cannot be read and 1 for a run that cannot start or go on.
     """
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # lightning calls what jsonargparse has renamed
     command = args[0] if args else "--help"
     try:
         if command in ("-h", "--help"):

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as vision
 from tqdm import tqdm
@@ -208,36 +208,34 @@ class ImageDataModule(LightningDataModule):
         return samples.keep([index for index in range(total) if index not in broken])
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self.loader("train", self.batch_size, shuffle=True, drop_last=True)
+        dataset, trainer = self.splits["train"], self.trainer
+        sampler = EpochSampler(dataset, trainer.world_size if trainer else 1, trainer.global_rank if trainer else 0)
+        sampler.set_epoch(trainer.current_epoch if trainer else 0)  # Lightning says it only from the second epoch on
+        # workers that live on would carry their random state over, and a resumed run would augment differently
+        options = {"sampler": sampler, "generator": sampler.generator, "drop_last": True, "persistent_workers": False}
+        return self.loader(dataset, self.batch_size, **options)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        return self.loader("val", self.eval_batch_size) if "val" in self.splits else []
+        return self.eval_loader("val") if "val" in self.splits else []
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self.loader("test", self.eval_batch_size)
+        return self.eval_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        return self.loader("test", self.eval_batch_size, pad=False)
+        return self.loader(self.splits["test"], self.eval_batch_size)
 
-    def loader(
-        self, split: str, batch_size: int, shuffle: bool = False, drop_last: bool = False, pad: bool = True
-    ) -> DataLoader[Any]:
-        dataset = self.splits[split]
-        if not shuffle and pad and self.trainer is not None:
-            # equal shares for all ranks without counting a sample twice: the sampler would repeat real ones
-            dataset = Padded(dataset, self.trainer.world_size)
+    def eval_loader(self, split: str) -> DataLoader[Any]:
+        # equal shares for all ranks without counting a sample twice: a distributed sampler would repeat real ones
+        dataset = Padded(self.splits[split], self.trainer.world_size if self.trainer else 1)
+        return self.loader(dataset, self.eval_batch_size)
+
+    def loader(self, dataset: Dataset[Any], batch_size: int, **options: Any) -> DataLoader[Any]:
         workers = self.num_workers
         if workers is None:
-            workers = 0 if isinstance(self.splits[split], CachedImages) else min(os.cpu_count() or 1, 8)
-        return DataLoader(
-            dataset,
-            batch_size,
-            shuffle=shuffle,
-            drop_last=drop_last,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+            source = dataset.dataset if isinstance(dataset, Padded) else dataset
+            workers = 0 if isinstance(source, CachedImages) else min(os.cpu_count() or 1, 8)
+        defaults = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
+        return DataLoader(dataset, batch_size, **defaults | options)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """uint8 pixels to normalised floats, on the device."""
@@ -276,6 +274,18 @@ class LiveImages(Dataset[tuple[Tensor, int]]):
             return self.transform(to_rgb(self.samples.open(index))), int(self.samples.labels[index])
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.samples.name(index)} cannot be read: {error}") from error
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """Shuffled shares of the ranks that depend on the seed and the epoch alone, as do the seeds of the workers."""
+
+    def __init__(self, dataset: Dataset[Any], world_size: int, rank: int) -> None:
+        super().__init__(dataset, world_size, rank, shuffle=True, seed=int(os.environ.get("PL_GLOBAL_SEED", 0)))
+        self.generator = torch.Generator()
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        self.generator.manual_seed(self.seed + epoch)
 
 
 class Padded(Dataset[tuple[Tensor, int]]):

@@ -4,14 +4,17 @@ import io
 import re
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import datasets
 import torch
 from PIL import Image
 from torch import Tensor
 
 from datamodules.base import ImageDataModule, open_image
+
+if TYPE_CHECKING:
+    # a second of import that `--help` can do without: every function that needs it imports it
+    import datasets
 
 ALIASES = {
     "train": ("train", "training"),
@@ -57,7 +60,7 @@ class ImageDataset(ImageDataModule):
         self._tables: dict[str, datasets.Dataset] | None = None
 
     @property
-    def tables(self) -> dict[str, datasets.Dataset]:
+    def tables(self) -> "dict[str, datasets.Dataset]":
         """The dataset of every split that was found, with undecoded images and integer labels."""
         if self._tables is None:
             self._tables = self.read()
@@ -71,7 +74,7 @@ class ImageDataset(ImageDataModule):
     def num_classes(self) -> int:  # type: ignore[override]
         return len(self.class_names)
 
-    def read(self) -> dict[str, datasets.Dataset]:
+    def read(self) -> "dict[str, datasets.Dataset]":
         tables = load(self.root)
         found = {}
         for split, name in self.split_names.items():
@@ -89,11 +92,13 @@ class ImageDataset(ImageDataModule):
             found |= self.hold_out(found["train"])
         return found
 
-    def with_columns(self, tables: dict[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
+    def with_columns(self, tables: "dict[str, datasets.Dataset]") -> "dict[str, datasets.Dataset]":
         """Find the two columns, encode the labels and leave the images undecoded."""
+        import datasets
+
         features = next(iter(tables.values())).features
-        self.image_column = self.image_column or column(features, datasets.Image, ("image", "img"), self.root)
-        self.label_column = self.label_column or column(features, datasets.ClassLabel, ("label", "labels"), self.root)
+        self.image_column = self.image_column or column(features, "Image", ("image", "img"), self.root)
+        self.label_column = self.label_column or column(features, "ClassLabel", ("label", "labels"), self.root)
         for name in (self.image_column, self.label_column):
             if name not in features:
                 raise ValueError(f"{self.root} has no column {name!r}: found {', '.join(features)}")
@@ -113,7 +118,7 @@ class ImageDataset(ImageDataModule):
         undecoded = datasets.Image(decode=False)
         return {name: table.cast_column(self.image_column, undecoded) for name, table in tables.items()}
 
-    def hold_out(self, train: datasets.Dataset) -> dict[str, datasets.Dataset]:
+    def hold_out(self, train: "datasets.Dataset") -> "dict[str, datasets.Dataset]":
         labels = torch.tensor(train[self.label_column][:])
         counts = labels.bincount()
         stratify = self.label_column if int(counts[counts > 0].min()) > 1 else None
@@ -129,7 +134,7 @@ class ImageDataset(ImageDataModule):
 class Rows:
     """Samples that are rows of a Hugging Face dataset."""
 
-    def __init__(self, table: datasets.Dataset, image_column: str, label_column: str) -> None:
+    def __init__(self, table: "datasets.Dataset", image_column: str, label_column: str) -> None:
         self.table, self.image_column, self.label_column = table, image_column, label_column
         self.labels: Tensor = torch.tensor(table[label_column][:], dtype=torch.long)
 
@@ -145,13 +150,15 @@ class Rows:
         return Rows(self.table.select(indices), self.image_column, self.label_column)
 
 
-def load(root: str) -> dict[str, datasets.Dataset]:
+def load(root: str) -> "dict[str, datasets.Dataset]":
     """The tables of a folder or of a hub id, by split name.
 
     Raises:
         FileNotFoundError: If there is no such folder and no such dataset.
         ValueError: If the folder holds nothing that can be read.
     """
+    import datasets
+
     path = Path(root).expanduser()
     if not path.exists():
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", root) or root.startswith("."):
@@ -176,13 +183,13 @@ def load(root: str) -> dict[str, datasets.Dataset]:
     return dict(datasets.load_dataset("imagefolder", data_dir=str(path), drop_labels=False))
 
 
-def column(features: datasets.Features, kind: type, names: tuple[str, ...], root: str) -> str:
+def column(features: "datasets.Features", kind: str, names: tuple[str, ...], root: str) -> str:
     """The only column of a type, or one with a usual name."""
-    typed = [name for name, feature in features.items() if isinstance(feature, kind)]
+    typed = [name for name, feature in features.items() if type(feature).__name__ == kind]
     if len(typed) == 1:
         return typed[0]
     for name in names:
         if name in features:
             return name
-    option = "image" if kind is datasets.Image else "label"
+    option = "image" if kind == "Image" else "label"
     raise ValueError(f"{root}: which column is the {option}? Found {', '.join(features)}; pass --data.{option}_column")

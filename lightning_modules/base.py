@@ -1,8 +1,11 @@
 """What every task shares: a backbone, an optimizer, a schedule, and the four names that a method may ask for."""
 
+import os
+import random
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -63,6 +66,14 @@ class TaskModule(LightningModule):
     def extra_loss(self) -> Tensor | None:
         """A term that the method adds to the loss, a scalar."""
         return None
+
+    def on_train_epoch_start(self) -> None:
+        # drop path, mixup and augmentation depend on the epoch alone: a resumed run draws what an unbroken one would
+        entropy = (int(os.environ.get("PL_GLOBAL_SEED", 0)), self.current_epoch, self.global_rank)
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.loss(batch)

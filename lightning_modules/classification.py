@@ -132,7 +132,11 @@ class Classification(TaskModule):
         trained = checkpoint.get("class_names") or []
         if self.class_names and trained and self.class_names != trained:
             differing = next(
-                (f"class {i} was {a!r} and is {b!r}" for i, (a, b) in enumerate(zip(trained, self.class_names)) if a != b),
+                (
+                    f"class {i} was {a!r} and is {b!r}"
+                    for i, (a, b) in enumerate(zip(trained, self.class_names))
+                    if a != b
+                ),
                 "",
             )
             raise ValueError(f"the data have other classes than the checkpoint: {differing}")

@@ -26,7 +26,6 @@ class PEFTMethod(LightningModule):
     scorer: ClassVar[Any] = None  # class of a Scorer for methods that choose weights from data
 
     backbone: Backbone
-    head_names: list[str]
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -89,9 +88,9 @@ class PEFTMethod(LightningModule):
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Cast or move the module; under ``bf16-true`` only frozen tensors are cast."""
         # a bf16 scale at 1.0 cannot take an Adam step of 1e-3: what trains keeps its fp32 values
-        trained = [(p, p.data) for p in self.parameters() if p.requires_grad] if self.adapted else []
+        kept = [(p, p.data) for module in self.modules() for p in in_fp32(module)] if self.adapted else []
         super().to(*args, **kwargs)
-        for parameter, data in trained:
+        for parameter, data in kept:
             if parameter.dtype in (torch.bfloat16, torch.float16):
                 parameter.data = data.to(parameter.device)
         return self
@@ -113,8 +112,8 @@ class PEFTMethod(LightningModule):
         return {name: tensor for name, tensor in state.items() if name in trained | moving | added}
 
     def parameter_counts(self) -> tuple[int, int]:
-        """Trained parameters without and with the head (everything beside the classifier under its first name)."""
-        heads = tuple(f"backbone.{name.partition('.')[0]}." for name in self.head_names)
+        """Trained parameters without and with the head."""
+        heads = tuple(f"backbone.{name}." for name in self.head_names)
         trained = {name: p.numel() for name, p in self.named_parameters() if p.requires_grad}
         return sum(n for name, n in trained.items() if not name.startswith(heads)), sum(trained.values())
 
@@ -205,9 +204,23 @@ class PEFTMethod(LightningModule):
         self.on_load_checkpoint(checkpoint)
         self.load_state_dict(checkpoint["state_dict"])
 
+    # what the task knows
+
     def build_backbone(self) -> None:
-        """Make the plain backbone anew; the task knows how."""
+        """Make the plain backbone anew."""
         super().build_backbone()  # type: ignore[misc]
+
+    @property
+    def head_names(self) -> list[str]:
+        """Module names of the head inside the backbone."""
+        return super().head_names  # type: ignore[misc]
+
+
+def in_fp32(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of one module that no cast touches: what trains, and its partners in a norm's affine map."""
+    parameters = list(module.parameters(recurse=False))
+    trained = [p for p in parameters if p.requires_grad]
+    return parameters if trained and all(p.dim() <= 1 for p in parameters) else trained
 
 
 def moves(module: nn.Module) -> bool:

@@ -1,6 +1,5 @@
 """SSF: scale and shift every feature of a frozen backbone."""
 
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -219,11 +218,10 @@ class SSF(PEFTMethod):
         else:
             attach(module, "ssf", op)
 
-    def trainable_names(self) -> Iterable[str]:
-        yield from super().trainable_names()
-        if self.ssf_head_norm:
-            names = [name for name, _ in self.backbone.named_parameters()]
-            yield from [name for name in names if name.startswith("head.norm.")]
+    @property
+    def head_names(self) -> list[str]:
+        norm = isinstance(self.backbone, ConvNeXt) and isinstance(self.backbone.head.norm, nn.Module)
+        return [*super().head_names, "head.norm"] if norm and self.ssf_head_norm else super().head_names
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # one look at all scales costs a GPU one wait per step instead of one per layer

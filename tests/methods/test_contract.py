@@ -1,0 +1,328 @@
+"""What every method must do, by being listed: a new file in ``methods/`` is tested here without another line.
+
+``METHODS`` says what exists; ``COUNTS`` and ``IDENTITY`` hold what the specs say about each.
+"""
+
+import copy
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from conftest import BACKBONE, TINY
+from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from commands.lightning import GraftCLI
+from datamodules import ImageDataset
+from lightning_modules import compose
+from lightning_modules.classification import Classification
+from methods import METHODS, PEFTMethod
+
+Build = Callable[..., PEFTMethod]
+Data = Callable[..., ImageDataset]
+MakeTrainer = Callable[..., Trainer]
+
+# trained parameters without head, from the tables of the papers and specs
+COUNTS: dict[str, dict[str, int]] = {
+    "full": {"vit_base_patch16_224": 85_798_656},
+    "linear_probe": {"vit_base_patch16_224": 0},
+    "bitfit": {
+        "vit_base_patch16_224": 102_912,
+        "swin_base_patch4_window7_224": 137_216,
+        "convnext_base": 130_304,
+    },
+    "ln_tuning": {"vit_base_patch16_224": 12 * 4 * 768 + 2 * 768},
+    "ssf": {
+        "vit_base_patch16_224": 205_824,
+        "vit_small_patch16_224": 102_912,
+        "swin_base_patch4_window7_224": 267_264,
+        "convnext_base": 255_232,
+    },
+}
+# step-0 logits equal the frozen backbone's with these options
+IDENTITY: dict[str, dict[str, Any] | None] = {
+    "full": {},
+    "linear_probe": {},
+    "bitfit": {},
+    "ln_tuning": {},
+    "ssf": {"ssf_init": "identity"},
+}
+
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def plain_logits(model: PEFTMethod, images: Tensor) -> Tensor:
+    """Logits of the backbone before the method touches it."""
+    with torch.no_grad():
+        return model.eval()(images)
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(6, 3, 32, 32, generator=generator), torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def perturb(model: PEFTMethod) -> None:
+    """Move every trained tensor away from its initial value."""
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+
+
+@every_method
+def test_plain_keys_stay(method: str, build: Build) -> None:
+    model = build(method)
+    keys = set(model.backbone.state_dict())
+    model.configure_model()
+    assert keys <= set(model.backbone.state_dict())
+    model.configure_model()  # a second call changes nothing
+    assert model.plain_keys == keys
+
+
+@every_method
+def test_step_zero_identity(method: str, build: Build) -> None:
+    options = IDENTITY[method]
+    if options is None:
+        return  # the spec says that the initial output differs
+    model = build(method, **options)
+    expected = plain_logits(model, batch()[0])
+    model.configure_model()
+    with torch.no_grad():
+        assert torch.equal(model.eval()(batch()[0]), expected)
+
+
+@every_method
+def test_gradients_and_frozen_weights(method: str, build: Build) -> None:
+    model = build(method, optimizer="adamw", weight_decay=0.5)
+    model.configure_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(model.param_groups(), lr=0.1)
+    in_optimizer = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert in_optimizer == {id(p) for p in model.parameters() if p.requires_grad}
+    model.train()
+    for _ in range(3):
+        optimizer.zero_grad()
+        model.loss(batch()).backward()
+        for name, parameter in model.named_parameters():
+            assert (parameter.grad is not None) == (name in trained), name
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        if name not in trained:
+            assert torch.equal(parameter, before[name]), f"{name} is frozen and moved"
+    moved = [name for name in trained if not torch.equal(dict(model.named_parameters())[name], before[name])]
+    assert len(moved) == len(trained), f"trained but still: {trained - set(moved)}"
+
+
+@every_method
+def test_vectors_are_not_decayed(method: str, build: Build) -> None:
+    model = build(method, weight_decay=0.5)
+    model.configure_model()
+    for group in model.param_groups():
+        for parameter in group["params"]:
+            assert group["weight_decay"] == 0 or parameter.squeeze().dim() > 1
+
+
+@every_method
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_fit_and_reload(
+    method: str, precision: str, build: Build, data: Data, trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    model = build(method)
+    fit = trainer(precision=precision, max_steps=3)
+    fit.fit(model, datamodule=data())
+    path = tmp_path / "model.ckpt"
+    fit.save_checkpoint(path)
+    delta = model.delta_state_dict()
+    assert all(tensor.dtype is torch.float32 for tensor in delta.values() if tensor.is_floating_point())
+
+    saved = torch.load(path, weights_only=True)
+    assert set(saved["state_dict"]) == set(delta)
+    assert set(saved["peft"]["manifest"]) == set(delta)
+    again = PEFTMethod.load_from_checkpoint(path).eval()  # the base class finds the class
+    assert type(again) is type(model)
+    for name, tensor in again.delta_state_dict().items():
+        assert torch.equal(tensor, delta[name]), name
+    assert again.fingerprint == model.fingerprint
+    if precision == "32-true":
+        with torch.no_grad():
+            assert torch.equal(again(batch()[0]), model.eval()(batch()[0]))
+        tested = trainer().test(build(method), datamodule=data(), ckpt_path=path, verbose=False)
+        assert tested == trainer().test(again, datamodule=data(), verbose=False)
+
+
+@every_method
+def test_other_files_are_refused(method: str, build: Build, tmp_path: Path) -> None:
+    model = build(method)
+    model.configure_model()
+    perturb(model)
+    checkpoint: dict[str, Any] = {"state_dict": model.state_dict()}
+    model.on_save_checkpoint(checkpoint)
+
+    def load(change: Callable[[dict[str, Any]], Any], other: PEFTMethod | None = None) -> None:
+        changed = copy.deepcopy(checkpoint)
+        change(changed)
+        (other or build(method)).on_load_checkpoint(changed)
+
+    name = next(iter(checkpoint["state_dict"]))
+    load(lambda c: None)
+    with pytest.raises(ValueError, match=f"missing {name}"):
+        load(lambda c: c["state_dict"].pop(name))
+    with pytest.raises(ValueError, match=r"unknown backbone\.extra"):
+        load(lambda c: c["state_dict"].update({"backbone.extra": torch.zeros(1)}))
+    with pytest.raises(ValueError, match=f"{name} has shape"):
+        load(lambda c: c["state_dict"].update({name: torch.zeros(7, 7)}))
+    with pytest.raises(ValueError, match=f"{name} holds NaN"):
+        load(lambda c: c["state_dict"][name].view(-1)[0].fill_(float("nan")))
+    with pytest.raises(ValueError, match="format 99"):
+        load(lambda c: c["peft"].update(format=99))
+    if any(not p.requires_grad for p in model.parameters()):
+        with pytest.raises(ValueError, match="trained on other weights"):
+            load(lambda c: None, build(method, pretrained=False))
+
+
+@every_method
+def test_adapter_folder(method: str, build: Build, tmp_path: Path) -> None:
+    from callbacks.delta_file import write_adapter
+
+    model = build(method)
+    model.configure_model()
+    perturb(model)
+    checkpoint: dict[str, Any] = {"state_dict": model.state_dict()}
+    model.on_save_checkpoint(checkpoint)
+    write_adapter(tmp_path / "adapter", checkpoint)
+    again = PEFTMethod.from_delta(tmp_path / "adapter")
+    with torch.no_grad():
+        assert torch.equal(again(batch()[0]), model.eval()(batch()[0]))
+
+
+@every_method
+def test_merge(method: str, build: Build) -> None:
+    model = build(method)
+    model.configure_model()
+    perturb(model)
+    model.eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if not METHODS[method].mergeable:
+        with pytest.raises(TypeError, match="cannot be folded"):
+            model.merge()
+        return
+    merged = model.merge()
+    with torch.no_grad():
+        torch.testing.assert_close(merged(batch()[0]), model(batch()[0]), atol=1e-5, rtol=0)
+    assert set(merged.state_dict()) == model.plain_keys
+    assert all(type(a) is type(b) for a, b in zip(merged.modules(), build("full").backbone.modules(), strict=True))
+    after = model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+@every_method
+def test_pickle_and_deepcopy(method: str, build: Build) -> None:
+    model = build(method)
+    model.configure_model()
+    perturb(model)
+    expected = plain_logits(model, batch()[0])
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(plain_logits(other, batch()[0]), expected)
+        perturb(other)
+    assert torch.equal(plain_logits(model, batch()[0]), expected)
+
+
+@every_method
+def test_resume_is_exact(method: str, build: Build, data: Data, trainer: MakeTrainer, tmp_path: Path) -> None:
+    def fit(folder: str, ckpt_path: Path | None = None) -> dict[str, Any]:
+        """Four epochs with dropped paths, shuffled data and a schedule; a checkpoint after each."""
+        keep = ModelCheckpoint(tmp_path / folder, filename="{epoch}", save_top_k=-1)
+        run = trainer(max_epochs=4, enable_checkpointing=True, callbacks=[keep])
+        run.fit(build(method, drop_path=0.1, warmup_epochs=1.0), datamodule=data(), ckpt_path=ckpt_path)
+        return torch.load(tmp_path / folder / "epoch=3.ckpt", weights_only=True)
+
+    whole = fit("whole")
+    torch.manual_seed(99)  # a new process would not be where the first run was
+    resumed = fit("resumed", tmp_path / "whole" / "epoch=1.ckpt")
+    assert set(whole["state_dict"]) == set(resumed["state_dict"])
+    for name, tensor in whole["state_dict"].items():
+        assert torch.equal(tensor, resumed["state_dict"][name]), name
+    states = [checkpoint["optimizer_states"][0]["state"] for checkpoint in (whole, resumed)]
+    assert all(torch.equal(states[0][i][key], states[1][i][key]) for i in states[0] for key in states[0][i])
+
+
+def test_every_method_has_its_counts() -> None:
+    assert set(COUNTS) == set(IDENTITY) == set(METHODS)
+
+
+@pytest.mark.parametrize(("method", "backbone"), [(m, b) for m, counts in COUNTS.items() for b in counts])
+def test_parameter_count(method: str, backbone: str) -> None:
+    model = compose(METHODS[method], task=Classification)(backbone=backbone, pretrained=False, num_classes=100)
+    model.configure_model()
+    assert model.parameter_counts()[0] == COUNTS[method][backbone]
+
+
+@every_method
+def test_cli_fit_on_eight_images(method: str, images: Path, weights: Path, tmp_path: Path) -> None:
+    options = {"backbone": BACKBONE, "pretrained": weights, "lr": 0.01}
+    options |= {f"backbone_args.{key}": value for key, value in TINY.items()}
+    cli = GraftCLI.run(
+        ["fit", "--method", method, "--data", "ImageDataset", "--data.root", str(images), "--data.batch_size", "4"]
+        + [f"--model.{key}={value}" for key, value in options.items()]
+        + ["--trainer.limit_train_batches=2", "--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
+        + ["--trainer.enable_progress_bar=false", "--run_root", str(tmp_path), "--test_after_fit=true"]
+    )
+    folder = Path(cli.trainer.default_root_dir)
+    expected = {"config.yaml", "metrics.csv", "result.json", "curves.png", "checkpoints", "adapter"}
+    assert expected <= {path.name for path in folder.iterdir()}
+
+
+def ddp_worker(rank: int, method: str, root: str, weights: str, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "29511", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "contract", "GROUP_RANK": "0"}
+    torch.set_num_threads(1)
+    for name in METHODS if method == "all" else [method]:
+        seed_everything(0, verbose=False)
+        model = compose(METHODS[name], task=Classification)(
+            backbone=BACKBONE, backbone_args=TINY, pretrained=weights, num_classes=3, lr=1e-2
+        )
+        run = Trainer(
+            default_root_dir=folder,
+            accelerator="cpu",
+            devices=2,
+            strategy="ddp",
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        run.fit(model, datamodule=ImageDataset(root=root, batch_size=4, resize="direct"))
+        metrics = {key: float(value) for key, value in run.callback_metrics.items()}
+        torch.save({"delta": model.delta_state_dict(), "metrics": metrics}, f"{folder}/{name}-{rank}.pt")
+
+
+@pytest.fixture(scope="session")
+def ddp_runs(images: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One fit of every method on two gloo processes."""
+    folder = tmp_path_factory.mktemp("ddp")
+    mp.spawn(ddp_worker, ("all", str(images), str(weights), str(folder)), nprocs=2)
+    return folder
+
+
+@every_method
+def test_ddp(method: str, ddp_runs: Path, build: Build, data: Data, trainer: MakeTrainer, images: Path) -> None:
+    """Plain DDP without a search for unused parameters; ranks end equal; evaluation counts every sample once."""
+    ranks = [torch.load(ddp_runs / f"{method}-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for name, tensor in ranks[0]["delta"].items():
+        assert torch.equal(tensor, ranks[1]["delta"][name]), name
+    model = build(method)
+    model.configure_model()
+    model.load_state_dict(model.state_dict() | ranks[0]["delta"])
+    single = trainer().validate(model, datamodule=data(), verbose=False)[0]
+    for name, value in single.items():
+        assert ranks[0]["metrics"][name] == pytest.approx(value, abs=1e-6), name

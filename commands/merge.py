@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 
 def merge(ckpt_path: Path, output: Path) -> None:
@@ -22,8 +23,8 @@ def merge(ckpt_path: Path, output: Path) -> None:
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"output={str(output)!r} exists and is not empty; nothing was written")
-    model = PEFTMethod.from_delta(ckpt_path)
-    merged = model.merge()
+    model: Any = PEFTMethod.from_delta(ckpt_path)
+    merged: Any = model.merge()
     assert model.plain_keys is not None
     extra = sorted(set(merged.state_dict()) - model.plain_keys)
 

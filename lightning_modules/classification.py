@@ -131,15 +131,10 @@ class Classification(TaskModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = checkpoint.get("class_names") or []
         if self.class_names and trained and self.class_names != trained:
-            differing = next(
-                (
-                    f"class {i} was {a!r} and is {b!r}"
-                    for i, (a, b) in enumerate(zip(trained, self.class_names))
-                    if a != b
-                ),
-                "",
+            raise ValueError(
+                f"the data have other classes than the checkpoint: {', '.join(self.class_names[:10])} here, "
+                f"{', '.join(trained[:10])} there"
             )
-            raise ValueError(f"the data have other classes than the checkpoint: {differing}")
         self.class_names = trained
 
     def example_input(self) -> Tensor:

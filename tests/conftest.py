@@ -1,14 +1,12 @@
-"""Options and fixtures of the whole suite: a tiny backbone with a weight file, and a tiny folder of real image files."""
+"""Options and fixtures of the whole suite: a tiny backbone with a weight file, and a tiny folder of image files."""
 
 import os
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 # before any import that reads them: no hub, no telemetry, no cache in the home folder
 os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "HF_HOME": tempfile.mkdtemp(prefix="graft-tests-")}
 
@@ -82,7 +80,7 @@ def data(images: Path) -> Callable[..., ImageDataset]:
 
 
 @pytest.fixture
-def trainer(tmp_path: Path) -> Iterator[Callable[..., Trainer]]:
+def trainer(tmp_path: Path) -> Callable[..., Trainer]:
     """``trainer(max_epochs=2)``: a quiet CPU trainer that writes below ``tmp_path``."""
 
     def make(**options: Any) -> Trainer:
@@ -90,4 +88,4 @@ def trainer(tmp_path: Path) -> Iterator[Callable[..., Trainer]]:
         defaults = {"accelerator": "cpu", "devices": 1, "max_epochs": 1, "enable_checkpointing": False}
         return Trainer(default_root_dir=tmp_path, **quiet | defaults | options)
 
-    yield make
+    return make

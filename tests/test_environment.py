@@ -3,7 +3,8 @@
 import tomllib
 
 import yaml
-from conftest import ROOT
+
+from tests.conftest import ROOT
 
 
 def test_environment_equals_pyproject() -> None:

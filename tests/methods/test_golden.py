@@ -1,106 +1,21 @@
 """Outputs and gradients of the original implementations, to the tolerance of the specs.
 
 ``--golden-dir DIR`` runs the same tests on other fixtures: models are built from the ``config`` of each file, and a
-file that is not in DIR is not collected.
+file that is not in DIR is not collected. How a method is compared stands in its test file, under ``GOLDEN``.
 """
 
-import json
+import importlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import timm
-import torch
-from safetensors import safe_open
-from torch import Tensor, nn
-from torch.nn import functional as F
 
-from lightning_modules.classification import Classification
-from methods import METHODS, PEFTMethod
+from methods import METHODS
+from tests.methods.golden import Golden
 
-LOGITS, GRADIENTS = 1e-5, 2e-5
-Tensors = dict[str, Tensor]
-
-
-class Golden:
-    """One fixture: its tensors, and the model that its ``config`` describes."""
-
-    def __init__(self, path: Path) -> None:
-        with safe_open(path, "pt") as file:
-            self.tensors: Tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            self.config = json.loads((file.metadata() or {}).get("config", "{}"))
-
-    def part(self, prefix: str) -> Tensors:
-        return {n.removeprefix(f"{prefix}."): t for n, t in self.tensors.items() if n.startswith(f"{prefix}.")}
-
-    def plain_backbone(self) -> nn.Module:
-        arguments = dict(self.config["backbone"])
-        model = getattr(timm.models, arguments.pop("arch"))(**arguments)
-        model.load_state_dict(self.part("backbone"))
-        return model.eval()
-
-    def build(self, method: str, **options: Any) -> PEFTMethod:
-        """The method on the backbone of the fixture, without Lightning's own way through names and files."""
-        backbone = self.plain_backbone()
-
-        class Task(Classification):
-            def build_backbone(self) -> None:
-                self.backbone = backbone
-
-        model = type("Golden", (METHODS[method], Task), {})(num_classes=backbone.num_classes, **options)
-        model.configure_model()
-        return model.eval()
-
-    def check_logits(self, model: nn.Module) -> None:
-        torch.testing.assert_close(model(self.tensors["input"]), self.tensors["logits"], atol=LOGITS, rtol=0)
-
-    def check_gradients(self, model: PEFTMethod, names: dict[str, Tensor]) -> None:
-        """Compare every gradient of the file; ``names`` maps the file's parameter names to our parameters."""
-        loss = F.cross_entropy(model(self.tensors["input"]), self.tensors["label"].long())
-        torch.testing.assert_close(loss.view(1), self.tensors["loss"].view(1), atol=LOGITS, rtol=0)
-        model.zero_grad()
-        loss.backward()
-        expected = self.part("grad")
-        assert expected
-        assert set(expected) == set(names), set(expected) ^ set(names)
-        for name, gradient in expected.items():
-            found = names[name].grad
-            assert found is not None, name
-            torch.testing.assert_close(
-                found.view_as(gradient), gradient, atol=GRADIENTS, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
-            )
-
-    def check_merge(self, model: PEFTMethod) -> nn.Module:
-        merged = model.merge()
-        torch.testing.assert_close(merged(self.tensors["input"]), model(self.tensors["input"]), atol=LOGITS, rtol=0)
-        return merged
-
-
-def head_parameters(model: PEFTMethod) -> Tensors:
-    return {n: p for n, p in model.backbone.named_parameters() if n.startswith("head.") and p.requires_grad}
-
-
-def check_ssf(golden: Golden) -> None:
-    model = golden.build("ssf")
-    with torch.no_grad():
-        torch.testing.assert_close(
-            golden.plain_backbone()(golden.tensors["input"]), golden.tensors["frozen_logits"], atol=LOGITS, rtol=0
-        )
-    ours = {}
-    for name, value in golden.part("peft").items():
-        path, _, kind = name.rpartition(".")
-        parameter = model.backbone.get_parameter(f"{path.replace('final', 'norm_pre')}.ssf.{kind}")
-        parameter.data.copy_(value.view_as(parameter))
-        ours[name] = parameter
-    added = {n for n, _ in model.backbone.named_parameters() if ".ssf." in n}
-    assert len(added) == len(ours), "the fixture has other pairs than the model"
-    golden.check_logits(model)
-    golden.check_gradients(model, ours | head_parameters(model))
-    merged = golden.check_merge(model)
-    assert ("norm_pre.ssf.scale" in merged.state_dict()) == ("final.scale" in golden.part("peft"))
-
-
-CHECKS = {"ssf": check_ssf, "ssf_swin": check_ssf, "ssf_convnext": check_ssf}
+CHECKS: dict[str, Callable[[Golden], None]] = {}
+for _method in METHODS:
+    CHECKS |= getattr(importlib.import_module(f"tests.methods.test_{_method}"), "GOLDEN", {})
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

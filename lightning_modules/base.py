@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning import LightningModule
+from lightning import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
+from callbacks.ema import EMA
 from methods.inject import Backbone
 
 
@@ -25,6 +26,7 @@ class TaskModule(LightningModule):
         warmup_epochs: Epochs of linear warm-up, fractions allowed.
         warmup_lr: Learning rate at the first step of the warm-up.
         min_lr: Learning rate at the end of the cosine.
+        ema_decay: Evaluate and save an exponential moving average of what trains; a decay such as 0.999, or none.
         lr_interval: Whether the schedule moves every ``step`` or every ``epoch``, as most papers of the field do.
     """
 
@@ -39,6 +41,7 @@ class TaskModule(LightningModule):
         warmup_lr: float = 1e-6,
         min_lr: float = 0.0,
         lr_interval: Literal["step", "epoch"] = "step",
+        ema_decay: float | None = None,
     ) -> None:
         super().__init__()
         if lr <= 0:
@@ -48,6 +51,10 @@ class TaskModule(LightningModule):
         self.lr, self.weight_decay = lr, weight_decay
         self.warmup_epochs, self.warmup_lr, self.min_lr = warmup_epochs, warmup_lr, min_lr
         self.lr_interval = lr_interval
+        self.ema = None if ema_decay is None else EMA(ema_decay)
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [self.ema] if self.ema is not None else []
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Features of the backbone, (B, N, C) or (B, C, H, W). Methods that compute otherwise override this."""

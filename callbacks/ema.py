@@ -1,0 +1,70 @@
+"""Exponential moving average of what trains."""
+
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+class EMA(Callback):
+    """Average the trained parameters over steps; evaluation and checkpoints use the average.
+
+    Only trained tensors are held twice. A checkpoint's ``state_dict`` is the average; the raw values, from which a
+    resumed run goes on, stand beside it as ``raw``.
+
+    Args:
+        decay: Weight of the old average at each step, 0.999 for an average over about 1,000 steps.
+    """
+
+    def __init__(self, decay: float) -> None:
+        if not 0 < decay < 1:
+            raise ValueError(f"ema_decay={decay}: expected a value between 0 and 1")
+        self.update = get_ema_multi_avg_fn(decay)
+        self.average: dict[str, Tensor] = {}
+        self.raw: dict[str, Tensor] = {}  # of a restored checkpoint, until the fit goes on
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trained = self.trained(pl_module)
+        self.average = {name: p.detach().clone() for name, p in trained.items()}
+        for name, value in self.raw.items():  # resumed: what the module has loaded is the average
+            trained[name].data.copy_(value)
+        self.raw = {}
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch:
+            current = [p.detach() for p in self.trained(pl_module).values()]
+            self.update(list(self.average.values()), current, trainer.global_step)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.average and not trainer.sanity_checking:
+            self.swap(pl_module, self.average)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.average and not trainer.sanity_checking:
+            self.swap(pl_module, self.average)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["raw"] = {name: checkpoint["state_dict"][name] for name in self.average}
+        checkpoint["state_dict"] |= self.average
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.raw = checkpoint.get("raw", {})
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.swap(pl_module, self.average)  # what was reported is what the module holds afterwards
+
+    @staticmethod
+    def trained(pl_module: LightningModule) -> dict[str, torch.nn.Parameter]:
+        return {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
+
+    def swap(self, pl_module: LightningModule, other: dict[str, Tensor]) -> None:
+        """Exchange the values of the trained parameters with those of ``other``, in place."""
+        for name, parameter in self.trained(pl_module).items():
+            held = parameter.detach().clone()
+            parameter.data.copy_(other[name])
+            other[name].copy_(held)

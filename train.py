@@ -39,7 +39,8 @@ def main(args: list[str]) -> None:
         elif command in commands.NAMES:
             from jsonargparse import auto_cli
 
-            auto_cli(getattr(importlib.import_module(f"commands.{command}"), command), args=args[1:])
+            function = getattr(importlib.import_module(f"commands.{command}"), command)
+            auto_cli(function, args=args[1:], as_positional=False)
         elif command in LIGHTNING:
             from commands.lightning import GraftCLI
 
@@ -50,20 +51,25 @@ def main(args: list[str]) -> None:
             )
             sys.exit(2)
     except EXPECTED as error:
-        if os.environ.get("GRAFT_DEBUG") or not ours(error):
+        message = ours(error)
+        if os.environ.get("GRAFT_DEBUG") or message is None:
             raise
-        sys.stderr.write(f"error: {error}\n(GRAFT_DEBUG=1 shows where)\n")
+        sys.stderr.write(f"error: {message}\n(GRAFT_DEBUG=1 shows where)\n")
         sys.exit(1)
 
 
-def ours(error: BaseException) -> bool:
-    """Whether the error was raised on purpose by this project rather than inside a library."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
+def ours(error: BaseException | None) -> BaseException | None:
+    """The error of the chain that this project raised on purpose, and that libraries may have wrapped."""
     root = Path(__file__).resolve().parent
-    file = Path(trace.tb_frame.f_code.co_filename).resolve() if trace is not None else Path()
-    return file.is_relative_to(root) and "site-packages" not in file.parts
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        file = Path(trace.tb_frame.f_code.co_filename).resolve() if trace is not None else Path()
+        if isinstance(error, EXPECTED) and file.is_relative_to(root) and ".venv" not in file.relative_to(root).parts:
+            return error
+        error = error.__cause__
+    return None
 
 
 def overview() -> str:

@@ -1,0 +1,89 @@
+"""Fine-tune, test and merge methods on shipped data and print one table."""
+
+import json
+import time
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+CONFIG = "configs/demo/fashion_mnist_1k.yaml"
+
+
+def demo(
+    methods: str = "linear_probe,ssf,full", config: Path = Path(CONFIG), run_root: Path = Path("runs/demo")
+) -> None:
+    """Run every method through ``train.py fit``, test its best checkpoint, merge it and compare.
+
+    Args:
+        methods: Names separated by commas, or ``all``.
+        config: Complete configuration but for the method; ``configs/demo/METHOD.yaml``, if there is one, is laid over it.
+        run_root: Folder of the run folders.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from commands.lightning import nearest
+    from methods import METHODS
+
+    names = list(METHODS) if methods == "all" else [nearest(name, METHODS, "method") for name in methods.split(",")]
+    console, start = Console(width=130), time.perf_counter()
+    table = Table(title=f"{config.stem}, backbone {config_value(config, 'backbone')}", title_justify="left")
+    table.add_column("method")
+    for column in ("top-1 before", "after", "trained", "no head", "adapter kB", "images/s", "merged vs not"):
+        table.add_column(column, justify="right")
+    folders = []
+    for name in names:
+        console.rule(name)
+        row, folder = run(name, config, run_root)
+        table.add_row(name, *row)
+        folders.append(folder)
+    console.print(table)
+    console.print("Small offline demo on its own splits; not to be set beside VTAB-1k numbers.")
+    console.print(
+        f"{time.perf_counter() - start:.0f} s. Each run left config.yaml, metrics.csv, result.json, curves.png,"
+    )
+    console.print("checkpoints/ and adapter/ in its folder:")
+    for folder in folders:
+        console.print(f"  {folder}")
+
+
+def run(name: str, config: Path, run_root: Path) -> tuple[list[str], Path]:
+    """Columns of one method's row, and its run folder."""
+    import torch
+
+    from commands.lightning import GraftCLI
+
+    options = ["--method", name, "--config", str(config), "--run_root", str(run_root)]
+    own = config.parent / f"{name}.yaml"
+    if own.exists():
+        options += ["--config", str(own)]
+    with redirect_stdout(StringIO()):  # its table would only say what the last table says
+        before = GraftCLI.run(["test", *options]).trainer.callback_metrics["test/acc1"]
+    cli = GraftCLI.run(["fit", *options, "--test_after_fit", "true"])
+    folder = Path(str(cli.trainer.default_root_dir))
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    adapter = sum(file.stat().st_size for file in (folder / "adapter").iterdir()) / 1e3
+
+    model, difference = cli.model.eval(), "-"
+    if model.mergeable:
+        images = torch.stack([cli.datamodule.splits["test"][i][0] for i in range(64)])
+        images, _ = cli.datamodule.on_after_batch_transfer((images, None), 0)
+        with torch.inference_mode():
+            difference = f"{float((model.merge()(images) - model(images)).abs().max()):.0e}"
+    return [
+        f"{100 * float(before):.1f}",
+        f"{100 * result['test/acc1']:.1f}",
+        f"{result['cost/trainable_params']:,}",
+        f"{result['cost/trainable_params_no_head']:,}",
+        f"{adapter:,.0f}",
+        f"{result['cost/images_per_s']:,.0f}",
+        difference,
+    ], folder
+
+
+def config_value(config: Path, key: str) -> str:
+    """A model option of a config file, for the title."""
+    import yaml
+
+    return str(yaml.safe_load(config.read_text())["model"]["init_args"].get(key))

@@ -19,10 +19,11 @@ class Result(Callback):
 
     Args:
         cost: The callback that measures the costs of the same run.
+        test_follows: Whether the fit is tested at once, so that its table can wait for the test.
     """
 
-    def __init__(self, cost: Cost) -> None:
-        self.cost = cost
+    def __init__(self, cost: Cost, test_follows: bool = False) -> None:
+        self.cost, self.test_follows = cost, test_follows
         self.values: dict[str, Any] = {}
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -35,7 +36,7 @@ class Result(Callback):
         }
         if best is not None:
             self.values[f"best/{checkpoint.monitor}"] = float(best)  # type: ignore[union-attr]
-        self.write(trainer, curves=True)
+        self.write(trainer, fitted=True)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.values = self.values or self.describe(trainer, pl_module)
@@ -57,7 +58,7 @@ class Result(Callback):
             "precision": str(trainer.precision),
         }
 
-    def write(self, trainer: Trainer, curves: bool = False) -> None:
+    def write(self, trainer: Trainer, fitted: bool = False) -> None:
         self.values |= self.cost.values
         self.values |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         folder = Path(str(trainer.log_dir or trainer.default_root_dir))
@@ -65,8 +66,10 @@ class Result(Callback):
             return
         text = json.dumps(self.values, indent=2)
         write_atomically(folder / "result.json", lambda path: path.write_text(text))
-        if curves and (folder / "metrics.csv").exists():
+        if fitted and (folder / "metrics.csv").exists():
             draw_curves(folder / "metrics.csv", folder / "curves.png")
+        if fitted and self.test_follows:
+            return
         table = Table(title=f"{self.values['class']} in {folder}", title_justify="left")
         table.add_column("metric")
         table.add_column("value", justify="right")

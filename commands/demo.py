@@ -17,7 +17,7 @@ def demo(
 
     Args:
         methods: Names separated by commas, or ``all``.
-        config: Complete configuration but for the method; ``configs/demo/METHOD.yaml``, if there is one, is laid over it.
+        config: Configuration of everything but the method; ``METHOD.yaml`` beside it, if there is one, wins over it.
         run_root: Folder of the run folders.
     """
     from rich.console import Console

@@ -131,7 +131,8 @@ class GraftCLI(LightningCLI):
         given.checkpoint.dirpath = given.checkpoint.dirpath or str(folder / "checkpoints")
         self.place_loggers(folder)
         cost = Cost()
-        self.trainer_defaults["callbacks"] = [FiniteLoss(), cost, DeltaExport(), Result(cost), Predictions()]
+        result = Result(cost, test_follows=given.test_after_fit)
+        self.trainer_defaults["callbacks"] = [FiniteLoss(), cost, DeltaExport(), result, Predictions()]
         if given.trainer.logger is not False:
             self.trainer_defaults["callbacks"].append(LearningRateMonitor())
         # W&B reads these; options of its logger win over them
@@ -183,6 +184,15 @@ class GraftCLI(LightningCLI):
                 "Leave them out, or pass --override_checkpoint true"
             )
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except BaseException:
+            folder = Path(self.given.trainer.default_root_dir)
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()  # a run that never began leaves nothing
+            raise
+
     def after_instantiate_classes(self) -> None:
         # without validation data there is nothing to monitor: the last epoch counts
         if self.subcommand == "fit" and getattr(self.datamodule, "validates", True) is False:
@@ -202,7 +212,7 @@ class GraftCLI(LightningCLI):
 
     def after_fit(self) -> None:
         if self.given.test_after_fit and not self.given.trainer.fast_dev_run:
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best")
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best", verbose=False)
 
 
 def expand(args: list[str]) -> list[str]:

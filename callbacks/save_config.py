@@ -1,12 +1,21 @@
 """The resolved config, where it belongs: the run folder and the logger."""
 
+from typing import Any
+
 import yaml
+from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
-from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 
 class SaveConfig(SaveConfigCallback):
     """Write the resolved config into the run's own folder and hand it to every logger."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
+        config = config.clone()
+        # the next run from this file is to get a folder of its own
+        config.trainer.default_root_dir = config.checkpoint.dirpath = config.ckpt_path = None
+        super().__init__(parser, config, **kwargs)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))

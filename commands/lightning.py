@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from jsonargparse import Namespace
@@ -34,26 +35,23 @@ class GraftParser(LightningArgumentParser):
     """Names the nearest option when one is unknown."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        unknown = re.findall(r"--([\w.]+)|[Kk]ey ['\"]?([\w.]+)['\"]?", message)
-        known = [action.dest for action in self._actions] + [
-            f"{key}.{name}" for key in ("model", "data") for name in self.arguments_of(key)
-        ]
-        for word in {a or b for a, b in unknown} - set(known):
-            near = difflib.get_close_matches(word.replace("init_args.", ""), known, n=3, cutoff=0.7)
-            if near:
-                message += f". Instead of {word}, did you mean {' or '.join(f'--{name}' for name in near)}?"
+        known = {action.dest: action.dest for action in self._actions if action.dest}
+        for group, module in {"model": lightning_modules, "data": datamodules}.items():
+            known |= {name: f"{group}.{name}" for name in arguments(module)}
+        found = re.findall(r"--([\w.]+)|(?:[Oo]ption|[Kk]ey) ['\"]?([\w.]+)['\"]?", message)
+        for word in dict.fromkeys((a or b).rpartition("init_args.")[2] for a, b in found):
+            near = difflib.get_close_matches(word.removeprefix("model.").removeprefix("data."), known, n=3, cutoff=0.7)
+            if near and word not in known and word not in known.values():
+                message += f"\n{word}: did you mean {' or '.join(f'--{known[name]}' for name in near)}?"
         super().error(message, ex)
 
-    def arguments_of(self, key: str) -> set[str]:
-        """Every argument that a class for ``key`` takes."""
-        classes = vars(lightning_modules) if key == "model" else vars(datamodules)
-        found: set[str] = set()
-        for cls in classes.values():
-            if isinstance(cls, type) and issubclass(cls, (PEFTMethod, LightningDataModule)):
-                for base in cls.__mro__:
-                    if base.__module__.startswith(("lightning_modules", "methods", "datamodules")):
-                        found.update(getattr(vars(base).get("__init__"), "__annotations__", {}))
-        return found - {"return", "kwargs"}
+
+def arguments(module: ModuleType) -> set[str]:
+    """Every argument that some class of a module takes, its own or a base's of this project."""
+    classes = [value for value in vars(module).values() if isinstance(value, type)]
+    bases = {base for cls in classes for base in cls.__mro__ if not base.__module__.startswith(("torch", "lightning."))}
+    found = {name for base in bases for name in getattr(vars(base).get("__init__"), "__annotations__", {})}
+    return found - {"return", "kwargs"}
 
 
 class GraftCLI(LightningCLI):
@@ -123,12 +121,15 @@ class GraftCLI(LightningCLI):
         given, method = self.given, self.given.model.class_path.rpartition(".")[2]
         data = given.data.init_args.get("root", given.data.class_path)
         data = re.sub(r"\W+", "_", Path(str(data).rpartition(".")[2] or str(data)).name)
-        digest = hashlib.sha256(self.parser.dump(self.config).encode()).hexdigest()[:8]
+        identity = given.clone()
+        for place in ("trainer.logger", "trainer.default_root_dir", "checkpoint.dirpath", "run_root", "config"):
+            identity.pop(place, None)  # where a run writes is no part of what it computes
+        digest = hashlib.sha256(json.dumps(identity.as_dict(), default=str, sort_keys=True).encode()).hexdigest()[:8]
         if self.subcommand != "fit":
             digest = f"{self.subcommand}-{digest}"
         folder = run_folder(Path(given.run_root) / method / data / digest)
         given.trainer.default_root_dir = str(folder)
-        given.checkpoint.dirpath = given.checkpoint.dirpath or str(folder / "checkpoints")
+        given.checkpoint.dirpath = str(folder / "checkpoints")
         self.place_loggers(folder)
         cost = Cost()
         result = Result(cost, test_follows=given.test_after_fit)
@@ -227,7 +228,11 @@ def expand(args: list[str]) -> list[str]:
         rest = ["--model", f"{cls.__module__}.{cls.__qualname__}", *rest]
     elif task is not None:
         raise ValueError(f"--task {task} needs a --method")
-    path = next((take(rest, flag)[0] for flag in ("--ckpt_path",) if take(rest, flag)[0]), None)
+    for flag, module in {"--data": datamodules, "--model": lightning_modules}.items():
+        name = take(rest, flag)[0]
+        if name is not None and re.fullmatch(r"\w+", name) and not hasattr(module, name):
+            nearest(name, {n: c for n, c in vars(module).items() if isinstance(c, type)}, flag.removeprefix("--"))
+    path = take(rest, "--ckpt_path")[0]
     if path and Path(path).exists():
         saved = {k: v for k, v in read_checkpoint(path)["hyper_parameters"].items() if k not in NOT_SAVED}
         saved.pop("_instantiator", None)

@@ -1,10 +1,26 @@
 """SSF."""
 
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
+from timm.models.convnext import ConvNeXt
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock
+from timm.models.resnet import BasicBlock, ResNet
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
+from callbacks.saved_bytes import SavedBytes
+from lightning_modules import compose
+from lightning_modules.classification import Classification
+from methods import METHODS, PEFTMethod
+from methods.ssf import ScaleShift, SSFConv2d, SSFLinear
 from tests.methods.golden import LOGITS, Golden, head_parameters
+
+VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
 
 COUNTS = {
     "vit_base_patch16_224": 205_824,
@@ -36,3 +52,138 @@ def check_ssf(golden: Golden) -> None:
 
 
 GOLDEN = {"ssf": check_ssf, "ssf_swin": check_ssf, "ssf_convnext": check_ssf}
+
+TINY_MODELS: dict[str, Callable[[], nn.Module]] = {
+    "no_qkv_bias": lambda: VisionTransformer(**VIT, qkv_bias=False),
+    "layer_scale": lambda: VisionTransformer(**VIT, init_values=0.1),
+    "average_pool": lambda: VisionTransformer(**VIT, global_pool="avg"),
+    "distilled": lambda: VisionTransformerDistilled(**VIT),
+    "swin": lambda: SwinTransformer(
+        img_size=32, patch_size=4, window_size=4, embed_dim=12, depths=(1, 1), num_heads=(2, 2), num_classes=3
+    ),
+    "convnext": lambda: ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 8, 8, 16), num_classes=3),
+    "mixer": lambda: MlpMixer(img_size=32, patch_size=8, embed_dim=16, num_blocks=2, num_classes=3),
+    "resmlp": lambda: MlpMixer(
+        img_size=32,
+        patch_size=8,
+        embed_dim=16,
+        num_blocks=2,
+        num_classes=3,
+        block_layer=ResBlock,
+        norm_layer=Affine,
+        mlp_ratio=4,
+    ),
+    "resnet": lambda: ResNet(BasicBlock, (1, 1, 1, 1), channels=(8, 8, 8, 8), num_classes=3),
+}
+
+
+def adapted(name: str, **options: Any) -> PEFTMethod:
+    """SSF on a tiny model of a class, with scales and shifts far from their initial values."""
+    torch.manual_seed(0)
+    backbone = TINY_MODELS[name]()
+
+    class Task(Classification):
+        def build_backbone(self) -> None:
+            self.backbone = backbone
+
+    model = type("Adapted", (METHODS["ssf"], Task), {})(num_classes=3, ssf_std=0.2, **options)
+    model.configure_model()
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", TINY_MODELS)
+def test_folded_form_equals_the_elementwise_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs and gradients of the custom backward against plain autograd of ``scale * f(x) + shift``."""
+    images = torch.randn(2, 3, 32, 32)
+    model = adapted(name)
+    results = []
+    for elementwise in (False, True):
+        if elementwise:  # no scale is large enough to divide by
+            monkeypatch.setattr("methods.ssf.SMALLEST_SCALE", float("inf"))
+            for op in [module for module in model.modules() if isinstance(module, ScaleShift)]:
+                op.checked = -1
+        model.zero_grad()
+        logits = model(images)
+        logits.square().sum().backward()
+        results.append((logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}))
+    torch.testing.assert_close(results[0][0], results[1][0], atol=2e-5, rtol=1e-5)
+    for parameter, gradient in results[0][1].items():
+        torch.testing.assert_close(gradient, results[1][1][parameter], atol=2e-4, rtol=2e-4, msg=parameter)
+
+
+@pytest.mark.parametrize("name", TINY_MODELS)
+def test_merge_everywhere(name: str) -> None:
+    model = adapted(name)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(images)
+        merged = model.merge()
+        torch.testing.assert_close(merged(images), expected, atol=1e-5, rtol=1e-5)
+    assert model.plain_keys is not None
+    extra = {key.rpartition(".")[0] for key in set(merged.state_dict()) - model.plain_keys}
+    # a bias that the plain model lacks, or the final map that no weight can take
+    kept = {"convnext": {"norm_pre.ssf"}, "average_pool": {"norm.ssf"}}
+    assert extra == kept.get(name, extra if name in ("no_qkv_bias", "resnet") else set())
+
+
+def test_a_scale_of_zero_keeps_exact_gradients() -> None:
+    """The custom backward divides by the scale; a layer with a tiny one must not."""
+    layer = SSFLinear(4, 3)
+    layer.ssf = ScaleShift(3, 0.1)
+    layer.ssf.scale.data[1] = 0.0
+    x = torch.randn(5, 4)
+    (layer(x) * torch.arange(3.0)).sum().backward()
+    z = nn.functional.linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(layer.ssf.scale.grad, (z * torch.arange(3.0)).sum(0))
+
+
+def test_the_check_of_the_scales_follows_the_optimizer() -> None:
+    op = ScaleShift(3, 0.0)
+    assert op.divisible
+    for optimizer in (torch.optim.SGD([op.scale], lr=1.0), torch.optim.Adam([op.scale], lr=1.0, fused=True)):
+        with torch.no_grad():
+            op.scale.fill_(1.0)
+        assert op.divisible
+        op.scale.grad = torch.ones(3)
+        optimizer.step()  # 1 - 1 = 0
+        assert not op.divisible, type(optimizer).__name__
+
+
+def test_channels_are_told_by_the_layer_not_by_the_shape() -> None:
+    """A (B, C, H, W) map with W = C is scaled along its channels; the published helper takes the last axis."""
+    layer = SSFConv2d(3, 8, 1)
+    layer.ssf = ScaleShift(8, 0.5, spatial=True)
+    x = torch.randn(2, 3, 8, 8)
+    expected = nn.functional.conv2d(x, layer.weight, layer.bias) * layer.ssf.scale.view(1, 8, 1, 1)
+    torch.testing.assert_close(layer(x), expected + layer.ssf.shift.view(1, 8, 1, 1))
+
+
+def test_downsampling_layers_are_an_option() -> None:
+    for backbone, count in {"swin_base_patch4_window7_224": 274_432, "convnext_base": 260_608}.items():
+        model = compose(METHODS["ssf"], task=Classification)(
+            backbone=backbone, pretrained=False, num_classes=100, ssf_downsample=True
+        )
+        model.configure_model()
+        assert model.parameter_counts()[0] == count
+
+
+def test_bf16_keeps_activations_in_bf16() -> None:
+    """An fp32 scale must not promote what autograd keeps: saved bytes stay near those of the frozen model."""
+    model = adapted("layer_scale").train()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16), SavedBytes(model) as low:
+        model(images).sum()
+    with SavedBytes(model) as full:
+        model(images).sum()
+    assert low.bytes < 0.75 * full.bytes
+
+
+def test_only_the_head_decays() -> None:
+    model = adapted("layer_scale", weight_decay=0.1)
+    decayed = {id(p) for group in model.param_groups() if group["weight_decay"] for p in group["params"]}
+    assert decayed == {id(model.backbone.head.weight)}
+
+
+def test_negative_std_is_refused() -> None:
+    with pytest.raises(ValueError, match="ssf_std=-1"):
+        METHODS["ssf"](ssf_std=-1)

@@ -57,6 +57,7 @@ class Variant:
         self.forward(batch).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.model.on_train_batch_end(None, batch, 0)
 
     def saved_bytes(self, batch: tuple[Tensor, Tensor]) -> int:
         with SavedBytes(self.model) as saved:

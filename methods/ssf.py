@@ -30,7 +30,7 @@ class ScaleShift(Op):
         self.scale = nn.Parameter(torch.empty(dim).normal_(1.0, std))
         self.shift = nn.Parameter(torch.empty(dim).normal_(0.0, std))
         self.spatial = spatial
-        self.checked, self.safe = -1, False  # version of ``scale`` that ``divisible`` has looked at, and what it saw
+        self.looked: bool | None = None  # what ``divisible`` says for the length of a training step
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         # cast: a bf16 feature times an fp32 scale would become fp32 and double the memory
@@ -46,13 +46,12 @@ class ScaleShift(Op):
 
     @property
     def divisible(self) -> bool:
-        """Whether every scale is large enough to divide by; looked up again only after the scale has changed."""
-        if self.checked != self.scale._version:
-            self.mark(bool(self.scale.detach().abs().min() >= SMALLEST_SCALE))
-        return self.safe
-
-    def mark(self, safe: bool) -> None:
-        self.checked, self.safe = self.scale._version, safe
+        """Whether the backward pass may divide by every scale."""
+        if not torch.is_grad_enabled():
+            return True
+        if self.looked is None:  # no cache by version: fused optimizers change values without counting it up
+            return bool(self.scale.detach().abs().min() >= SMALLEST_SCALE)
+        return self.looked
 
 
 class FoldedLinear(torch.autograd.Function):
@@ -228,7 +227,11 @@ class SSF(PEFTMethod):
         ops = [module.ssf for module in holders(self.backbone, "ssf")]
         if float(torch.cat([op.scale.detach() for op in ops]).abs().min()) >= SMALLEST_SCALE:
             for op in ops:
-                op.mark(True)
+                op.looked = True
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        for module in holders(self.backbone, "ssf"):
+            module.ssf.looked = None
 
     def fold(self, backbone: Backbone) -> None:
         for module in holders(backbone, "ssf"):

@@ -1,0 +1,136 @@
+"""VPT."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_modules import compose
+from lightning_modules.classification import Classification
+from methods import PEFTMethod
+from methods.vpt import VPT
+from tests.methods.golden import Golden, head_parameters
+
+Build = Callable[..., PEFTMethod]
+
+COUNTS = {"vit_base_patch16_224": 92_160}
+IDENTITY: dict[str, Any] | None = None  # prompts change the logits from the first step
+
+
+def check_vpt(golden: Golden) -> None:
+    weights = golden.part("peft")
+    first, deep = weights["prompt_embeddings"], weights.get("deep_prompt_embeddings")
+    projected = "prompt_proj.weight" in weights
+    model = golden.build(
+        "vpt",
+        prompt_length=first.shape[1],
+        prompt_deep=deep is not None,
+        prompt_project=first.shape[2] if projected else 0,
+    )
+    prompts = [block.prompt for block in model.backbone.blocks if hasattr(block, "prompt")]
+    values = [first[0], *(deep if deep is not None else [])]
+    for prompt, value in zip(prompts, values, strict=True):
+        prompt.tokens.data.copy_(value)
+    ours = head_parameters(model)
+    if projected:
+        for name, parameter in model.backbone.prompt_project.named_parameters():
+            parameter.data.copy_(weights[f"prompt_proj.{name}"])
+            ours[f"prompt_proj.{name}"] = parameter
+    golden.check_logits(model)
+    # the file holds the prompts of all deeper blocks in one tensor
+    grad = golden.tensors.pop("grad.deep_prompt_embeddings", None)
+    for index, gradient in enumerate(grad if grad is not None else []):
+        golden.tensors[f"grad.deep.{index}"] = gradient
+        ours[f"deep.{index}"] = prompts[index + 1].tokens
+    golden.check_gradients(model, ours | {"prompt_embeddings": prompts[0].tokens})
+
+
+GOLDEN = {"vpt_shallow": check_vpt, "vpt_deep": check_vpt, "vpt_deep_project": check_vpt}
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({"prompt_length": 50, "prompt_deep": False}, 38_400),
+        ({"prompt_length": 50}, 460_800),
+        ({"prompt_project": 64}, 12 * 10 * 64 + 64 * 768 + 768),
+    ],
+)
+def test_counts(options: dict[str, Any], count: int) -> None:
+    model = compose(VPT, task=Classification)(backbone="vit_base_patch16_224", pretrained=False, **options)
+    model.configure_model()
+    assert model.parameter_counts()[0] == count
+    first = model.backbone.blocks[0].prompt.tokens
+    bound = (6 / (3 * 16 * 16 + first.shape[1])) ** 0.5
+    assert 0.9 * bound < first.abs().max() <= bound
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_sequence_comes_back_without_prompts(deep: bool, build: Build) -> None:
+    model = build("vpt", prompt_deep=deep, prompt_length=4)
+    model.configure_model()
+    assert model.backbone.forward_features(torch.randn(2, 3, 32, 32)).shape == (2, 17, 48)
+    lengths = [p.shape[0] for n, p in model.named_parameters() if n.endswith("prompt.tokens")]
+    assert lengths == ([4, 4] if deep else [4])
+
+
+def test_dense_features_of_deep_prompts(build: Build) -> None:
+    model = build("vpt", prompt_length=4)
+    model.configure_model()
+    _, maps = model.eval().backbone.forward_intermediates(torch.randn(2, 3, 32, 32))
+    assert [tuple(m.shape) for m in maps] == [(2, 48, 4, 4)] * 2
+
+
+@pytest.mark.parametrize("deep", [True, False])
+@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"])
+def test_against_prompts_behind_the_class_token(deep: bool, backbone: str) -> None:
+    """The published form: prompts follow the prefix tokens, each block's outputs at their places are discarded."""
+    args = {"img_size": 28, "patch_size": 7, "embed_dim": 48, "depth": 3, "num_heads": 3}
+    torch.manual_seed(0)
+    model = compose(VPT, task=Classification)(
+        backbone=backbone, backbone_args=args, pretrained=False, num_classes=3, prompt_length=4, prompt_deep=deep
+    )
+    images = torch.randn(3, 3, 28, 28)
+    vit = model.backbone
+    embedded = vit._pos_embed(vit.patch_embed(images))
+    model.configure_model()
+    prompts = [block.prompt.tokens for block in vit.blocks if hasattr(block, "prompt")]
+    model.eval()
+    with torch.no_grad():
+        expected, n = embedded, vit.num_prefix_tokens
+        logits, alone = model(images), torch.cat([model(image[None]) for image in images])
+        for block in vit.blocks:
+            block._forward_hooks.clear()
+            block._forward_pre_hooks.clear()
+        for index, block in enumerate(vit.blocks):
+            if index < len(prompts):
+                behind = expected[:, n + (4 if index else 0) :]
+                expected = torch.cat([expected[:, :n], prompts[index].expand(3, -1, -1), behind], dim=1)
+            expected = block(expected)
+        torch.testing.assert_close(logits, vit.forward_head(vit.norm(expected)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(alone, logits, atol=1e-5, rtol=0)
+
+
+def test_dropout_differs_between_images(build: Build) -> None:
+    model = build("vpt", prompt_dropout=0.5, prompt_project=5)
+    model.configure_model()
+    block = model.train().backbone.blocks[0]
+    x = torch.zeros(2, 17, 48)
+    first, second = block.prompt.insert(block, (x,))[0][:, 17:]
+    assert not torch.equal(first, second)
+    model.eval()
+    first, second = block.prompt.insert(block, (x,))[0][:, 17:]
+    assert torch.equal(first, second)
+
+
+def test_refusals(build: Build) -> None:
+    for length in (0, -3):
+        with pytest.raises(ValueError, match=f"prompt_length={length}: expected at least 1 prompt"):
+            build("vpt", prompt_length=length)
+    with pytest.raises(ValueError, match="prompt_project=-1: expected a width, or 0"):
+        build("vpt", prompt_project=-1)
+    for backbone, name in {"swin_tiny_patch4_window7_224": "SwinTransformer", "resnet18": "ResNet"}.items():
+        model = compose(VPT, task=Classification)(backbone=backbone, pretrained=False)
+        with pytest.raises(ValueError, match=f"one token sequence, and {name} has none: use a ViT"):
+            model.configure_model()

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from methods.base import PEFTMethod
 from methods.inject import Backbone, Op, check_free
@@ -27,14 +28,15 @@ class Prompt(Op):
     def __init__(self, length: int, dim: int, bound: float, dropout: float, project: nn.Linear | None) -> None:
         super().__init__()
         self.tokens = nn.Parameter(torch.empty(length, dim).uniform_(-bound, bound))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.shared = (project,)  # in a tuple: the backbone owns the layer, and saves it once
 
     def insert(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x, *rest = args
         (project,) = self.shared
         tokens = self.tokens if project is None else project(self.tokens)
-        tokens = self.dropout(tokens.to(x.dtype).expand(len(x), -1, -1))
+        tokens = tokens.to(x.dtype).expand(len(x), -1, -1)
+        tokens = F.dropout(tokens, self.dropout, self.training)  # every image drops its own elements
         return torch.cat([x, tokens], dim=1), *rest
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:

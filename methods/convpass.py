@@ -45,13 +45,17 @@ class Bypass(Op):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, u: Tensor) -> Tensor:
+        """The scaled update of u (B, N, C) or (B, H, W, C)."""
         hidden = quick_gelu(self.down(u)).flatten(1, -2)  # (B, N, h)
         prefix, patches = hidden[:, : self.prefix], hidden[:, self.prefix :]
         patches = self.conv(patches.unflatten(1, self.grid).permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
         # around an image of one pixel lies only padding: the centre tap is all that acts
         prefix = F.linear(prefix, self.conv.weight[:, :, 1, 1], self.conv.bias)
         hidden = self.dropout(quick_gelu(torch.cat([prefix, patches], dim=1)))
-        return self.up(hidden).view(*u.shape[:-1], -1)
+        # to scale the weight costs less than to scale the update, and a CPU takes a quarter of the time for its
+        # gradient when it lies in memory as (h, C)
+        weight = (self.scale * self.up.weight.t()).contiguous()
+        return F.linear(hidden, weight.t(), self.scale * self.up.bias).view_as(u)
 
     def read(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         self.tokens = output
@@ -61,7 +65,7 @@ class Bypass(Op):
         update = self(self.tokens)
         self.tokens = None
         # module is the branch's drop path: the bypass is dropped independently of the branch
-        return torch.add(output, module.forward(update), alpha=self.scale)
+        return output + module.forward(update)
 
 
 class Convpass(PEFTMethod):

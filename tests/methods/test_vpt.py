@@ -1,5 +1,6 @@
 """VPT."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -83,7 +84,11 @@ def test_dense_features_of_deep_prompts(build: Build) -> None:
 
 
 @pytest.mark.parametrize("deep", [True, False])
-@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"])
+@pytest.mark.parametrize(
+    "backbone",
+    # registers and layer scale; norms behind the branches; two branches side by side
+    ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "vit_base_patch16_rpn_224", "vit_small_patch16_18x2_224"],
+)
 def test_against_prompts_behind_the_class_token(deep: bool, backbone: str) -> None:
     """The published form: prompts follow the prefix tokens, each block's outputs at their places are discarded."""
     args = {"img_size": 28, "patch_size": 7, "embed_dim": 48, "depth": 3, "num_heads": 3}
@@ -91,6 +96,9 @@ def test_against_prompts_behind_the_class_token(deep: bool, backbone: str) -> No
     model = compose(VPT, task=Classification)(
         backbone=backbone, backbone_args=args, pretrained=False, num_classes=3, prompt_length=4, prompt_deep=deep
     )
+    for name, parameter in model.backbone.named_parameters():
+        if "ls" in name:
+            parameter.data.fill_(0.7)  # a layer scale of 1e-5 would hide the blocks
     images = torch.randn(3, 3, 28, 28)
     vit = model.backbone
     embedded = vit._pos_embed(vit.patch_embed(images))
@@ -100,14 +108,15 @@ def test_against_prompts_behind_the_class_token(deep: bool, backbone: str) -> No
     with torch.no_grad():
         expected, n = embedded, vit.num_prefix_tokens
         logits, alone = model(images), torch.cat([model(image[None]) for image in images])
-        for block in vit.blocks:
-            block._forward_hooks.clear()
-            block._forward_pre_hooks.clear()
+        for module in vit.modules():
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
         for index, block in enumerate(vit.blocks):
             if index < len(prompts):
                 behind = expected[:, n + (4 if index else 0) :]
                 expected = torch.cat([expected[:, :n], prompts[index].expand(3, -1, -1), behind], dim=1)
             expected = block(expected)
+        expected = torch.cat([expected[:, :n], expected[:, n + 4 :]], dim=1)  # average pooling leaves the prompts out
         torch.testing.assert_close(logits, vit.forward_head(vit.norm(expected)), atol=1e-5, rtol=0)
     torch.testing.assert_close(alone, logits, atol=1e-5, rtol=0)
 
@@ -124,12 +133,26 @@ def test_dropout_differs_between_images(build: Build) -> None:
     assert torch.equal(first, second)
 
 
+def test_copy_shares_its_own_projection(build: Build) -> None:
+    model = build("vpt", prompt_project=5)
+    model.configure_model()
+    copied = copy.deepcopy(model).backbone
+    assert copied.prompt_project is not model.backbone.prompt_project
+    for block in copied.blocks:
+        assert block.prompt.shared[0] is copied.prompt_project
+        assert block.prompt.shared[1] is block.norm1
+    keys = [name for name in model.delta_state_dict() if "project" in name]
+    assert keys == ["backbone.prompt_project.weight", "backbone.prompt_project.bias"]
+
+
 def test_refusals(build: Build) -> None:
     for length in (0, -3):
         with pytest.raises(ValueError, match=f"prompt_length={length}: expected at least 1 prompt"):
             build("vpt", prompt_length=length)
     with pytest.raises(ValueError, match="prompt_project=-1: expected a width, or 0"):
         build("vpt", prompt_project=-1)
+    with pytest.raises(ValueError, match=r"prompt_dropout=1.0: expected a probability"):
+        build("vpt", prompt_dropout=1.0)
     for backbone, name in {"swin_tiny_patch4_window7_224": "SwinTransformer", "resnet18": "ResNet"}.items():
         model = compose(VPT, task=Classification)(backbone=backbone, pretrained=False)
         with pytest.raises(ValueError, match=f"one token sequence, and {name} has none: use a ViT"):

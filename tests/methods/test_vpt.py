@@ -1,11 +1,13 @@
 """VPT."""
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from lightning_modules import compose
 from lightning_modules.classification import Classification
@@ -145,6 +147,80 @@ def test_copy_shares_its_own_projection(build: Build) -> None:
     assert keys == ["backbone.prompt_project.weight", "backbone.prompt_project.bias"]
 
 
+def swin(**options: Any) -> PEFTMethod:
+    """Two stages of 8 x 8 (four windows, one block shifted) and 4 x 4 patches."""
+    torch.manual_seed(0)
+    args = {"img_size": 32, "window_size": 4, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}
+    model = compose(VPT, task=Classification)(
+        backbone="swin_tiny_patch4_window7_224", backbone_args=args, pretrained=False, num_classes=3, **options
+    )
+    for name, parameter in model.backbone.named_parameters():
+        if "relative_position_bias_table" in name or "norm" in name:
+            parameter.data.add_(torch.randn_like(parameter))
+    return model
+
+
+def swin_block(block: Any, x: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
+    """One block on the map (H, W, C) and the prompts (P, C) of one image, window by window."""
+    attn, (size, _), (shift, _), length = block.attn, block.window_size, block.shift_size, len(prompts)
+    position = attn.relative_position_bias_table[attn.relative_position_index].permute(2, 0, 1)  # (heads, N, N)
+    rolled = block.norm1(x).roll((-shift, -shift), (0, 1))
+    out, seen = torch.empty_like(x), []
+    for index in range((x.shape[0] // size) * (x.shape[1] // size)):
+        row, column = (part * size for part in divmod(index, x.shape[1] // size))
+        area = (slice(row, row + size), slice(column, column + size))
+        tokens = torch.cat([block.norm1(prompts), rolled[area].reshape(size * size, -1)])
+        q, k, v = attn.qkv(tokens).view(len(tokens), 3, attn.num_heads, -1).permute(1, 2, 0, 3)
+        scores = q @ k.transpose(1, 2) * attn.scale
+        scores[:, length:, length:] += position + (block.attn_mask[index] if shift else 0)
+        tokens = attn.proj((scores.softmax(-1) @ v).transpose(0, 1).reshape(len(tokens), -1))
+        seen.append(tokens[:length])
+        out[area] = tokens[length:].view(size, size, -1)
+    x = x + out.roll((shift, shift), (0, 1))
+    prompts = prompts + torch.stack(seen).mean(0)
+    return x + block.mlp(block.norm2(x)), prompts + block.mlp(block.norm2(prompts))
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_swin(deep: bool) -> None:
+    """Windows share their image's prompts, whatever else is in the batch; the pooling takes them in."""
+    model = swin(prompt_deep=deep, prompt_length=3)
+    model.configure_model()
+    backbone = model.eval().backbone
+    for prompt in [m.prompt for m in backbone.modules() if getattr(m, "prompt", None) is not None]:
+        torch.nn.init.normal_(prompt.tokens)
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        logits, alone = model(images), torch.cat([model(image[None]) for image in images])
+        torch.testing.assert_close(alone, logits, atol=1e-5, rtol=0)
+        for image, expected in zip(images, logits, strict=True):
+            x, prompts = backbone.patch_embed(image[None])[0], torch.empty(0)
+            for stage in backbone.layers:
+                if stage is not backbone.layers[0]:
+                    merge = stage.downsample
+                    corners = x.unflatten(1, (-1, 2)).unflatten(0, (-1, 2)).permute(0, 2, 3, 1, 4).flatten(2)
+                    x, prompts = (merge.reduction(merge.norm(t)) for t in (corners, prompts.repeat(1, 4)))
+                for block in stage.blocks:
+                    prompts = block.prompt.tokens if block.prompt is not None else prompts
+                    x, prompts = swin_block(block, x, prompts)
+            pooled = backbone.norm(torch.cat([x.flatten(0, 1), prompts])).mean(0)
+            torch.testing.assert_close(backbone.head.fc(pooled), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_swin_trains_and_copies(deep: bool) -> None:
+    model = swin(prompt_deep=deep, prompt_length=3, drop_path=0.1)
+    model.configure_model()
+    prompts = {n: p.shape for n, p in model.backbone.named_parameters() if n.endswith("prompt.tokens")}
+    assert [tuple(shape) for shape in prompts.values()] == ([(3, 24)] * 2 + [(3, 48)] * 2 if deep else [(3, 24)])
+    images = torch.randn(2, 3, 32, 32)
+    model.train().loss((images, torch.tensor([0, 1]))).backward()
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+    model.eval()
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(images), model(images))
+
+
 def test_refusals(build: Build) -> None:
     for length in (0, -3):
         with pytest.raises(ValueError, match=f"prompt_length={length}: expected at least 1 prompt"):
@@ -153,7 +229,9 @@ def test_refusals(build: Build) -> None:
         build("vpt", prompt_project=-1)
     with pytest.raises(ValueError, match=r"prompt_dropout=1.0: expected a probability"):
         build("vpt", prompt_dropout=1.0)
-    for backbone, name in {"swin_tiny_patch4_window7_224": "SwinTransformer", "resnet18": "ResNet"}.items():
+    for backbone in ("swinv2_tiny_window8_256", "convnext_atto", "resnet18"):
         model = compose(VPT, task=Classification)(backbone=backbone, pretrained=False)
-        with pytest.raises(ValueError, match=f"one token sequence, and {name} has none: use a ViT"):
+        with pytest.raises(ValueError, match="has none: use a ViT or Swin"):
             model.configure_model()
+    with pytest.raises(ValueError, match="the stages of a Swin differ in width, expected 0"):
+        swin(prompt_project=5).configure_model()

@@ -88,11 +88,16 @@ class PEFTMethod(LightningModule):
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Cast or move the module; under ``bf16-true`` only frozen tensors are cast."""
         # a bf16 scale at 1.0 cannot take an Adam step of 1e-3: what trains keeps its fp32 values
-        kept = [(p, p.data) for module in self.modules() for p in in_fp32(module)] if self.adapted else []
+        modules = list(self.modules()) if self.adapted else []
+        kept = [(p, p.data) for module in modules for p in in_fp32(module)]
+        statistics = [(m, name, b) for m in modules if moves(m) for name, b in m.named_buffers(recurse=False)]
         super().to(*args, **kwargs)
         for parameter, data in kept:
             if parameter.dtype in (torch.bfloat16, torch.float16):
                 parameter.data = data.to(parameter.device)
+        for module, name, buffer in statistics:
+            if getattr(module, name).dtype in (torch.bfloat16, torch.float16):
+                setattr(module, name, buffer.to(getattr(module, name).device))
         return self
 
     def delta_state_dict(self) -> dict[str, Tensor]:

@@ -33,8 +33,9 @@ def detach(module: nn.Module, name: str) -> Op:
     """Take an attached op away again and return it."""
     op = module._modules.pop(name)
     assert isinstance(op, Op)
-    for key in [k for k, hook in module._forward_hooks.items() if getattr(hook, "__self__", None) is op]:
-        del module._forward_hooks[key]
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key in [k for k, hook in hooks.items() if getattr(hook, "__self__", None) is op]:
+            del hooks[key]
     return op
 
 

@@ -1,0 +1,125 @@
+"""Bottleneck adapters behind the branches of a transformer block."""
+
+import warnings
+from typing import Any, Literal, NamedTuple
+
+import torch
+from timm.layers import DropPath
+from timm.layers.activations import QuickGELU
+from timm.models.eva import EvaBlock
+from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from methods.base import PEFTMethod
+from methods.inject import Backbone, Op, attach
+
+Init = Literal["houlsby", "lora", "xavier", "vpt_dead_zero"]
+
+
+class Placement(NamedTuple):
+    """Where a paper puts its adapters inside a block, and the rest of its recipe."""
+
+    sites: tuple[str, ...]  # modules whose output o becomes o + A(o); "" is the block itself
+    activation: type[nn.Module] = nn.GELU
+    init: Init = "houlsby"
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    scaled: bool = False  # whether each channel of A(o) has a learned scale
+
+
+PLACEMENTS = {
+    "houlsby": Placement(("attn", "mlp")),
+    "pfeiffer": Placement(("mlp",)),
+    "noah": Placement(("drop_path2",), activation=QuickGELU, init="xavier", dropout=0.1),
+    "adapter_plus": Placement(("",), drop_path=0.1, scaled=True),
+}
+
+
+def transformer_blocks(backbone: Backbone) -> list[Any]:
+    """The pre-norm blocks of a ViT, EVA or Swin, first to last: ``norm1``, ``attn``, ``norm2``, ``mlp``, residuals.
+
+    Raises:
+        ValueError: If the backbone has none.
+    """
+    # by class, not by child names: SwinV2 has the same names and its norms behind the branches
+    blocks = [m for m in backbone.modules() if isinstance(m, (Block, EvaBlock, SwinTransformerBlock))]
+    if not blocks:
+        raise ValueError(f"{type(backbone).__name__} has no pre-norm transformer blocks: use a ViT, EVA or Swin")
+    return blocks
+
+
+class Bottleneck(Op):
+    """Residual bottleneck ``o + g * drop_path(up(drop(act(down(o)))))``.
+
+    Args:
+        dim: Channels C of the feature (B, ..., C).
+        hidden: Width h of the bottleneck.
+        placement: Activation, dropout and scale.
+        init: How the weights are drawn.
+    """
+
+    def __init__(self, dim: int, hidden: int, placement: Placement, init: Init) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.act = placement.activation()
+        self.dropout, self.drop_path = nn.Dropout(placement.dropout), DropPath(placement.drop_path)
+        self.scale = nn.Parameter(torch.ones(dim)) if placement.scaled else None
+        for linear in (self.down, self.up):
+            nn.init.zeros_(linear.bias)
+            if init == "houlsby":
+                nn.init.trunc_normal_(linear.weight, std=0.01, a=-0.02, b=0.02)
+            elif init == "xavier":
+                nn.init.xavier_uniform_(linear.weight)
+                nn.init.normal_(linear.bias, std=1e-6)
+            elif init == "vpt_dead_zero" or linear is self.up:
+                nn.init.zeros_(linear.weight)  # "lora" keeps torch's Kaiming uniform for ``down``
+
+    def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        update = self.up(self.dropout(self.act(self.down(output))))
+        if self.scale is not None:
+            update = update * self.scale.to(update.dtype)
+        return output + self.drop_path(update)
+
+
+class Adapter(PEFTMethod):
+    """Bottleneck adapters (Houlsby et al., ICML 2019, arXiv:1902.00751).
+
+    Args:
+        adapter_placement: ``houlsby`` behind attention and MLP; ``pfeiffer`` behind the MLP (arXiv:2005.00247);
+            ``noah`` behind the MLP's drop path, with QuickGELU and dropout 0.1 (arXiv:2206.04673); ``adapter_plus``
+            behind the block, with a scale per channel and drop path 0.1 (Adapter+, arXiv:2406.06820).
+        adapter_dim: Width h of the bottleneck.
+        adapter_init: ``houlsby`` (normal of std 0.01 cut at two std), ``lora`` (``up`` zero: starts from exactly the
+            frozen backbone), ``xavier``, or ``vpt_dead_zero`` (all zero, as VPT's code: only a bias per block ever
+            learns); by default what the placement's paper uses, ``houlsby`` for ``pfeiffer``.
+    """
+
+    mergeable = False
+
+    def __init__(
+        self,
+        adapter_placement: Literal["houlsby", "pfeiffer", "noah", "adapter_plus"] = "pfeiffer",
+        adapter_dim: int = 8,
+        adapter_init: Init | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if adapter_dim <= 0:
+            raise ValueError(f"adapter_dim={adapter_dim}: expected a bottleneck of at least 1 channel")
+        self.placement, self.adapter_dim = PLACEMENTS[adapter_placement], adapter_dim
+        self.adapter_init = adapter_init or self.placement.init
+        if adapter_init == "vpt_dead_zero":
+            warnings.warn(
+                "adapter_init='vpt_dead_zero': with both matrices zero their gradients stay zero, so only the bias of "
+                "'up' trains; use 'houlsby' or 'lora' unless VPT's printed numbers are the aim",
+                stacklevel=2,
+            )
+
+    def adapt(self, backbone: Backbone) -> None:
+        super().adapt(backbone)
+        for block in transformer_blocks(backbone):
+            dim = block.norm2.weight.shape[0]
+            for site in self.placement.sites:
+                op = Bottleneck(dim, self.adapter_dim, self.placement, self.adapter_init)
+                attach(block.get_submodule(site), "adapter", op)

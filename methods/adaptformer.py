@@ -1,0 +1,83 @@
+"""AdaptFormer: a bottleneck parallel to every MLP."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.adapter import transformer_blocks
+from methods.base import PEFTMethod
+from methods.inject import Backbone, Op, check_free
+
+
+class ParallelBottleneck(Op):
+    """Adds ``scale * up(drop(relu(down(x))))`` of a residual stream x (B, ..., C) to the branch that x feeds.
+
+    Args:
+        dim: Channels C of the stream.
+        hidden: Width h of the bottleneck.
+        scale: Factor s of the update, dimensionless.
+        dropout: Probability of dropping a hidden unit.
+        bias: Whether both projections have biases.
+    """
+
+    def __init__(self, dim: int, hidden: int, scale: float, dropout: float, bias: bool) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(dim, hidden, bias), nn.Linear(hidden, dim, bias)  # down: Kaiming uniform
+        self.dropout, self.scale = nn.Dropout(dropout), scale
+        self.stream: Tensor | None = None  # x between the two hooks of one forward pass
+        nn.init.zeros_(self.up.weight)
+        if bias:
+            nn.init.zeros_(self.down.bias)
+            nn.init.zeros_(self.up.bias)
+
+    def read(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.stream = args[0]
+
+    def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        assert self.stream is not None, "norm2 was not called before the MLP"
+        hidden = torch.relu(self.down(self.stream))
+        self.stream = None
+        return torch.add(output, self.up(self.dropout(hidden)), alpha=self.scale)
+
+
+class AdaptFormer(PEFTMethod):
+    """AdaptFormer (Chen et al., NeurIPS 2022, arXiv:2205.13535).
+
+    Args:
+        adaptformer_dim: Width h of the bottleneck; 64 in the paper, 8 in the VTAB-1k comparisons.
+        adaptformer_scale: Factor s of the adapter's output; the VTAB-1k comparisons search it per task.
+        adaptformer_dropout: Probability of dropping a hidden unit.
+        adaptformer_bias: Whether both projections have biases, as in the paper's code; PETL-ViT leaves them out.
+    """
+
+    mergeable = False
+
+    def __init__(
+        self,
+        adaptformer_dim: int = 8,
+        adaptformer_scale: float = 0.1,
+        adaptformer_dropout: float = 0.1,
+        adaptformer_bias: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if adaptformer_dim <= 0:
+            raise ValueError(f"adaptformer_dim={adaptformer_dim}: expected a bottleneck of at least 1 channel")
+        self.adaptformer_dim, self.adaptformer_scale = adaptformer_dim, adaptformer_scale
+        self.adaptformer_dropout, self.adaptformer_bias = adaptformer_dropout, adaptformer_bias
+
+    def adapt(self, backbone: Backbone) -> None:
+        super().adapt(backbone)
+        for block in transformer_blocks(backbone):
+            check_free(block, "adaptformer")
+            block.adaptformer = op = ParallelBottleneck(
+                block.norm2.weight.shape[0],
+                self.adaptformer_dim,
+                self.adaptformer_scale,
+                self.adaptformer_dropout,
+                self.adaptformer_bias,
+            )
+            # x2 = x1 + drop_path(mlp(norm2(x1))) + s A(x1): A reads x1 itself and is never dropped with the MLP
+            block.norm2.register_forward_pre_hook(op.read)
+            block.drop_path2.register_forward_hook(op.hook)

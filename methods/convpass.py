@@ -1,0 +1,122 @@
+"""Convpass: convolutional bypasses parallel to attention and MLP."""
+
+from typing import Any, Literal
+
+import torch
+from timm.layers.activations import quick_gelu
+from timm.models.swin_transformer import SwinTransformerBlock
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.adapter import transformer_blocks
+from methods.base import PEFTMethod
+from methods.inject import Backbone, Op, check_free
+
+
+class Bypass(Op):
+    """Adds ``scale * drop_path(up(drop(g(conv3x3(g(down(u)))))))`` of a branch's input u to its output, g QuickGELU.
+
+    Args:
+        dim: Channels C of the tokens.
+        hidden: Channels h of the convolution.
+        prefix: Number of tokens before the patches, each convolved as an image of its own.
+        grid: Height and width of the patch grid, in patches.
+        scale: Factor s of the update, dimensionless.
+        dropout: Probability of dropping a hidden unit.
+        xavier: Whether the convolution starts Xavier uniform rather than as the identity.
+    """
+
+    def __init__(
+        self, dim: int, hidden: int, prefix: int, grid: tuple[int, int], scale: float, dropout: float, xavier: bool
+    ) -> None:
+        super().__init__()
+        self.prefix, self.grid, self.scale = prefix, grid, scale
+        self.down, self.up = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.conv = nn.Conv2d(hidden, hidden, 3, padding=1)
+        self.dropout = nn.Dropout(dropout)
+        self.tokens: Tensor | None = None  # u between the two hooks of one forward pass
+        nn.init.xavier_uniform_(self.down.weight)
+        nn.init.zeros_(self.up.weight)
+        if xavier:
+            nn.init.xavier_uniform_(self.conv.weight)
+        else:
+            nn.init.dirac_(self.conv.weight)
+        for layer in (self.down, self.conv, self.up):
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, u: Tensor) -> Tensor:
+        """The scaled update of u (B, N, C) or (B, H, W, C)."""
+        hidden = quick_gelu(self.down(u)).flatten(1, -2)  # (B, N, h)
+        prefix, patches = hidden[:, : self.prefix], hidden[:, self.prefix :]
+        patches = self.conv(patches.unflatten(1, self.grid).permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
+        # around an image of one pixel lies only padding: the centre tap is all that acts
+        prefix = F.linear(prefix, self.conv.weight[:, :, 1, 1], self.conv.bias)
+        hidden = self.dropout(quick_gelu(torch.cat([prefix, patches], dim=1)))
+        # to scale the weight costs less than to scale the update, and a CPU takes a quarter of the time for its
+        # gradient when it lies in memory as (h, C)
+        weight = (self.scale * self.up.weight.t()).contiguous()
+        return F.linear(hidden, weight.t(), self.scale * self.up.bias).view_as(u)
+
+    def read(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        self.tokens = output
+
+    def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        assert self.tokens is not None, "the norm was not called before its branch"
+        update = self(self.tokens)
+        self.tokens = None
+        # module is the branch's drop path: the bypass is dropped independently of the branch
+        return output + module.forward(update)
+
+
+class Convpass(PEFTMethod):
+    """Convolutional bypasses (Jie and Deng, 2022, arXiv:2207.07039).
+
+    Args:
+        convpass_dim: Channels h of the 3x3 convolution.
+        convpass_scale: Factor s of the bypass, searched per task.
+        convpass_branches: Bypass attention and MLP (``both``) or attention alone (``attn``).
+        convpass_dropout: Probability of dropping a hidden unit.
+        convpass_xavier: Whether the convolution starts Xavier uniform rather than as the identity.
+    """
+
+    mergeable = False
+
+    def __init__(
+        self,
+        convpass_dim: int = 8,
+        convpass_scale: float = 0.1,
+        convpass_branches: Literal["both", "attn"] = "both",
+        convpass_dropout: float = 0.1,
+        convpass_xavier: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if convpass_dim <= 0:
+            raise ValueError(f"convpass_dim={convpass_dim}: expected a bottleneck of at least 1 channel")
+        self.convpass_dim, self.convpass_scale = convpass_dim, convpass_scale
+        self.convpass_mlp = convpass_branches == "both"
+        self.convpass_dropout, self.convpass_xavier = convpass_dropout, convpass_xavier
+
+    def adapt(self, backbone: Backbone) -> None:
+        super().adapt(backbone)
+        for block in transformer_blocks(backbone):
+            self.insert(backbone, block, "convpass_attn", block.norm1, block.drop_path1)
+            if self.convpass_mlp:
+                self.insert(backbone, block, "convpass_mlp", block.norm2, block.drop_path2)
+
+    def insert(self, backbone: Backbone, block: Any, name: str, norm: Any, drop_path: nn.Module) -> None:
+        """Bypass the branch that lies between a norm and a drop path."""
+        windowed = isinstance(block, SwinTransformerBlock)
+        op = Bypass(
+            norm.weight.shape[0],
+            self.convpass_dim,
+            prefix=0 if windowed else backbone.num_prefix_tokens,
+            grid=tuple(block.input_resolution if windowed else backbone.patch_embed.grid_size),
+            scale=self.convpass_scale,
+            dropout=self.convpass_dropout,
+            xavier=self.convpass_xavier,
+        )
+        check_free(block, name)
+        block.add_module(name, op)
+        norm.register_forward_hook(op.read)
+        drop_path.register_forward_hook(op.hook)

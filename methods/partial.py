@@ -1,0 +1,34 @@
+"""Partial fine-tuning."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from timm.models.convnext import ConvNeXtBlock
+
+from methods.adapter import transformer_blocks
+from methods.base import PEFTMethod
+
+FINAL_NORMS = ("norm", "fc_norm", "head.norm")  # of ViT and Swin, of ViT with average pooling, of ConvNeXt
+
+
+class Partial(PEFTMethod):
+    """Partial fine-tuning: the last blocks and the final norm train ("Partial-k" in VPT's tables).
+
+    Args:
+        partial_blocks: Number k of blocks that train, counted from the last one.
+    """
+
+    def __init__(self, partial_blocks: int = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if partial_blocks <= 0:
+            raise ValueError(f"partial_blocks={partial_blocks}: expected at least 1; linear_probe trains no block")
+        self.partial_blocks = partial_blocks
+
+    def trainable_names(self) -> Iterable[str]:
+        modules = dict(self.backbone.named_modules())
+        blocks = [m for m in modules.values() if isinstance(m, ConvNeXtBlock)] or transformer_blocks(self.backbone)
+        if self.partial_blocks > len(blocks):
+            raise ValueError(f"partial_blocks={self.partial_blocks}: the backbone has {len(blocks)} blocks")
+        last = blocks[-self.partial_blocks :]
+        names = [name for name, m in modules.items() if name in FINAL_NORMS or any(m is block for block in last)]
+        return [f"{name}.{parameter}" for name in names for parameter, _ in modules[name].named_parameters()]

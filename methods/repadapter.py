@@ -1,0 +1,125 @@
+"""RepAdapter: linear adapters before the layers that they merge into."""
+
+from typing import Any, Literal
+
+import torch
+from timm.models.convnext import ConvNeXtBlock
+from timm.models.eva import EvaBlock
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.adapter import transformer_blocks
+from methods.base import PEFTMethod
+from methods.inject import Backbone, Op, check_free, detach, holders
+
+
+class LinearAdapter(Op):
+    """Rewrites a layer's input u as ``u + scale * (up(drop(down(u))))``, where ``up`` is block-diagonal.
+
+    Args:
+        dim: Channels C of the input.
+        hidden: Width h of the bottleneck.
+        groups: Blocks of ``up``: outputs of one C/groups slice read one h/groups slice.
+        scale: Factor s of the update, dimensionless.
+        dropout: Probability of dropping a hidden unit.
+        spatial: Whether the input is (B, C, H, W) rather than (B, ..., C).
+    """
+
+    def __init__(self, dim: int, hidden: int, groups: int, scale: float, dropout: float, spatial: bool) -> None:
+        super().__init__()
+        self.groups, self.scale, self.spatial = groups, scale, spatial
+        self.down = nn.Linear(dim, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.up_weight = nn.Parameter(torch.zeros(dim, hidden // groups))
+        self.up_bias = nn.Parameter(torch.zeros(dim))
+        nn.init.xavier_uniform_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
+
+    @property
+    def up(self) -> Tensor:
+        """Dense (h, C) matrix of the grouped projection, times s: scaling it costs less than scaling the update."""
+        # row-major, and not (C, h): a CPU takes a quarter of the time for the gradient of this layout
+        return self.scale * torch.block_diag(*[weight.t() for weight in self.up_weight.chunk(self.groups)])
+
+    def rewrite(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        u, *rest = args
+        shift = self.scale * self.up_bias
+        if self.spatial:
+            hidden = F.conv2d(u, self.down.weight[:, :, None, None], self.down.bias)
+            update = F.conv2d(self.dropout(hidden), self.up.t()[:, :, None, None], shift)
+        else:
+            update = F.linear(self.dropout(self.down(u)), self.up.t(), shift)
+        return u + update, *rest
+
+    def merge_into(self, layer: Any) -> None:
+        """Fold M = I + s up down and c = s (up a + b) into a linear layer: W' = W M, bias' = bias + W c."""
+        weight = layer.weight.flatten(1)
+        weighted = weight @ self.up.t()  # (out, h): W is never multiplied with a dense (C, C) matrix
+        shift = weighted @ self.down.bias + self.scale * weight @ self.up_bias
+        layer.bias = nn.Parameter(shift if layer.bias is None else layer.bias + shift)
+        layer.weight.add_((weighted @ self.down.weight).view_as(layer.weight))
+
+
+class RepAdapter(PEFTMethod):
+    """Structurally re-parameterised adapters (Luo et al., 2023, arXiv:2302.08106).
+
+    Args:
+        repadapter_dim: Width h of the bottleneck.
+        repadapter_groups: Groups of the up projection.
+        repadapter_scale: Factor s of the adapter, searched per task.
+        repadapter_branches: Adapt the input of attention and MLP (``both``) or of attention alone (``attn``);
+            in a ConvNeXt the depthwise convolution stands for attention.
+        repadapter_dropout: Probability of dropping a hidden unit.
+    """
+
+    def __init__(
+        self,
+        repadapter_dim: int = 8,
+        repadapter_groups: int = 2,
+        repadapter_scale: float = 1.0,
+        repadapter_branches: Literal["both", "attn"] = "both",
+        repadapter_dropout: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if repadapter_dim <= 0:
+            raise ValueError(f"repadapter_dim={repadapter_dim}: expected a bottleneck of at least 1 channel")
+        if repadapter_groups <= 0 or repadapter_dim % repadapter_groups:
+            raise ValueError(
+                f"repadapter_groups={repadapter_groups}: expected a positive divisor of repadapter_dim={repadapter_dim}"
+            )
+        self.repadapter_dim, self.repadapter_groups = repadapter_dim, repadapter_groups
+        self.repadapter_scale, self.repadapter_dropout = repadapter_scale, repadapter_dropout
+        self.repadapter_mlp = repadapter_branches == "both"
+
+    def adapt(self, backbone: Backbone) -> None:
+        super().adapt(backbone)
+        blocks = [m for m in backbone.modules() if isinstance(m, ConvNeXtBlock)] or transformer_blocks(backbone)
+        for block in blocks:
+            if isinstance(block, EvaBlock):
+                raise ValueError("RepAdapter: EVA's attention does not call its qkv layer; use a ViT, Swin or ConvNeXt")
+            self.insert(block.conv_dw if isinstance(block, ConvNeXtBlock) else block.attn.qkv)
+            if self.repadapter_mlp:
+                self.insert(block.mlp.fc1)
+
+    def insert(self, layer: Any) -> None:
+        """Put an adapter before a layer."""
+        spatial = isinstance(layer, nn.Conv2d)
+        dim = layer.in_channels if spatial else layer.in_features
+        if dim % self.repadapter_groups:
+            raise ValueError(f"repadapter_groups={self.repadapter_groups}: expected a divisor of the width {dim}")
+        op = LinearAdapter(
+            dim, self.repadapter_dim, self.repadapter_groups, self.repadapter_scale, self.repadapter_dropout, spatial
+        )
+        check_free(layer, "repadapter")
+        layer.add_module("repadapter", op)
+        layer.register_forward_pre_hook(op.rewrite)
+
+    def fold(self, backbone: Backbone) -> None:
+        for layer in holders(backbone, "repadapter"):
+            # channels mixed before a depthwise convolution make a dense one, and its padding breaks the bias: stays
+            if layer.weight[0].numel() == layer.repadapter.down.in_features:
+                op = detach(layer, "repadapter")
+                assert isinstance(op, LinearAdapter)
+                op.merge_into(layer)
+        super().fold(backbone)

@@ -1,0 +1,185 @@
+"""Visual prompt tuning: learned tokens that frozen blocks attend to."""
+
+from typing import Any
+
+import torch
+from timm.models.swin_transformer import PatchMerging, SwinTransformer, SwinTransformerBlock, WindowAttention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.base import PEFTMethod
+from methods.inject import Backbone, Op, become, check_free
+
+
+class Prompt(Op):
+    """Learned tokens (P, d), appended to the sequence (B, N, C) that a module sees and taken off its output.
+
+    Attention does not know the order of tokens, so the end of the sequence is as good as the place after the class
+    token, and there they are taken off as a view.
+
+    Args:
+        length: Number P of tokens.
+        dim: Width d of a token.
+        bound: Largest initial value.
+        dropout: Probability of dropping an element of a prompt.
+        project: Layer that maps d to C, for all prompts of a backbone the same.
+        norm: Norm between the place of the prompts in the paper and the place where they join the sequence.
+    """
+
+    def __init__(
+        self, length: int, dim: int, bound: float, dropout: float, project: nn.Module, norm: nn.Module
+    ) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.empty(length, dim).uniform_(-bound, bound))
+        self.dropout = dropout
+        self.shared = (project, norm)  # in a tuple: both belong to the backbone, which saves them once
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, P, C) for the images of a feature (B, ..., C)."""
+        project, norm = self.shared
+        tokens = project(self.tokens).to(x.dtype).repeat(len(x), 1, 1)
+        return norm(F.dropout(tokens, self.dropout, self.training))  # every image drops its own elements
+
+    def insert(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x, *rest = args
+        return torch.cat([x, self(x)], dim=1), *rest
+
+    def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output[:, : -len(self.tokens)]
+
+
+class PromptedWindowAttention(WindowAttention):
+    """Window attention where every window also holds the prompts of its image, without position or mask."""
+
+    prompts: Tensor  # (B, P, C) before a call: normed prompts; after it: the mean of what the windows made of them
+
+    def _get_rel_pos_bias(self) -> Tensor:
+        length = self.prompts.shape[1]
+        return F.pad(super()._get_rel_pos_bias(), (length, 0, length, 0))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        images, length, _ = self.prompts.shape
+        # windows lie as (image, window); VPT's code copies as (window, image) and so mixes the images of a batch
+        copies = self.prompts.repeat_interleave(len(x) // images, dim=0)
+        mask = None if mask is None else F.pad(mask, (length, 0, length, 0))
+        x = super().forward(torch.cat([copies, x], dim=1), mask)
+        self.prompts = x[:, :length].unflatten(0, (images, -1)).mean(dim=1)
+        return x[:, length:]
+
+
+class PromptedSwinBlock(SwinTransformerBlock):
+    """A block that passes prompts (B, P, C) on beside the map (B, H, W, C), or starts new ones."""
+
+    attn: PromptedWindowAttention
+    prompt: Prompt | None
+
+    def forward(self, tokens: Any) -> Any:
+        x, prompts = tokens if isinstance(tokens, tuple) else (tokens, None)
+        if self.prompt is not None:
+            prompts = self.prompt(x)
+        self.attn.prompts = self.norm1(prompts)
+        attended = self._attn(self.norm1(x)).flatten(1, 2)
+        stream = torch.cat([prompts, x.flatten(1, 2)], dim=1)
+        stream = stream + self.drop_path1(torch.cat([self.attn.prompts, attended], dim=1))
+        stream = stream + self.drop_path2(self.mlp(self.norm2(stream)))
+        del self.attn.prompts
+        length = prompts.shape[1]
+        return stream[:, length:].view_as(x), stream[:, :length]
+
+
+class PromptedPatchMerging(PatchMerging):
+    """Patch merging where a prompt stands for all four patches."""
+
+    def forward(self, tokens: Any) -> Any:
+        x, prompts = tokens
+        return super().forward(x), self.reduction(self.norm(prompts.repeat(1, 1, 4)))
+
+
+def join(module: nn.Module, args: tuple[Any, ...], tokens: tuple[Tensor, Tensor]) -> Tensor:
+    """Forward hook: map and prompts as one row (B, 1, H W + P, C), which average pooling takes together."""
+    x, prompts = tokens
+    return torch.cat([x.flatten(1, 2), prompts], dim=1).unsqueeze(1)
+
+
+class VPT(PEFTMethod):
+    """Visual prompt tuning (Jia et al., ECCV 2022, arXiv:2203.12119).
+
+    Args:
+        prompt_length: Prompt tokens per prompted block.
+        prompt_deep: New prompts at every block (VPT-Deep) or prompts at the first one only (VPT-Shallow).
+        prompt_project: Width of the prompts, which one learned layer maps to the backbone's; 0 for none.
+        prompt_dropout: Probability of dropping an element of a prompt.
+    """
+
+    mergeable = False
+
+    def __init__(
+        self,
+        prompt_length: int = 10,
+        prompt_deep: bool = True,
+        prompt_project: int = 0,
+        prompt_dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if prompt_length <= 0:
+            raise ValueError(f"prompt_length={prompt_length}: expected at least 1 prompt token")
+        if prompt_project < 0:
+            raise ValueError(f"prompt_project={prompt_project}: expected a width, or 0 for no projection")
+        if not 0 <= prompt_dropout < 1:
+            raise ValueError(f"prompt_dropout={prompt_dropout}: expected a probability of at least 0 and below 1")
+        self.prompt_length, self.prompt_deep = prompt_length, prompt_deep
+        self.prompt_project, self.prompt_dropout = prompt_project, prompt_dropout
+
+    def adapt(self, backbone: Backbone) -> None:
+        super().adapt(backbone)
+        if isinstance(backbone, VisionTransformer):
+            self.adapt_vit(backbone)
+        elif isinstance(backbone, SwinTransformer):
+            self.adapt_swin(backbone)
+        else:
+            raise ValueError(
+                f"prompts need a backbone with a sequence of tokens, and {type(backbone).__name__} has none: "
+                "use a ViT or Swin"
+            )
+
+    def adapt_vit(self, backbone: Backbone) -> None:
+        """Append prompts to the sequence; they never reach the final norm, so no pooling includes them."""
+        project: nn.Module = nn.Identity()
+        if self.prompt_project:
+            check_free(backbone, "prompt_project")
+            backbone.prompt_project = project = nn.Linear(self.prompt_project, backbone.embed_dim)
+            nn.init.kaiming_normal_(project.weight, mode="fan_out")
+        for block in backbone.blocks if self.prompt_deep else backbone.blocks[:1]:
+            first: nn.Module = block
+            last: nn.Module = block if self.prompt_deep else backbone.blocks[-1]
+            norm: nn.Module = nn.Identity()
+            if self.prompt_deep and isinstance(block, Block):
+                # the next block replaces the prompts, so their way through this one ends behind its attention
+                first, last, norm = block.attn, block.attn, block.norm1
+            check_free(block, "prompt")
+            block.prompt = prompt = self.new_prompt(backbone, self.prompt_project or backbone.embed_dim, project, norm)
+            first.register_forward_pre_hook(prompt.insert)
+            last.register_forward_hook(prompt.hook)
+
+    def adapt_swin(self, backbone: Backbone) -> None:
+        """Pass prompts along beside the maps, through windows, merging and the final pooling."""
+        if self.prompt_project:
+            raise ValueError(f"prompt_project={self.prompt_project}: the stages of a Swin differ in width, expected 0")
+        blocks = [block for stage in backbone.layers for block in stage.blocks]
+        for index, block in enumerate(blocks):
+            check_free(block, "prompt")
+            become(block, PromptedSwinBlock)
+            become(block.attn, PromptedWindowAttention)
+            new = self.prompt_deep or index == 0
+            block.prompt = self.new_prompt(backbone, block.dim, nn.Identity(), nn.Identity()) if new else None
+        for stage in backbone.layers[1:]:
+            become(stage.downsample, PromptedPatchMerging)
+        blocks[-1].register_forward_hook(join)
+
+    def new_prompt(self, backbone: Backbone, dim: int, project: nn.Module, norm: nn.Module) -> Prompt:
+        height, width = backbone.patch_embed.patch_size
+        # Xavier uniform of the patch embedding; Swin's later stages keep the bound of the first
+        bound = (6 / (3 * height * width + (self.prompt_project or backbone.embed_dim))) ** 0.5
+        return Prompt(self.prompt_length, dim, bound, self.prompt_dropout, project, norm)

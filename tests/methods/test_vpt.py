@@ -1,0 +1,237 @@
+"""VPT."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_modules import compose
+from lightning_modules.classification import Classification
+from methods import PEFTMethod
+from methods.vpt import VPT
+from tests.methods.golden import Golden, head_parameters
+
+Build = Callable[..., PEFTMethod]
+
+COUNTS = {"vit_base_patch16_224": 92_160}
+IDENTITY: dict[str, Any] | None = None  # prompts change the logits from the first step
+
+
+def check_vpt(golden: Golden) -> None:
+    weights = golden.part("peft")
+    first, deep = weights["prompt_embeddings"], weights.get("deep_prompt_embeddings")
+    projected = "prompt_proj.weight" in weights
+    model = golden.build(
+        "vpt",
+        prompt_length=first.shape[1],
+        prompt_deep=deep is not None,
+        prompt_project=first.shape[2] if projected else 0,
+    )
+    prompts = [block.prompt for block in model.backbone.blocks if hasattr(block, "prompt")]
+    values = [first[0], *(deep if deep is not None else [])]
+    for prompt, value in zip(prompts, values, strict=True):
+        prompt.tokens.data.copy_(value)
+    ours = head_parameters(model)
+    if projected:
+        for name, parameter in model.backbone.prompt_project.named_parameters():
+            parameter.data.copy_(weights[f"prompt_proj.{name}"])
+            ours[f"prompt_proj.{name}"] = parameter
+    golden.check_logits(model)
+    # the file holds the prompts of all deeper blocks in one tensor
+    grad = golden.tensors.pop("grad.deep_prompt_embeddings", None)
+    for index, gradient in enumerate(grad if grad is not None else []):
+        golden.tensors[f"grad.deep.{index}"] = gradient
+        ours[f"deep.{index}"] = prompts[index + 1].tokens
+    golden.check_gradients(model, ours | {"prompt_embeddings": prompts[0].tokens})
+
+
+GOLDEN = {"vpt_shallow": check_vpt, "vpt_deep": check_vpt, "vpt_deep_project": check_vpt}
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({"prompt_length": 50, "prompt_deep": False}, 38_400),
+        ({"prompt_length": 50}, 460_800),
+        ({"prompt_project": 64}, 12 * 10 * 64 + 64 * 768 + 768),
+    ],
+)
+def test_counts(options: dict[str, Any], count: int) -> None:
+    model = compose(VPT, task=Classification)(backbone="vit_base_patch16_224", pretrained=False, **options)
+    model.configure_model()
+    assert model.parameter_counts()[0] == count
+    first = model.backbone.blocks[0].prompt.tokens
+    bound = (6 / (3 * 16 * 16 + first.shape[1])) ** 0.5
+    assert 0.9 * bound < first.abs().max() <= bound
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_sequence_comes_back_without_prompts(deep: bool, build: Build) -> None:
+    model = build("vpt", prompt_deep=deep, prompt_length=4)
+    model.configure_model()
+    assert model.backbone.forward_features(torch.randn(2, 3, 32, 32)).shape == (2, 17, 48)
+    lengths = [p.shape[0] for n, p in model.named_parameters() if n.endswith("prompt.tokens")]
+    assert lengths == ([4, 4] if deep else [4])
+
+
+def test_dense_features_of_deep_prompts(build: Build) -> None:
+    model = build("vpt", prompt_length=4)
+    model.configure_model()
+    _, maps = model.eval().backbone.forward_intermediates(torch.randn(2, 3, 32, 32))
+    assert [tuple(m.shape) for m in maps] == [(2, 48, 4, 4)] * 2
+
+
+@pytest.mark.parametrize("deep", [True, False])
+@pytest.mark.parametrize(
+    "backbone",
+    # registers and layer scale; norms behind the branches; two branches side by side
+    ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "vit_base_patch16_rpn_224", "vit_small_patch16_18x2_224"],
+)
+def test_against_prompts_behind_the_class_token(deep: bool, backbone: str) -> None:
+    """The published form: prompts follow the prefix tokens, each block's outputs at their places are discarded."""
+    args = {"img_size": 28, "patch_size": 7, "embed_dim": 48, "depth": 3, "num_heads": 3}
+    torch.manual_seed(0)
+    model = compose(VPT, task=Classification)(
+        backbone=backbone, backbone_args=args, pretrained=False, num_classes=3, prompt_length=4, prompt_deep=deep
+    )
+    for name, parameter in model.backbone.named_parameters():
+        if "ls" in name:
+            parameter.data.fill_(0.7)  # a layer scale of 1e-5 would hide the blocks
+    images = torch.randn(3, 3, 28, 28)
+    vit = model.backbone
+    embedded = vit._pos_embed(vit.patch_embed(images))
+    model.configure_model()
+    prompts = [block.prompt.tokens for block in vit.blocks if hasattr(block, "prompt")]
+    model.eval()
+    with torch.no_grad():
+        expected, n = embedded, vit.num_prefix_tokens
+        logits, alone = model(images), torch.cat([model(image[None]) for image in images])
+        for module in vit.modules():
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
+        for index, block in enumerate(vit.blocks):
+            if index < len(prompts):
+                behind = expected[:, n + (4 if index else 0) :]
+                expected = torch.cat([expected[:, :n], prompts[index].expand(3, -1, -1), behind], dim=1)
+            expected = block(expected)
+        expected = torch.cat([expected[:, :n], expected[:, n + 4 :]], dim=1)  # average pooling leaves the prompts out
+        torch.testing.assert_close(logits, vit.forward_head(vit.norm(expected)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(alone, logits, atol=1e-5, rtol=0)
+
+
+def test_dropout_differs_between_images(build: Build) -> None:
+    model = build("vpt", prompt_dropout=0.5, prompt_project=5)
+    model.configure_model()
+    block = model.train().backbone.blocks[0]
+    x = torch.zeros(2, 17, 48)
+    first, second = block.prompt.insert(block, (x,))[0][:, 17:]
+    assert not torch.equal(first, second)
+    model.eval()
+    first, second = block.prompt.insert(block, (x,))[0][:, 17:]
+    assert torch.equal(first, second)
+
+
+def test_copy_shares_its_own_projection(build: Build) -> None:
+    model = build("vpt", prompt_project=5)
+    model.configure_model()
+    copied = copy.deepcopy(model).backbone
+    assert copied.prompt_project is not model.backbone.prompt_project
+    for block in copied.blocks:
+        assert block.prompt.shared[0] is copied.prompt_project
+        assert block.prompt.shared[1] is block.norm1
+    keys = [name for name in model.delta_state_dict() if "project" in name]
+    assert keys == ["backbone.prompt_project.weight", "backbone.prompt_project.bias"]
+
+
+def swin(**options: Any) -> PEFTMethod:
+    """Two stages of 8 x 8 (four windows, one block shifted) and 4 x 4 patches."""
+    torch.manual_seed(0)
+    args = {"img_size": 32, "window_size": 4, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}
+    model = compose(VPT, task=Classification)(
+        backbone="swin_tiny_patch4_window7_224", backbone_args=args, pretrained=False, num_classes=3, **options
+    )
+    for name, parameter in model.backbone.named_parameters():
+        if "relative_position_bias_table" in name or "norm" in name:
+            parameter.data.add_(torch.randn_like(parameter))
+    return model
+
+
+def swin_block(block: Any, x: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
+    """One block on the map (H, W, C) and the prompts (P, C) of one image, window by window."""
+    attn, (size, _), (shift, _), length = block.attn, block.window_size, block.shift_size, len(prompts)
+    position = attn.relative_position_bias_table[attn.relative_position_index].permute(2, 0, 1)  # (heads, N, N)
+    rolled = block.norm1(x).roll((-shift, -shift), (0, 1))
+    out, seen = torch.empty_like(x), []
+    for index in range((x.shape[0] // size) * (x.shape[1] // size)):
+        row, column = (part * size for part in divmod(index, x.shape[1] // size))
+        area = (slice(row, row + size), slice(column, column + size))
+        tokens = torch.cat([block.norm1(prompts), rolled[area].reshape(size * size, -1)])
+        q, k, v = attn.qkv(tokens).view(len(tokens), 3, attn.num_heads, -1).permute(1, 2, 0, 3)
+        scores = q @ k.transpose(1, 2) * attn.scale
+        scores[:, length:, length:] += position + (block.attn_mask[index] if shift else 0)
+        tokens = attn.proj((scores.softmax(-1) @ v).transpose(0, 1).reshape(len(tokens), -1))
+        seen.append(tokens[:length])
+        out[area] = tokens[length:].view(size, size, -1)
+    x = x + out.roll((shift, shift), (0, 1))
+    prompts = prompts + torch.stack(seen).mean(0)
+    return x + block.mlp(block.norm2(x)), prompts + block.mlp(block.norm2(prompts))
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_swin(deep: bool) -> None:
+    """Windows share their image's prompts, whatever else is in the batch; the pooling takes them in."""
+    model = swin(prompt_deep=deep, prompt_length=3)
+    model.configure_model()
+    backbone = model.eval().backbone
+    for prompt in [m.prompt for m in backbone.modules() if getattr(m, "prompt", None) is not None]:
+        torch.nn.init.normal_(prompt.tokens)
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        logits, alone = model(images), torch.cat([model(image[None]) for image in images])
+        torch.testing.assert_close(alone, logits, atol=1e-5, rtol=0)
+        for image, expected in zip(images, logits, strict=True):
+            x, prompts = backbone.patch_embed(image[None])[0], torch.empty(0)
+            for stage in backbone.layers:
+                if stage is not backbone.layers[0]:
+                    merge = stage.downsample
+                    corners = x.unflatten(1, (-1, 2)).unflatten(0, (-1, 2)).permute(0, 2, 3, 1, 4).flatten(2)
+                    x, prompts = (merge.reduction(merge.norm(t)) for t in (corners, prompts.repeat(1, 4)))
+                for block in stage.blocks:
+                    prompts = block.prompt.tokens if block.prompt is not None else prompts
+                    x, prompts = swin_block(block, x, prompts)
+            pooled = backbone.norm(torch.cat([x.flatten(0, 1), prompts])).mean(0)
+            torch.testing.assert_close(backbone.head.fc(pooled), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_swin_trains_and_copies(deep: bool) -> None:
+    model = swin(prompt_deep=deep, prompt_length=3, drop_path=0.1)
+    model.configure_model()
+    prompts = {n: p.shape for n, p in model.backbone.named_parameters() if n.endswith("prompt.tokens")}
+    assert [tuple(shape) for shape in prompts.values()] == ([(3, 24)] * 2 + [(3, 48)] * 2 if deep else [(3, 24)])
+    images = torch.randn(2, 3, 32, 32)
+    model.train().loss((images, torch.tensor([0, 1]))).backward()
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+    model.eval()
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(images), model(images))
+
+
+def test_refusals(build: Build) -> None:
+    for length in (0, -3):
+        with pytest.raises(ValueError, match=f"prompt_length={length}: expected at least 1 prompt"):
+            build("vpt", prompt_length=length)
+    with pytest.raises(ValueError, match="prompt_project=-1: expected a width, or 0"):
+        build("vpt", prompt_project=-1)
+    with pytest.raises(ValueError, match=r"prompt_dropout=1.0: expected a probability"):
+        build("vpt", prompt_dropout=1.0)
+    for backbone in ("swinv2_tiny_window8_256", "convnext_atto", "resnet18"):
+        model = compose(VPT, task=Classification)(backbone=backbone, pretrained=False)
+        with pytest.raises(ValueError, match="has none: use a ViT or Swin"):
+            model.configure_model()
+    with pytest.raises(ValueError, match="the stages of a Swin differ in width, expected 0"):
+        swin(prompt_project=5).configure_model()

@@ -90,10 +90,7 @@ class Decomposed(LowRank):
         super().__init__(linear, *options)
         self.magnitude = nn.Parameter(torch.empty(self.B.shape[0]))
         self.reset(linear.weight)
-        self.checked, self.safe = (
-            -1,
-            False,
-        )  # version of the magnitudes that ``divisible`` has looked at, and the result
+        self.looked: bool | None = None  # what ``divisible`` says for the length of a training step
 
     def reset(self, weight: Tensor) -> None:
         """Start from the row norms of the frozen weight."""
@@ -114,13 +111,12 @@ class Decomposed(LowRank):
 
     @property
     def divisible(self) -> bool:
-        """Whether every magnitude is large enough to divide by; looked up again only after one has changed."""
-        if self.checked != self.magnitude._version:
-            self.mark(bool(self.magnitude.detach().abs().min() >= SMALLEST_MAGNITUDE))
-        return self.safe
-
-    def mark(self, safe: bool) -> None:
-        self.checked, self.safe = self.magnitude._version, safe
+        """Whether the backward pass may divide by every magnitude."""
+        if not torch.is_grad_enabled():
+            return True
+        if self.looked is None:  # no cache by version: fused optimizers change values without counting it up
+            return bool(self.magnitude.detach().abs().min() >= SMALLEST_MAGNITUDE)
+        return self.looked
 
 
 class DoRALinear(LoRALinear):
@@ -156,4 +152,8 @@ class DoRA(LoRA):
         updates = [linear.lora for linear in holders(self.backbone, "lora")]
         if float(torch.cat([update.magnitude.detach() for update in updates]).abs().min()) >= SMALLEST_MAGNITUDE:
             for update in updates:
-                update.mark(True)
+                update.looked = True
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        for linear in holders(self.backbone, "lora"):
+            linear.lora.looked = None

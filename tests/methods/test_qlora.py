@@ -244,7 +244,8 @@ def bitsandbytes() -> Iterator[None]:
         return
     library = torch.library.Library("bitsandbytes", "DEF")
     library.define(
-        "dequantize_4bit(Tensor A, Tensor absmax, int blocksize, str quant_type, int[] shape, ScalarType dtype) -> Tensor"
+        "dequantize_4bit("
+        "Tensor A, Tensor absmax, int blocksize, str quant_type, int[] shape, ScalarType dtype) -> Tensor"
     )
 
     def dequantize(

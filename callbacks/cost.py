@@ -31,7 +31,7 @@ class Cost(Callback):
         self.values = {
             "cost/trainable_params": trained,
             "cost/trainable_params_no_head": no_head,
-            "cost/trainable_pct": 100 * trained / sum(p.numel() for p in pl_module.parameters()),
+            "cost/trainable_pct": 100 * trained / pl_module.total_parameters,
             "cost/storage_bytes": sum(t.numel() * t.element_size() for t in delta),
             "cost/gflops": forward_gflops(pl_module),
         }

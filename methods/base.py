@@ -32,6 +32,7 @@ class PEFTMethod(LightningModule):
         self.selection: dict[str, Tensor] | None = None
         self.plain_keys: frozenset[str] | None = None  # state-dict keys of the backbone, set once it is adapted
         self.fingerprint = ""
+        self.total_parameters = 0
 
     # hooks of a method
 
@@ -67,6 +68,12 @@ class PEFTMethod(LightningModule):
         unknown = names - plain.keys()
         if unknown:
             raise ValueError(f"{type(self).__name__}: the backbone has no {', '.join(sorted(unknown)[:5])}")
+        packed = names - dict(backbone.named_parameters()).keys()
+        if packed:
+            raise ValueError(
+                f"{type(self).__name__}: {', '.join(sorted(packed)[:5])} cannot train: only packed bytes are stored, "
+                "which have no gradient"
+            )
         for name in names:
             plain[name].requires_grad_(True)
         for head in self.head_names:
@@ -75,6 +82,9 @@ class PEFTMethod(LightningModule):
         heads = tuple(f"{head}." for head in self.head_names)
         frozen = {n: p for n, p in plain.items() if not p.requires_grad} | buffers
         self.fingerprint = files.fingerprint({n: t for n, t in frozen.items() if not n.startswith(heads)})
+        # weights that are stored in packed form still count
+        every = {f"backbone.{name}": p for name, p in plain.items()} | dict(self.named_parameters())
+        self.total_parameters = sum(p.numel() for p in every.values())
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:

@@ -1,0 +1,159 @@
+"""DoRA: LoRA on the directions of a weight's rows, and a trained magnitude for each row."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.inject import holders
+from methods.lora import LoRA
+from methods.low_rank import LoRALinear, LowRank, Rows, compute_dtype, folded, low_rank_gradients
+
+SMALLEST_MAGNITUDE = 1e-3  # below it, dividing by the magnitude loses too many digits of the gradient
+
+
+def decomposed(
+    weight: Tensor, A: Tensor, B: Tensor, magnitude: Tensor, rows: Rows, scale: float
+) -> tuple[Tensor, Tensor]:
+    """``ratio (W + scale B A)``, and the ratio (K size,) of magnitude to row norm."""
+    result = folded(weight, A, B, rows, scale)
+    ratio = magnitude / row_norms(result, rows)
+    for (first, last), part in zip(rows, ratio.chunk(len(rows)), strict=True):
+        result[first:last] *= part[:, None]
+    return result, ratio
+
+
+def row_norms(weight: Tensor, rows: Rows) -> Tensor:
+    """Norms over the input channels (K size,)."""
+    norms = torch.cat([weight[first:last].norm(dim=1) for first, last in rows])
+    return norms.clamp_min(1e-12)  # a row of zeros stays one
+
+
+class FoldedDecomposed(torch.autograd.Function):
+    """``y = x (ratio (W + scale B A))^T + b`` with constant norms; x and y are kept for the backward pass.
+
+    With g the gradient of y: d magnitude = (sum g y - b sum g) / magnitude.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        magnitude: Tensor,
+        rows: Rows,
+        scale: float,
+    ) -> Tensor:
+        x = x.to(compute_dtype(x))
+        y = F.linear(x, decomposed(weight, A, B, magnitude, rows, scale)[0].to(x.dtype), bias)
+        ctx.save_for_backward(x, weight, bias, A, B, magnitude, y)
+        ctx.rows, ctx.scale = rows, scale
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, A, B, magnitude, y = ctx.saved_tensors
+        full, ratio = decomposed(weight, A, B, magnitude, ctx.rows, ctx.scale)
+        d_x = g @ full.to(g.dtype) if ctx.needs_input_grad[0] else None
+        g, x, y = g.flatten(0, -2), x.flatten(0, -2), y.flatten(0, -2)
+        d_a, d_b, _ = low_rank_gradients(g, x, A, ratio[:, None] * B, ctx.rows, ctx.scale)
+        products, d_bias = (g * y).sum(0, dtype=torch.float32), g.sum(0, dtype=torch.float32)
+        if bias is not None:
+            products -= bias * d_bias
+        d_magnitude = torch.cat([products[first:last] for first, last in ctx.rows]) / magnitude
+        d_weight = None  # it must be frozen: its rows' norms are constants here
+        return (
+            d_x,
+            d_weight,
+            d_bias if ctx.needs_input_grad[2] else None,
+            d_a,
+            ratio[:, None] * d_b,
+            d_magnitude,
+            None,
+            None,
+        )
+
+
+class Decomposed(LowRank):
+    """Low-rank update of the directions of rows, with a magnitude for each.
+
+    Args:
+        linear: The layer.
+        options: Those of ``LowRank``.
+    """
+
+    def __init__(self, linear: nn.Linear, *options: Any) -> None:
+        super().__init__(linear, *options)
+        self.magnitude = nn.Parameter(torch.empty(self.B.shape[0]))
+        self.reset(linear.weight)
+        self.looked: bool | None = None  # what ``divisible`` says for the length of a training step
+
+    def reset(self, weight: Tensor) -> None:
+        """Start from the row norms of the frozen weight."""
+        with torch.no_grad():
+            self.magnitude.copy_(row_norms(weight.to(self.A.dtype), self.rows))
+
+    def fold(self, weight: Tensor) -> Tensor:
+        return decomposed(weight, *self.factors(), self.magnitude, self.rows, self.scale)[0]
+
+    def ratio(self, weight: Tensor) -> Tensor:
+        """Magnitude over the constant row norm, 1 for rows without an update, (out,)."""
+        with torch.no_grad():
+            norms = row_norms(folded(weight, *self.factors(), self.rows, self.scale), self.rows)
+        ratio = torch.ones_like(weight[:, 0], dtype=norms.dtype)
+        for (first, last), part in zip(self.rows, (self.magnitude / norms).chunk(len(self.rows)), strict=True):
+            ratio[first:last] = part
+        return ratio
+
+    @property
+    def divisible(self) -> bool:
+        """Whether the backward pass may divide by every magnitude."""
+        if not torch.is_grad_enabled():
+            return True
+        if self.looked is None:  # no cache by version: fused optimizers change values without counting it up
+            return bool(self.magnitude.detach().abs().min() >= SMALLEST_MAGNITUDE)
+        return self.looked
+
+
+class DoRALinear(LoRALinear):
+    """A linear layer with trained directions and magnitudes of its rows."""
+
+    lora: Decomposed
+
+    def forward(self, input: Tensor) -> Tensor:
+        lora = self.lora
+        if lora.drops or not lora.divisible:
+            return self.unfolded(input)
+        return FoldedDecomposed.apply(
+            input, self.weight, self.bias, *lora.factors(), lora.magnitude, lora.rows, lora.scale
+        )
+
+    def unfolded(self, input: Tensor) -> Tensor:
+        """The same from single products; with dropout x' of x, ``W (x - x') + b + ratio (W + scale B A) x'``."""
+        seen = self.lora.seen(input)
+        y = self.lora(self.product(seen, None), seen)
+        y = y * self.lora.ratio(self.dense()).to(y.dtype)
+        if seen is not input:
+            return y + self.product(input - seen, self.bias)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+class DoRA(LoRA):
+    """Weight-decomposed low-rank adaptation (Liu et al., ICML 2024, arXiv:2402.09353); its options are LoRA's."""
+
+    update, layer = Decomposed, DoRALinear
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # one look at all magnitudes costs a GPU one wait per step instead of one per layer
+        updates = [linear.lora for linear in holders(self.backbone, "lora")]
+        if float(torch.cat([update.magnitude.detach() for update in updates]).abs().min()) >= SMALLEST_MAGNITUDE:
+            for update in updates:
+                update.looked = True
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        for linear in holders(self.backbone, "lora"):
+            linear.lora.looked = None

@@ -1,0 +1,153 @@
+"""FacT: the updates of all layers as one tensor, factorised."""
+
+from math import sqrt
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from methods.base import PEFTMethod
+from methods.inject import Backbone, become, check_free
+from methods.lora import reads_bare_weight
+from methods.low_rank import LoRALinear, LowRank, Rows, fold_low_rank
+
+# which of the twelve D x D updates of a block belong to a layer: q, k and v; proj; four chunks each of fc1 and fc2
+PARTS = {"attn.qkv": (0, 3), "attn.proj": (3, 4), "mlp.fc1": (4, 8), "mlp.fc2": (8, 12)}
+
+
+class Factors(nn.Module):
+    """The factors of all updates: ``dW = s V M^T U`` with a core M (r, r) for each D x D matrix.
+
+    Args:
+        dim: Width D of the backbone.
+        depth: Number of blocks L.
+        rank: Rank r.
+        form: ``tt`` for free cores (L, 12, r, r), ``tk`` for cores that are sums over a tensor C (r, r, r) with
+            weights P (r, 12 L).
+    """
+
+    def __init__(self, dim: int, depth: int, rank: int, form: Literal["tt", "tk"]) -> None:
+        super().__init__()
+        self.U = nn.Parameter(torch.empty(rank, dim).uniform_(-1 / sqrt(dim), 1 / sqrt(dim)))
+        self.V = nn.Parameter(torch.zeros(dim, rank))
+        if form == "tt":
+            # torch's own start of linear layers, of which fc2 has one with 4 r inputs
+            bound = torch.full((12, 1, 1), 1 / sqrt(rank))
+            bound[8:] /= 2
+            self.M = nn.Parameter(torch.empty(depth, 12, rank, rank).uniform_(-1, 1) * bound)
+        else:
+            self.C = nn.Parameter(nn.init.xavier_uniform_(torch.empty(rank, rank, rank)))
+            self.P = nn.Parameter(nn.init.xavier_uniform_(torch.empty(rank, 12 * depth)))
+        self.form = form
+
+    def cores(self, block: int, first: int, last: int) -> Tensor:
+        """M of some of a block's updates, (last - first, r, r), as in ``x U^T M V^T``."""
+        if self.form == "tt":
+            return self.M[block, first:last]
+        cores = self.C @ self.P[:, 12 * block + first : 12 * block + last]  # (r, r, n)
+        if first < 4:
+            return cores.permute(2, 0, 1)
+        # as published: the chunks of fc1 and fc2 are cut across the last two dimensions, not along the last
+        chunks = cores.reshape(len(cores), 4, len(cores)).transpose(0, 1)
+        return chunks if first == 4 else chunks.transpose(1, 2)
+
+
+class FacTUpdate(LowRank):
+    """The update of one layer, made from the factors of all.
+
+    Args:
+        factors: Factors that all layers share.
+        block: Index of the block.
+        parts: First and last of the layer's updates.
+        rows: Blocks of output rows, one of D rows each.
+        scale: Factor s.
+        dropout: Probability of a zero between M and V.
+    """
+
+    def __init__(
+        self, factors: Factors, block: int, parts: tuple[int, int], rows: Rows, scale: float, dropout: float
+    ) -> None:
+        nn.Module.__init__(self)
+        self.shared = (factors,)  # in a tuple: as a child, it would be in the state dict once per layer
+        self.block, self.parts, self.rows, self.scale = block, parts, rows, scale
+        self.dropout, self.dropout_at = dropout, "hidden"
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        (shared,) = self.shared
+        with torch.autocast(shared.U.device.type, enabled=False):  # the factors stay in fp32, as if they were trained
+            A = shared.cores(self.block, *self.parts).transpose(1, 2) @ shared.U  # (n, r, D)
+        if len(self.rows) == 1:  # fc2 reads its chunks side by side, and proj has one
+            return A.transpose(0, 1).flatten(1), shared.V
+        return A.flatten(0, 1), shared.V.repeat(len(self.rows), 1)
+
+
+class FacT(PEFTMethod):
+    """Factor-tuning (Jie & Deng, AAAI 2023, arXiv:2212.03145).
+
+    Args:
+        fact_form: Factorisation, tensor-train (``tt``) or Tucker (``tk``).
+        fact_rank: Rank r.
+        fact_scale: Factor s of the updates, searched per task over powers of ten.
+        fact_dropout: Dropout probability of the r channels before V.
+    """
+
+    def __init__(
+        self,
+        fact_form: Literal["tt", "tk"] = "tt",
+        fact_rank: int = 16,
+        fact_scale: float = 1.0,
+        fact_dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if fact_rank < 1:
+            raise ValueError(f"fact_rank={fact_rank}: expected a positive rank")
+        if fact_scale <= 0:
+            raise ValueError(f"fact_scale={fact_scale}: expected a positive number; at 0 nothing would train")
+        if not 0 <= fact_dropout < 1:
+            raise ValueError(f"fact_dropout={fact_dropout}: expected a probability of at least 0 and below 1")
+        self.fact_form, self.fact_rank = fact_form, fact_rank
+        self.fact_scale, self.fact_dropout = fact_scale, fact_dropout
+
+    def adapt(self, backbone: Backbone) -> None:
+        super().adapt(backbone)
+        layers = block_layers(backbone)
+        dim = backbone.embed_dim
+        if self.fact_rank > dim:
+            raise ValueError(f"fact_rank={self.fact_rank}: expected 1 to {dim}, the width of the backbone")
+        check_free(backbone, "fact")
+        backbone.fact = Factors(dim, len(layers), self.fact_rank, self.fact_form)
+        for index, block in enumerate(layers):
+            for parts, linear in zip(PARTS.values(), block, strict=True):
+                check_free(linear, "lora")
+                rows = tuple((first, first + dim) for first in range(0, linear.out_features, dim))
+                linear.lora = FacTUpdate(backbone.fact, index, parts, rows, self.fact_scale, self.fact_dropout)
+                become(linear, LoRALinear)
+
+    def fold(self, backbone: Backbone) -> None:
+        fold_low_rank(backbone)
+        del backbone.fact
+        super().fold(backbone)
+
+
+def block_layers(backbone: Backbone) -> list[list[Any]]:
+    """qkv, proj, fc1 and fc2 of every block.
+
+    Raises:
+        ValueError: If they are not multiples of one width.
+    """
+    layers: list[list[Any]] = []
+    for block in getattr(backbone, "blocks", ()):
+        modules, dim = dict(block.named_modules()), backbone.embed_dim
+        layers.append([modules[name] for name in PARTS if isinstance(modules.get(name), nn.Linear)])
+        shapes = [tuple(linear.weight.shape) for linear in layers[-1]]
+        unseen = reads_bare_weight(backbone, f"blocks.{len(layers) - 1}.attn.qkv")
+        if unseen or shapes != [(3 * dim, dim), (dim, dim), (4 * dim, dim), (dim, 4 * dim)]:
+            layers = []
+            break
+    if not layers:
+        raise ValueError(
+            f"FacT needs blocks of one width D, with a qkv layer of 3 D outputs and an MLP of 4 D channels; "
+            f"{type(backbone).__name__} has others: use LoRA there"
+        )
+    return layers

@@ -1,0 +1,141 @@
+"""LoRA: a trained low-rank update beside frozen linear layers."""
+
+import difflib
+from math import sqrt
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+
+from methods.base import PEFTMethod
+from methods.inject import Backbone, become, check_free
+from methods.low_rank import LoRALinear, LowRank, Rows, fold_low_rank
+
+DEFAULT_TARGETS = ["q", "v"]
+
+
+class LoRA(PEFTMethod):
+    """Low-rank adaptation (Hu et al., ICLR 2022, arXiv:2106.09685).
+
+    Args:
+        lora_targets: Linear layers by the end of their name, such as ``proj``, ``fc1`` or ``blocks.0.mlp.fc2``. Of a
+            fused ``qkv``, ``q``, ``k`` and ``v`` get an update of their own, ``qkv`` is one update with a common A.
+        lora_rank: Rank r of each update.
+        lora_alpha: Strength of the updates.
+        lora_scaling: Factor of an update. ``alpha`` makes ``lora_alpha`` the free scale s of the vision literature,
+            ``alpha/r`` is the paper's and ``alpha/sqrt(r)`` the rank-stabilised one (arXiv:2312.03732).
+        lora_dropout: Dropout probability.
+        lora_dropout_at: Whether dropout is ``hidden`` between A and B, as in PETL-ViT, or on the ``input`` of A, as in
+            NOAH and HF PEFT.
+        lora_ranks: Ranks that differ from ``lora_rank``, by the end of the layer's name.
+    """
+
+    update: ClassVar[type[LowRank]] = LowRank
+    layer: ClassVar[type[LoRALinear]] = LoRALinear
+
+    def __init__(
+        self,
+        lora_targets: list[str] = DEFAULT_TARGETS,
+        lora_rank: int = 8,
+        lora_alpha: float = 1.0,
+        lora_scaling: Literal["alpha", "alpha/r", "alpha/sqrt(r)"] = "alpha",
+        lora_dropout: float = 0.0,
+        lora_dropout_at: Literal["hidden", "input"] = "hidden",
+        lora_ranks: dict[str, int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        ranks = {"lora_rank": lora_rank} | {f"lora_ranks[{n!r}]": r for n, r in (lora_ranks or {}).items()}
+        for name, rank in ranks.items():
+            if rank < 1:
+                raise ValueError(f"{name}={rank}: expected a positive rank")
+        if lora_alpha <= 0:
+            raise ValueError(f"lora_alpha={lora_alpha}: expected a positive number; at 0 nothing would train")
+        if not 0 <= lora_dropout < 1:
+            raise ValueError(f"lora_dropout={lora_dropout}: expected a probability of at least 0 and below 1")
+        if not lora_targets:
+            raise ValueError("lora_targets is empty: expected names such as q, v, proj, fc1")
+        self.lora_targets, self.lora_rank, self.lora_ranks = list(lora_targets), lora_rank, dict(lora_ranks or {})
+        self.lora_alpha, self.lora_scaling = lora_alpha, lora_scaling
+        self.lora_dropout, self.lora_dropout_at = lora_dropout, lora_dropout_at
+
+    def adapt(self, backbone: Backbone) -> None:
+        super().adapt(backbone)
+        layers = find_targets(backbone, self.lora_targets, tuple(self.head_names))
+        unknown = [end for end in self.lora_ranks if not any(ends(name, end) for name in layers)]
+        if unknown:
+            raise ValueError(f"lora_ranks names {', '.join(unknown)}, which no layer of lora_targets ends with")
+        for name, rows in layers.items():
+            rank = next((r for end, r in self.lora_ranks.items() if ends(name, end)), self.lora_rank)
+            linear = backbone.get_submodule(name)
+            largest = min(linear.in_features, rows[0][1] - rows[0][0])
+            if rank > largest:
+                raise ValueError(f"lora_rank={rank} is more than {name} can have: expected 1 to {largest}")
+            self.insert(linear, rank, rows)
+
+    def insert(self, linear: Any, rank: int, rows: Rows) -> None:
+        """Give one layer its update."""
+        check_free(linear, "lora")
+        factor = {"alpha": 1.0, "alpha/r": 1 / rank, "alpha/sqrt(r)": 1 / sqrt(rank)}[self.lora_scaling]
+        linear.lora = self.update(linear, rank, self.lora_alpha * factor, rows, self.lora_dropout, self.lora_dropout_at)
+        become(linear, self.layer)
+
+    def fold(self, backbone: Backbone) -> None:
+        fold_low_rank(backbone)
+        super().fold(backbone)
+
+
+def ends(name: str, end: str) -> bool:
+    """Whether the dotted name ends with the whole words of ``end``."""
+    return name == end or name.endswith(f".{end}")
+
+
+def linear_layers(backbone: Backbone, heads: tuple[str, ...] = ()) -> dict[str, nn.Linear]:
+    """The linear layers by name, without the classifier's and those outside the blocks."""
+    return {
+        name: module
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Linear) and name not in heads and not name.startswith(("patch_embed.", "attn_pool."))
+    }
+
+
+def find_targets(backbone: Backbone, targets: list[str], heads: tuple[str, ...] = ()) -> dict[str, Rows]:
+    """The linear layers that targets mean, each with the blocks of rows that are to be updated.
+
+    Args:
+        backbone: The model.
+        targets: Ends of layer names; ``q``, ``k`` and ``v`` are also the thirds of a layer named ``qkv``.
+        heads: Names of the classifier's layers, which train in full.
+
+    Raises:
+        ValueError: If a target matches nothing, what another one matches, or a layer that the backbone never calls.
+    """
+    layers = linear_layers(backbone, heads)
+    found: dict[str, Rows] = {}
+    for target in dict.fromkeys(targets):
+        hits = {name: (0, layer.out_features) for name, layer in layers.items() if ends(name, target)}
+        for name in [name for name in layers if ends(name, "qkv") and target in ("q", "k", "v")]:
+            size = layers[name].out_features // 3
+            first = "qkv".index(target) * size
+            hits[name] = (first, first + size)
+        if not hits:
+            known = sorted({n.rpartition(".")[2] for n in layers} | {".".join(n.split(".")[-2:]) for n in layers})
+            near = difflib.get_close_matches(target, known, n=5, cutoff=0.4) or known[:5]
+            raise ValueError(f"lora_targets: no linear layer's name ends with {target!r}; near: {', '.join(near)}")
+        for name, (first, last) in hits.items():
+            if reads_bare_weight(backbone, name):
+                raise ValueError(
+                    f"lora_targets: the attention of this backbone reads the bare weight of {name}, where an update "
+                    "would never be seen; choose other layers, such as proj, fc1, fc2"
+                )
+            others = found.get(name, ())
+            if any(first < other_last and other_first < last for other_first, other_last in others):
+                raise ValueError(f"lora_targets: {target} covers rows of {name} twice; leave one target out")
+            found[name] = tuple(sorted((*others, (first, last))))
+    return found
+
+
+def reads_bare_weight(backbone: Backbone, name: str) -> bool:
+    """Whether a layer is a fused qkv of BEiT, EVA or Swin V2, which add their bias themselves and never call it."""
+    attention = backbone.get_submodule(name.rpartition(".")[0])
+    own_bias = getattr(attention, "q_bias", None) is not None
+    return ends(name, "qkv") and own_bias and not getattr(attention, "qkv_bias_separate", False)

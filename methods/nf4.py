@@ -1,0 +1,92 @@
+"""NF4: four-bit storage of weights whose values are normally distributed (Dettmers et al., arXiv:2305.14314).
+
+A weight is cut row-major into blocks of 64; each keeps its largest magnitude (absmax) and, for every value, the nearest
+of 16 quantiles of a normal distribution. Double quantisation stores the absmax values in 8 bits too. The bytes are
+those of bitsandbytes.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BLOCK = 64  # values that share an absmax
+NESTED_BLOCK = 256  # absmax values that share one of their own
+# fmt: off
+CODE = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)
+# fmt: on
+
+
+@cache
+def code(device: torch.device) -> Tensor:
+    """The 16 values (16,)."""
+    with torch.inference_mode(False):  # made once: it must also serve a training step
+        return torch.tensor(CODE, device=device, dtype=torch.float32)
+
+
+@cache
+def pairs(device: torch.device) -> Tensor:
+    """The two values of every byte, (256, 2); the first stands in the high four bits."""
+    with torch.inference_mode(False):
+        byte = torch.arange(256, device=device)
+        return code(device)[torch.stack([byte >> 4, byte & 15], dim=1)]
+
+
+@cache
+def nested_code(device: torch.device) -> Tensor:
+    """The 256 values of the 8-bit code for absmax values, (256,), ascending from -0.99 to 1.
+
+    Its resolution grows with the magnitude: the decade below ``10^-i`` (i = 0 to 6) holds ``2^(6-i)`` values of either
+    sign, the midpoints of equal steps over 0.1 to 1; 0 and 1 complete them.
+    """
+    with torch.inference_mode(False):
+        values = [torch.tensor([0.0, 1.0])]
+        for decade in range(7):
+            steps = torch.linspace(0.1, 1, 2**decade + 1)
+            middles = 10.0 ** (decade - 6) * (steps[:-1] + steps[1:]) / 2
+            values += [middles, -middles]
+        return torch.cat(values).sort().values.to(device)
+
+
+def nearest(values: Tensor, table: Tensor) -> Tensor:
+    """Index of the nearest entry of an ascending table, for every value."""
+    return torch.bucketize(values, (table[:-1] + table[1:]) / 2)
+
+
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Bytes of two values each (ceil(n / 2),) and absmax (ceil(n / 64),) of a weight of n values."""
+    values = weight.detach().float().flatten()
+    blocks = F.pad(values, (0, -len(values) % BLOCK)).view(-1, BLOCK)
+    absmax = blocks.abs().amax(dim=1)
+    scaled = blocks / absmax.where(absmax > 0, 1)[:, None]  # a block of zeros stays one
+    index = nearest(scaled, code(weight.device)).to(torch.uint8).flatten()
+    packed = index[0::2] << 4 | index[1::2]
+    return packed[: (len(values) + 1) // 2], absmax
+
+
+def dequantize(packed: Tensor, absmax: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """The weight that bytes and absmax stand for."""
+    values = F.embedding(packed.int(), pairs(packed.device)).flatten()
+    blocks = F.pad(values, (0, -len(values) % BLOCK)).view(-1, BLOCK) * absmax[:, None]
+    return blocks.flatten()[: torch.Size(shape).numel()].view(shape).to(dtype)
+
+
+def quantize_absmax(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Bytes (n,), absmax of their blocks (ceil(n / 256),) and offset (1,) of n absmax values."""
+    # in double precision: a mean in fp32 depends on the order of its sum, which differs between devices
+    offset = absmax.double().mean().float().view(1)
+    blocks = F.pad(absmax - offset, (0, -len(absmax) % NESTED_BLOCK)).view(-1, NESTED_BLOCK)
+    absmax2 = blocks.abs().amax(dim=1)
+    index = nearest(blocks / absmax2.where(absmax2 > 0, 1)[:, None], nested_code(absmax.device))
+    return index.flatten()[: len(absmax)].to(torch.uint8), absmax2, offset
+
+
+def dequantize_absmax(index: Tensor, absmax2: Tensor, offset: Tensor) -> Tensor:
+    """The absmax values (n,) that ``quantize_absmax`` has stored."""
+    scales = absmax2.repeat_interleave(NESTED_BLOCK)[: len(index)]
+    return F.embedding(index.int(), nested_code(index.device)[:, None]).flatten() * scales + offset

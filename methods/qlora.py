@@ -1,0 +1,141 @@
+"""QLoRA: LoRA on a backbone whose linear weights are stored in four bits."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods import nf4
+from methods.dora import DoRALinear
+from methods.inject import Backbone, become
+from methods.lora import LoRA, linear_layers, reads_bare_weight
+from methods.low_rank import LoRALinear, compute_dtype
+
+
+class NF4Product(torch.autograd.Function):
+    """``y = x W^T + b`` for a W that is made from its bytes here and again in the backward pass; no tensor is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, dense: Callable[[torch.dtype], Tensor]) -> Tensor:
+        ctx.dense = dense
+        x = x.to(compute_dtype(x))
+        return F.linear(x, dense(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        d_x = g @ ctx.dense(g.dtype) if ctx.needs_input_grad[0] else None
+        return d_x, g.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None, None
+
+
+class NF4Linear(nn.Linear):
+    """A linear layer whose frozen weight is stored in four bits, with the scales of its blocks in eight.
+
+    The bytes stand in the state dict under the weight's own name, so no checkpoint of a method holds them, and the
+    scales in no state dict: both are made anew from the backbone. All are integers, which no cast of a model touches.
+    """
+
+    weight_index: Tensor
+    weight_scales: Tensor
+    kernel: str
+
+    def pack(self, kernel: str) -> None:
+        """Replace the weight by its bytes."""
+        # on the CPU always: what a checkpoint was trained on must not depend on the device
+        packed, absmax = nf4.quantize(self.weight.cpu())
+        index, absmax2, offset = nf4.quantize_absmax(absmax)
+        device, self.kernel = self.weight.device, kernel
+        del self.weight
+        self.register_buffer("weight", packed.to(device))
+        self.register_buffer("weight_index", index.to(device), persistent=False)
+        self.register_buffer(
+            "weight_scales", torch.cat([absmax2, offset]).view(torch.int32).to(device), persistent=False
+        )
+
+    def unpack(self) -> None:
+        """Make the weight a parameter again, with the values that its bytes stand for."""
+        weight = self.dense()
+        del self.weight, self.weight_index, self.weight_scales, self.kernel
+        self.weight = nn.Parameter(weight)
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        scales = self.weight_scales.view(torch.float32)
+        absmax = nf4.dequantize_absmax(self.weight_index, scales[:-1], scales[-1:])
+        shape = (self.out_features, self.in_features)
+        # on a CPU, bitsandbytes 0.50 is wrong where a row ends inside a block
+        if self.kernel == "bitsandbytes" and (self.weight.is_cuda or self.in_features % nf4.BLOCK == 0):
+            packed = self.weight.view(-1, 1)
+            return torch.ops.bitsandbytes.dequantize_4bit(packed, absmax, nf4.BLOCK, "nf4", shape, dtype)
+        return nf4.dequantize(self.weight, absmax, shape, dtype)
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return NF4Product.apply(x, bias, self.dense)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.product(input, self.bias)
+
+
+class QLoRALinear(NF4Linear, LoRALinear):
+    """The same with a low-rank update."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.lora(self.product(input, self.bias), self.lora.seen(input))
+
+
+class QDoRALinear(NF4Linear, DoRALinear):
+    """The same with trained directions and magnitudes."""
+
+    forward = DoRALinear.unfolded
+
+
+PACKED: dict[type[nn.Module], type[NF4Linear]] = {
+    nn.Linear: NF4Linear,
+    LoRALinear: QLoRALinear,
+    DoRALinear: QDoRALinear,
+}
+PLAIN = {packed: plain for plain, packed in PACKED.items()}
+
+
+class QLoRA(LoRA):
+    """LoRA on a backbone in four bits (Dettmers et al., NeurIPS 2023, arXiv:2305.14314).
+
+    All linear layers but the classifier are stored in NF4 with double quantisation. ``--method qlora+dora`` is QDoRA.
+
+    Args:
+        qlora_kernel: Who makes weights from bytes; ``bitsandbytes`` is meant for GPUs and must be installed.
+    """
+
+    def __init__(self, qlora_kernel: Literal["torch", "bitsandbytes"] = "torch", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.qlora_kernel = qlora_kernel
+        if qlora_kernel == "bitsandbytes":
+            try:
+                import bitsandbytes  # noqa: F401 (registers its operators)
+            except ImportError as error:
+                raise ValueError(
+                    "qlora_kernel='bitsandbytes': the package is not installed; pip install bitsandbytes, or leave the "
+                    "option out"
+                ) from error
+
+    def adapt(self, backbone: Backbone) -> None:
+        super().adapt(backbone)
+        packed = []
+        for name, linear in linear_layers(backbone, tuple(self.head_names)).items():
+            if type(linear) not in PACKED or reads_bare_weight(backbone, name):
+                continue
+            become(linear, PACKED[type(linear)])
+            assert isinstance(linear, NF4Linear)
+            linear.pack(self.qlora_kernel)
+            if isinstance(linear, QDoRALinear):
+                linear.lora.reset(linear.dense())
+            packed += [f"backbone.{name}.{b}" for b in ("weight", "weight_index", "weight_scales")]
+        # DDP would send all buffers to all ranks in every step; these are the same everywhere and never change
+        self._ddp_params_and_buffers_to_ignore = packed
+
+    def fold(self, backbone: Backbone) -> None:
+        """Fold into the fp32 values of the bytes: exact, where another rounding to four bits would not be."""
+        for linear in [module for module in backbone.modules() if isinstance(module, NF4Linear)]:
+            linear.unpack()
+            become(linear, PLAIN[type(linear)])
+        super().fold(backbone)

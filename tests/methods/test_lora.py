@@ -1,0 +1,314 @@
+"""LoRA."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from callbacks.saved_bytes import SavedBytes
+from lightning_modules import compose
+from lightning_modules.classification import Classification
+from methods import METHODS, PEFTMethod
+from methods.inject import become
+from methods.low_rank import LoRALinear, LowRank, Rows
+from tests.methods.golden import LOGITS, Golden, head_parameters
+
+COUNTS = {
+    "vit_base_patch16_224": 294_912,
+    "vit_tiny_patch16_224": 73_728,
+    "swin_base_patch4_window7_224": 4 * 8 * (2 * 128 + 2 * 256 + 18 * 512 + 2 * 1024),
+}
+IDENTITY: dict[str, Any] | None = {}
+Build = Callable[..., PEFTMethod]
+
+
+class Part:
+    """Rows of a parameter that holds several of the fixture's; its gradient is those of the parameter's."""
+
+    def __init__(self, parameter: Tensor, index: Any) -> None:
+        self.parameter, self.index = parameter, index
+
+    def set(self, value: Tensor) -> None:
+        self.parameter.data[self.index] = value
+
+    @property
+    def grad(self) -> Tensor | None:
+        return None if self.parameter.grad is None else self.parameter.grad[self.index]
+
+
+def check_frozen(golden: Golden) -> None:
+    with torch.no_grad():
+        plain = golden.plain_backbone()(golden.tensors["input"])
+    torch.testing.assert_close(plain, golden.tensors["frozen_logits"], atol=LOGITS, rtol=0)
+
+
+def check_separate(golden: Golden) -> None:
+    """q and v with an A and a B each."""
+    check_frozen(golden)
+    values = golden.part("peft")
+    targets = sorted({name.split(".")[3].removeprefix("lora_") for name in values}, key="qkv".index)
+    rank = values["blocks.0.attn.lora_q.down.weight"].shape[0]
+    model = golden.build(
+        "lora", lora_targets=targets, lora_rank=rank, lora_alpha=golden.config["method"]["scale"], lora_scaling="alpha"
+    )
+    ours = {}
+    for name, value in values.items():
+        _, block, _, kind, way, _ = name.split(".")
+        lora = model.backbone.blocks[int(block)].attn.qkv.lora
+        parameter = lora.A if way == "down" else lora.B
+        size, place = value.shape[0], targets.index(kind.removeprefix("lora_"))
+        ours[name] = Part(parameter, slice(place * size, (place + 1) * size))
+        ours[name].set(value)
+    golden.check_logits(model)
+    golden.check_gradients(model, ours | head_parameters(model))  # type: ignore[arg-type]
+    golden.check_merge(model)
+
+
+def check_fused(golden: Golden, method: str = "lora") -> None:
+    """One A and one B of whole layers, as in HF PEFT; the same for DoRA, which adds magnitudes."""
+    check_frozen(golden)
+    values, settings = golden.part("peft"), golden.config["method"]
+    targets = sorted({name.rpartition(".")[0].rpartition(".")[2] for name in values})
+    model = golden.build(
+        method,
+        lora_targets=targets,
+        lora_rank=settings["rank"],
+        lora_alpha=float(settings["alpha"]),
+        lora_scaling="alpha/r",
+    )
+    ours = {}
+    for name, value in values.items():
+        layer, _, kind = name.rpartition(".")
+        ours[name] = model.backbone.get_parameter(f"{layer}.lora.{kind.removeprefix('lora_')}")
+        ours[name].data.copy_(value)
+    assert len(ours) == sum(".lora." in name for name, _ in model.backbone.named_parameters())
+    golden.check_logits(model)
+    golden.check_gradients(model, ours | head_parameters(model))
+    golden.check_merge(model)
+
+
+GOLDEN = {"lora_qv": check_separate, "lora_qkv_fused": check_fused}
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({"lora_rank": 4}, 147_456),
+        ({"lora_rank": 16}, 589_824),
+        ({"lora_targets": ["qkv"]}, 294_912),
+        ({"lora_targets": ["qkv", "proj", "fc1", "fc2"], "lora_rank": 4}, 589_824),
+        ({"lora_targets": ["qkv", "proj", "fc1", "fc2"]}, 1_179_648),
+        ({"lora_ranks": {"blocks.0.attn.qkv": 4}}, 294_912 - 4 * 4 * 768),
+    ],
+)
+def test_counts(options: dict[str, Any], count: int) -> None:
+    model = compose(METHODS["lora"], task=Classification)(
+        backbone="vit_base_patch16_224", pretrained=False, num_classes=100, **options
+    )
+    model.configure_model()
+    assert model.parameter_counts()[0] == count
+
+
+@pytest.mark.parametrize(
+    ("scaling", "scale"), [("alpha", 6.0), ("alpha/r", 6.0 / 4), ("alpha/sqrt(r)", 6.0 / 2)], ids=lambda v: str(v)
+)
+def test_scaling(scaling: str, scale: float, build: Build) -> None:
+    model = build("lora", lora_rank=4, lora_alpha=6.0, lora_scaling=scaling)
+    model.configure_model()
+    lora = model.backbone.blocks[1].attn.qkv.lora
+    assert lora.scale == pytest.approx(scale)
+    plain = build("lora").backbone.blocks[1].attn.qkv.weight
+    nn.init.normal_(lora.B)
+    merged = model.merge().blocks[1].attn.qkv.weight  # type: ignore[union-attr, operator, index]
+    (a_q, a_v), (b_q, b_v) = lora.A.chunk(2), lora.B.chunk(2)
+    update = torch.cat([b_q @ a_q, torch.zeros(48, 48), b_v @ a_v])
+    torch.testing.assert_close(merged, plain + scale * update)
+
+
+def layer(rows: Rows | None, dropout: float = 0.0, dropout_at: Any = "hidden") -> Any:
+    torch.manual_seed(0)
+    linear: Any = nn.Linear(12, 18)
+    linear.weight.requires_grad_(False)
+    linear.lora = LowRank(linear, 2, 1.7, rows, dropout, dropout_at)
+    nn.init.normal_(linear.lora.B)
+    become(linear, LoRALinear)
+    return linear.double()
+
+
+def by_autograd(linear: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """What the layer means, from plain products."""
+    lora = linear.lora
+    h = F.linear(x, lora.A) if mask is None else F.linear(x, lora.A) * mask
+    y = [F.linear(x, linear.weight, linear.bias)]
+    for (first, last), part, b in zip(
+        lora.rows, h.chunk(len(lora.rows), -1), lora.B.chunk(len(lora.rows)), strict=True
+    ):
+        y.append(F.pad(lora.scale * F.linear(part, b), (first, 18 - last)))
+    return sum(y[1:], y[0])
+
+
+@pytest.mark.parametrize("rows", [None, ((0, 6), (12, 18)), ((6, 12),)], ids=["whole", "q and v", "k"])
+@pytest.mark.parametrize("shape", [(5, 12), (2, 5, 12), (2, 3, 4, 12)], ids=str)
+def test_functions_against_autograd(rows: Rows | None, shape: tuple[int, ...]) -> None:
+    """Both training forms: W + s B A in one product, and the update added to the layer's output under dropout."""
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    for dropout in (0.0, 0.4):
+        linear = layer(rows, dropout)
+        torch.manual_seed(7)
+        y = linear(x)
+        mask = None
+        if dropout:
+            torch.manual_seed(7)
+            mask = F.dropout(y.new_ones(linear.lora.A.shape[0], x.numel() // 12), dropout).T.view(*shape[:-1], -1)
+        torch.testing.assert_close(y, by_autograd(linear, x, mask))
+        inputs = [x, linear.bias, linear.lora.A, linear.lora.B]
+        g = torch.randn_like(y)
+        found = torch.autograd.grad(y, inputs, g)
+        expected = torch.autograd.grad(by_autograd(linear, x, mask), inputs, g)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_input_dropout_drops_what_a_sees() -> None:
+    linear = layer(None, 0.5, "input")
+    x = torch.randn(4, 12, dtype=torch.float64)
+    torch.manual_seed(7)
+    y = linear(x)
+    torch.manual_seed(7)
+    seen = F.dropout(x, 0.5)
+    expected = F.linear(x, linear.weight, linear.bias) + 1.7 * F.linear(F.linear(seen, linear.lora.A), linear.lora.B)
+    torch.testing.assert_close(y, expected)
+    assert torch.equal(linear.eval()(x), linear(x))
+
+
+def test_a_weight_that_trains_too_gets_its_gradient() -> None:
+    linear = layer(None)
+    linear.weight.requires_grad_(True)
+    x = torch.randn(4, 12, dtype=torch.float64)
+    linear(x).square().sum().backward()
+    found = linear.weight.grad
+    (expected,) = torch.autograd.grad(by_autograd(linear, x).square().sum(), [linear.weight])
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_autocast_keeps_the_input_in_bf16(dropout: float) -> None:
+    linear = layer(((0, 6), (12, 18)), dropout).float()
+    x = torch.randn(64, 12, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16), SavedBytes(linear) as saved:
+        y = linear(x)
+    assert y.dtype is torch.bfloat16
+    # the input; with dropout its mask (4, 64), and the weight as autocast itself keeps it for every layer
+    assert saved.bytes == 2 * x.numel() + (2 * 4 * 64 + 2 * linear.weight.numel() if dropout else 0)
+    y.float().square().sum().backward()
+    assert linear.lora.A.grad.dtype is linear.lora.B.grad.dtype is x.grad.dtype is torch.float32
+    if dropout:
+        return
+    other = copy.deepcopy(linear)
+    other.zero_grad()
+    by_autograd(other, x.detach()).square().sum().backward()
+    for name in ("A", "B"):
+        found, expected = getattr(linear.lora, name).grad, getattr(other.lora, name).grad
+        assert (found - expected).norm() < 0.02 * expected.norm()
+
+
+def test_nothing_but_the_input_is_kept(build: Build) -> None:
+    """One C per token and layer more than a backbone through which gradients pass (PERFORMANCE: 309 against 283 MB)."""
+    images = torch.randn(6, 3, 32, 32)
+    saved_bytes = {}
+    for method in ("bitfit", "lora"):
+        model = build(method)
+        model.configure_model()
+        with SavedBytes(model) as saved:
+            model.train().loss((images, torch.tensor([0, 1, 2, 0, 1, 2])))
+        saved_bytes[method] = saved.bytes
+    tokens = 6 * 17
+    assert saved_bytes["lora"] - saved_bytes["bitfit"] <= 2 * tokens * 48 * 4
+
+
+def test_biases_may_train_beside_it(build: Build) -> None:
+    model = compose(METHODS["lora"], METHODS["bitfit"], task=Classification)(
+        backbone="vit_tiny_patch16_224", backbone_args={"img_size": 32, "depth": 1}, pretrained=False, num_classes=3
+    )
+    model.configure_model()
+    model.loss((torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))).backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_every_target_of_swin() -> None:
+    arguments = {"img_size": 32, "window_size": 4, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}
+    model = compose(METHODS["lora"], task=Classification)(
+        backbone="swin_tiny_patch4_window7_224",
+        backbone_args=arguments,
+        pretrained=False,
+        num_classes=3,
+        lora_targets=["q", "k", "proj", "fc1", "fc2"],
+    )
+    model.configure_model()
+    images = torch.randn(2, 3, 32, 32)
+    for module in model.modules():
+        if isinstance(module, LowRank):
+            nn.init.normal_(module.B, std=0.05)
+    names = {name.rpartition(".")[0] for name, _ in model.backbone.named_modules() if name.endswith(".lora")}
+    assert len(names) == 4 * 4
+    assert "layers.1.blocks.1.attn.qkv" in names
+    assert not any("downsample" in name or "patch_embed" in name for name in names)
+    with torch.no_grad():
+        torch.testing.assert_close(model.merge()(images), model.eval()(images), atol=1e-5, rtol=0)
+
+
+def test_torch_compile_gives_the_same() -> None:
+    linear = layer(((0, 6), (12, 18))).float()
+    x = torch.randn(3, 12)
+    compiled = torch.compile(linear, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), linear(x))
+    linear.zero_grad()
+    compiled(x).sum().backward()
+    found = linear.lora.A.grad.clone()
+    linear.zero_grad()
+    linear(x).sum().backward()
+    torch.testing.assert_close(found, linear.lora.A.grad)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lora_rank": 0}, "lora_rank=0: expected a positive rank"),
+        ({"lora_ranks": {"qkv": -1}}, "-1: expected a positive rank"),
+        ({"lora_ranks": {"fc1": 2}}, "lora_ranks names fc1, which no layer of lora_targets ends with"),
+        ({"lora_rank": 49}, r"lora_rank=49 is more than blocks\.0\.attn\.qkv can have: expected 1 to 48"),
+        ({"lora_alpha": 0.0}, "lora_alpha=0.0: expected a positive number"),
+        ({"lora_dropout": 1.0}, "lora_dropout=1.0: expected a probability"),
+        ({"lora_targets": []}, "lora_targets is empty"),
+        ({"lora_targets": ["atn.proj"]}, r"no linear layer's name ends with 'atn\.proj'; near: attn\.proj, .*proj"),
+        ({"lora_targets": ["head"]}, "no linear layer's name ends with 'head'"),
+        ({"lora_targets": ["qkv", "v"]}, r"v covers rows of blocks\.0\.attn\.qkv twice"),
+    ],
+    ids=str,
+)
+def test_refusals(options: dict[str, Any], message: str, build: Build) -> None:
+    with pytest.raises(ValueError, match=message):
+        build("lora", **options).configure_model()
+
+
+def test_refuses_a_layer_that_is_never_called() -> None:
+    """timm's BEiT adds its bias itself, and reads the weight of qkv instead of calling it."""
+    model = compose(METHODS["lora"], task=Classification)(
+        backbone="beit_base_patch16_224", backbone_args={"depth": 1, "embed_dim": 48}, pretrained=False, num_classes=3
+    )
+    assert isinstance(model.backbone, timm.models.Beit)
+    with pytest.raises(ValueError, match=r"reads the bare weight of blocks\.0\.attn\.qkv"):
+        model.configure_model()
+
+
+def test_refuses_a_second_update(build: Build) -> None:
+    model = compose(METHODS["lora"], METHODS["fact"], task=Classification)(
+        backbone="vit_tiny_patch16_224", backbone_args={"img_size": 32, "depth": 1}, pretrained=False, num_classes=3
+    )
+    with pytest.raises(ValueError, match="has a child 'lora' already"):
+        model.configure_model()

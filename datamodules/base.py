@@ -137,11 +137,12 @@ class ImageDataModule(LightningDataModule):
             if missing:
                 print(f"note: {missing} of {self.num_classes} classes have no training image")
         live = split == "train" and self.augmentation in ("crop", "rrc", "randaug")
+        augment = self.cached_transform() if split == "train" and self.augmentation == "pad_crop" else None
         pixels = len(samples.labels) * 3 * self.size**2
         if self.cache == "none" or live or (self.cache == "auto" and pixels > CACHE_LIMIT):
-            transform = self.live_transform() if live else self.prepare
+            steps = [self.prepare] if augment is None else [self.prepare, augment]
+            transform = self.live_transform() if live else v2.Compose(steps)
             return LiveImages(self.check(split, samples), transform)
-        augment = self.cached_transform() if split == "train" and self.augmentation == "pad_crop" else None
         return self.cached(split, samples, augment)
 
     def prepare(self, image: Image.Image) -> Tensor:

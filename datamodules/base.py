@@ -167,7 +167,12 @@ class ImageDataModule(LightningDataModule):
         policy = "rand-m9-mstd0.5-inc1" if self.augmentation == "randaug" else None
         # timm leaves out the float conversion when a prefetcher is to do it, as on_after_batch_transfer does here
         transform = create_transform(
-            self.size, is_training=True, auto_augment=policy, color_jitter=0.0, use_prefetcher=True
+            self.size,
+            is_training=True,
+            auto_augment=policy,
+            color_jitter=0.0,
+            interpolation=self.interpolation.value,
+            use_prefetcher=True,
         )
         return v2.Compose([*transform.transforms, torch.as_tensor])
 

@@ -181,7 +181,7 @@ class ImageDataModule(LightningDataModule):
         broken: dict[int, Exception] = {}
         for index in tqdm(range(len(samples.labels)), desc=f"checking {split}", leave=False, disable=None):
             try:
-                samples.open(index)
+                samples.open(index).close()
             except (OSError, ValueError) as error:
                 broken[index] = error
         return self.leave_out(split, samples, broken)
@@ -313,9 +313,6 @@ class Padded(Dataset[tuple[Tensor, int]]):
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Upright RGB from any mode: grey, palette, alpha, CMYK, 16 bit."""
-    width, height = image.size
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ValueError(f"{width} x {height} pixels: expected sides within a factor of {MAX_ASPECT}")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bit: PIL would clip at 255 instead of scaling
         image = image.point(lambda value: value * (1 / 256)).convert("L")
@@ -325,8 +322,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def open_image(file: Any) -> Image.Image:
-    """Open an image, calling everything that is not one an ``OSError``."""
+    """Open an image, calling everything that is not one, or too long a one, an ``OSError``."""
     try:
-        return Image.open(file)
+        image = Image.open(file)
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise OSError(str(error)) from error
+    width, height = image.size
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise OSError(f"{width} x {height} pixels: expected sides within a factor of {MAX_ASPECT}")
+    return image

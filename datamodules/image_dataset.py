@@ -1,5 +1,6 @@
 """Images from a folder of class folders, parquet files, a saved dataset or the Hugging Face hub."""
 
+import glob
 import io
 import re
 from collections import defaultdict
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 ALIASES = {
     "train": ("train", "training"),
     "val": ("validation", "val", "valid", "dev"),
-    "test": ("test", "testing", "eval"),
+    "test": ("test", "testing", "eval", "evaluation"),
 }
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
@@ -75,12 +76,12 @@ class ImageDataset(ImageDataModule):
         return len(self.class_names)
 
     def read(self) -> "dict[str, datasets.Dataset]":
-        tables = load(self.root)
+        tables = load(self.root, {name for name in self.split_names.values() if name})
         found = {}
         for split, name in self.split_names.items():
             if name is not None and name not in tables and name != "none":
                 raise ValueError(f"data.{split}_split={name!r}: {self.root} has the splits {', '.join(tables)}")
-            name = name or next((alias for alias in ALIASES[split] if alias in tables), None)
+            name = name or next((key for key in tables if key.lower() in ALIASES[split]), None)
             if name is not None and name != "none":
                 found[split] = tables[name]
         if "train" not in found and len(tables) == 1 and not found:
@@ -150,8 +151,12 @@ class Rows:
         return Rows(self.table.select(indices), self.image_column, self.label_column)
 
 
-def load(root: str) -> "dict[str, datasets.Dataset]":
+def load(root: str, asked: set[str]) -> "dict[str, datasets.Dataset]":
     """The tables of a folder or of a hub id, by split name.
+
+    Args:
+        root: Folder or hub id.
+        asked: Names of splits that are no usual ones.
 
     Raises:
         FileNotFoundError: If there is no such folder and no such dataset.
@@ -160,6 +165,8 @@ def load(root: str) -> "dict[str, datasets.Dataset]":
     import datasets
 
     path = Path(root).expanduser()
+    if path.is_file():
+        raise ValueError(f"data.root={root!r} is a file; expected the folder that it lies in")
     if not path.exists():
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", root) or root.startswith("."):
             raise FileNotFoundError(f"data.root={root!r}: no such folder")
@@ -178,9 +185,42 @@ def load(root: str) -> "dict[str, datasets.Dataset]":
         files[re.sub(r"-\d+-of-\d+.*", "", file.stem)].append(str(file))
     if files:
         return dict(datasets.load_dataset("parquet", data_files=dict(files)))
-    if not any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.rglob("*")):
-        raise ValueError(f"data.root={root!r} holds no images, no parquet files and no saved dataset")
-    return dict(datasets.load_dataset("imagefolder", data_dir=str(path), drop_labels=False))
+    if any(path.glob("metadata.*")) or any(path.glob("*/metadata.*")):  # labels in a table beside the images
+        return dict(datasets.load_dataset("imagefolder", data_dir=glob.escape(str(path))))
+    return class_folders(path, asked)
+
+
+def class_folders(root: Path, asked: set[str]) -> "dict[str, datasets.Dataset]":
+    """The tables of class folders, which lie in the folders of splits or right in the root.
+
+    Only a folder of class folders can be a split. The reader of ``datasets`` takes any path with the word for one: the
+    class ``crash test`` would leave the training images for the test split. It also passes over linked folders.
+    """
+    import datasets
+
+    def folders(folder: Path) -> list[Path]:
+        return [f for f in sorted(folder.iterdir()) if f.is_dir() and not f.name.startswith((".", "__"))]
+
+    def files(folder: Path) -> list[Path]:
+        found = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES]
+        return [f for f in found if not any(part.startswith(".") for part in f.relative_to(folder).parts)]
+
+    usual = {alias for aliases in ALIASES.values() for alias in aliases}
+    splits = {f.name: f for f in folders(root) if (f.name in asked or f.name.lower() in usual) and folders(f)}
+    images = {
+        split: [(str(file), labelled.name) for labelled in folders(folder) for file in files(labelled)]
+        for split, folder in (splits or {"train": root}).items()
+    }
+    names = sorted({name for rows in images.values() for _, name in rows})
+    if not names or all(name.lower() in usual for name in names):
+        raise ValueError(f"data.root={str(root)!r} holds no class folders of images, parquet files or saved dataset")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    return {
+        split: datasets.Dataset.from_dict(
+            {"image": [file for file, _ in rows], "label": [name for _, name in rows]}, features=features
+        )
+        for split, rows in images.items()
+    }
 
 
 def column(features: "datasets.Features", kind: str, names: tuple[str, ...], root: str) -> str:

@@ -120,11 +120,15 @@ class ImageDataset(ImageDataModule):
         return {name: table.cast_column(self.image_column, undecoded) for name, table in tables.items()}
 
     def hold_out(self, train: "datasets.Dataset") -> "dict[str, datasets.Dataset]":
-        labels = torch.tensor(train[self.label_column][:])
-        counts = labels.bincount()
-        stratify = self.label_column if int(counts[counts > 0].min()) > 1 else None
-        parts = train.train_test_split(self.val_fraction, seed=0, stratify_by_column=stratify)
-        return {"train": parts["train"], "val": parts["test"]}
+        labels = Rows(train, self.image_column or "", self.label_column or "").labels
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+        held: set[int] = set()
+        for label in labels.unique():
+            rows = order[labels[order] == label].tolist()
+            count = max(round(len(rows) * self.val_fraction), 1)
+            held.update(rows[: min(count, len(rows) - 1)])  # a lone image stays with the training images
+        kept = [index for index in range(len(labels)) if index not in held]
+        return {"train": train.select(kept), "val": train.select(sorted(held))}
 
     def samples(self, split: Literal["train", "val", "test"]) -> "Rows | None":
         if split not in self.tables:

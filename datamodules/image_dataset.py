@@ -105,7 +105,7 @@ class ImageDataset(ImageDataModule):
                 raise ValueError(f"{self.root} has no column {name!r}: found {', '.join(features)}")
         label = features[self.label_column]
         if not isinstance(label, datasets.ClassLabel):  # plain values: the classes are those of all splits together
-            values = sorted({value for table in tables.values() for value in table.unique(self.label_column)})
+            values = sorted({v for t in tables.values() for v in t.unique(self.label_column) if v is not None})
             if all(isinstance(value, int) for value in values):
                 values = list(range(max(values) + 1))
             label = datasets.ClassLabel(names=[str(value) for value in values])
@@ -141,7 +141,8 @@ class Rows:
 
     def __init__(self, table: "datasets.Dataset", image_column: str, label_column: str) -> None:
         self.table, self.image_column, self.label_column = table, image_column, label_column
-        self.labels: Tensor = torch.tensor(table[label_column][:], dtype=torch.long)
+        labels = [-1 if label is None else label for label in table[label_column][:]]  # no label: outside the classes
+        self.labels: Tensor = torch.tensor(labels, dtype=torch.long)
 
     def open(self, index: int) -> Image.Image:
         image = self.table[index][self.image_column]

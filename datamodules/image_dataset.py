@@ -168,6 +168,7 @@ def load(root: str, asked: set[str]) -> "dict[str, datasets.Dataset]":
         ValueError: If the folder holds nothing that can be read.
     """
     import datasets
+    from pyarrow import parquet
 
     path = Path(root).expanduser()
     if path.is_file():
@@ -187,7 +188,11 @@ def load(root: str, asked: set[str]) -> "dict[str, datasets.Dataset]":
         return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
     files = defaultdict(list)
     for file in sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")]):
-        files[re.sub(r"-\d+-of-\d+.*", "", file.stem)].append(str(file))
+        try:
+            parquet.read_metadata(file)
+        except ValueError as error:  # pyarrow's own kind is one
+            raise ValueError(f"{file} ({file.stat().st_size} bytes) is no readable parquet file: {error}") from error
+        files[re.sub(r"-\d+-of-\d+.*", "", file.stem)].append(glob.escape(str(file)))
     if files:
         return dict(datasets.load_dataset("parquet", data_files=dict(files)))
     if any(path.glob("metadata.*")) or any(path.glob("*/metadata.*")):  # labels in a table beside the images

@@ -2,6 +2,7 @@
 
 import difflib
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import nn
 
 from methods.inject import Backbone
 
-LoadError = (RuntimeError, OSError, KeyError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError)
+CorruptFile = (EOFError, SafetensorError, pickle.UnpicklingError)
+LoadError = (RuntimeError, OSError, KeyError, ValueError, AttributeError, *CorruptFile)
 
 
 def build_backbone(name: str, pretrained: bool | str, args: dict[str, Any]) -> Backbone:
@@ -47,6 +49,8 @@ def build_backbone(name: str, pretrained: bool | str, args: dict[str, Any]) -> B
         raise FileNotFoundError(f"pretrained={pretrained!r}: no such file. {remedy(name)}")
     overlay: dict[str, Any] = {"file": str(path)}
     if path.suffix == ".npz":
+        if not zipfile.is_zipfile(path):
+            raise ValueError(f"pretrained={pretrained!r} ({path.stat().st_size} bytes) is no readable weight file")
         overlay["custom_load"] = True
     else:
         overlay["num_classes"] = args["num_classes"] = count_classes(name, path)

@@ -33,6 +33,8 @@ def build_backbone(name: str, pretrained: bool | str, args: dict[str, Any]) -> B
         FileNotFoundError: If the weights are not to be had.
     """
     check_name(name, pretrained)
+    if name.startswith("local-dir:") and not Path(name.removeprefix("local-dir:"), "config.json").is_file():
+        raise FileNotFoundError(f"backbone={name!r}: no such folder, or no config.json in it. {remedy(name)}")
     if pretrained is True:
         try:
             return timm.create_model(name, pretrained=True, **args)
@@ -96,7 +98,7 @@ def remedy(name: str) -> str:
     """What to download and where to put it when the weights of a tag cannot be had."""
     config = None if ":" in name else get_pretrained_cfg(name)
     if config is None:
-        return "Expected a folder with config.json and model.safetensors."
+        return "Put its config.json and model.safetensors into a folder and pass --model.backbone local-dir:PATH"
     source = f"model.safetensors of huggingface.co/{config.hf_hub_id}{name}" if config.hf_hub_id else config.url
     if config.hf_hub_id and not config.hf_hub_id.endswith("/"):
         source = f"model.safetensors of huggingface.co/{config.hf_hub_id}"

@@ -91,6 +91,8 @@ class Classification(TaskModule):
         """Mean cross entropy of images (B, 3, H, W) and labels (B,)."""
         images, labels = batch
         if self.mixup is not None and self.training:
+            if len(images) % 2:
+                raise ValueError(f"batch_size={len(images)}: mixup and cutmix pair images and need an even batch size")
             images, targets = self.mixup(images, labels)  # soft labels (B, K), already smoothed
             return F.cross_entropy(self(images).float(), targets)
         return F.cross_entropy(self(images).float(), labels, label_smoothing=self.label_smoothing)

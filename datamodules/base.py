@@ -241,7 +241,7 @@ class ImageDataModule(LightningDataModule):
             source = dataset.dataset if isinstance(dataset, Padded) else dataset
             workers = 0 if isinstance(source, CachedImages) else min(os.cpu_count() or 1, 8)
         defaults = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
-        return DataLoader(dataset, batch_size, **defaults | options)
+        return DataLoader(dataset, batch_size=batch_size, **defaults | options)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """uint8 pixels to normalised floats, on the device."""

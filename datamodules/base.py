@@ -198,7 +198,7 @@ class ImageDataModule(LightningDataModule):
         kept = self.leave_out(split, samples, broken)
         if broken:
             pixels = pixels[[index for index in range(len(pixels)) if index not in broken]]
-        return CachedImages(pixels, kept.labels, augment)
+        return CachedImages(kept, pixels, augment)
 
     def leave_out(self, split: str, samples: Samples, broken: dict[int, Exception]) -> Samples:
         if not broken:
@@ -253,17 +253,17 @@ class ImageDataModule(LightningDataModule):
 
 
 class CachedImages(Dataset[tuple[Tensor, int]]):
-    """Resized images (N, 3, S, S) in RAM."""
+    """Samples whose resized images (N, 3, S, S) are in RAM."""
 
-    def __init__(self, pixels: Tensor, labels: Tensor, augment: v2.Transform | None) -> None:
-        self.pixels, self.labels, self.augment = pixels, labels, augment
+    def __init__(self, samples: Samples, pixels: Tensor, augment: v2.Transform | None) -> None:
+        self.samples, self.pixels, self.augment = samples, pixels, augment
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image = self.pixels[index]
-        return image if self.augment is None else self.augment(image), int(self.labels[index])
+        return image if self.augment is None else self.augment(image), int(self.samples.labels[index])
 
 
 class LiveImages(Dataset[tuple[Tensor, int]]):

@@ -127,8 +127,11 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder / WEIGHTS} ({size} bytes) is empty or incomplete: {error}") from error
     try:
         config = json.loads((folder / CONFIG).read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not even text
         raise ValueError(f"{folder / CONFIG} is not valid JSON: {error}") from error
+    missing = {"peft", "selected", "hyper_parameters", "class_names"} - set(config)
+    if missing:
+        raise ValueError(f"{folder / CONFIG} is no adapter of this project: it lacks {', '.join(sorted(missing))}")
     selection = {n.removeprefix("selection/"): t for n, t in tensors.items() if n.startswith("selection/")}
     return {
         "state_dict": {name: tensor for name, tensor in tensors.items() if not name.startswith("selection/")},

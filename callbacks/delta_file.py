@@ -156,7 +156,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises EOFError, RuntimeError, UnpicklingError and more for a damaged file
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        cause = error.__context__ or error  # torch's own text advises to load the code in the file after all
+        reason = f"{type(cause).__name__} {str(cause).partition(chr(10))[0]}".strip()
         raise ValueError(
             f"ckpt_path={str(path)!r} ({path.stat().st_size} bytes) is empty, incomplete or unsafe: {reason}"
         ) from error

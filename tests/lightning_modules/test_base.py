@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,27 @@ def test_schedule_by_epoch(build: Build, data: Data, trainer: MakeTrainer) -> No
     run = trainer(max_epochs=5, callbacks=[rates], limit_train_batches=2, limit_val_batches=0)
     run.fit(build("linear_probe", warmup_epochs=2, lr_interval="epoch", **options), datamodule=data())
     assert rates.rates == pytest.approx([expected_rate(i // 2, 5, 2, **options) for i in range(10)])
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_a_resumed_run_follows_its_own_options(
+    interval: str, build: Build, data: Data, trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    """Not those that the restored optimizer and schedule bring along: more epochs, another rate, another decay."""
+    first = trainer(max_epochs=2, limit_val_batches=0)
+    options = {"lr": 0.1, "warmup_epochs": 1.0, "lr_interval": interval}
+    first.fit(build("linear_probe", **options), datamodule=data())
+    first.save_checkpoint(tmp_path / "two epochs.ckpt")
+    options |= {"lr": 0.4, "min_lr": 1e-3, "weight_decay": 0.5}
+    rates = Rates()
+    longer = trainer(max_epochs=4, limit_val_batches=0, callbacks=[rates])
+    longer.fit(build("linear_probe", **options), datamodule=data(), ckpt_path=tmp_path / "two epochs.ckpt")
+    if interval == "step":
+        by_hand = [expected_rate(step, 24, 6, 0.4, 1e-6, 1e-3) for step in range(12, 24)]
+    else:
+        by_hand = [expected_rate(step // 6, 4, 1, 0.4, 1e-6, 1e-3) for step in range(12, 24)]
+    assert rates.rates == pytest.approx(by_hand)
+    assert [group["weight_decay"] for group in longer.optimizers[0].param_groups] == [0.5, 0.0]
 
 
 def test_warmup_from_above_the_peak_is_none(build: Build, data: Data, trainer: MakeTrainer) -> None:

@@ -51,7 +51,7 @@ def test_result_of_a_fit_and_its_test(
     run.fit(model, datamodule=module)
     fitted = read(tmp_path)
     assert fitted["method"] == "SSF"
-    assert fitted["class"] == "SSFClassification"
+    assert (fitted["class"], fitted["task"]) == ("SSFClassification", "Classification")
     assert fitted["data"] == str(images)
     assert (fitted["epochs"], fitted["steps"], fitted["seed"], fitted["world_size"]) == (2, 12, 0, 1)
     assert fitted["precision"] == "32-true"

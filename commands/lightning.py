@@ -276,5 +276,7 @@ def run_folder(folder: Path) -> Path:
         except FileExistsError:
             number += 1
             candidate = folder.with_name(f"{folder.name}-{number}")
+        except OSError as error:  # a file in its place, no permission, no space
+            raise ValueError(f"run_root: cannot make the folder {candidate}: {error.strerror}") from error
     os.environ["GRAFT_RUN_DIR"] = str(candidate)
     return candidate

@@ -233,7 +233,7 @@ def expand(args: list[str]) -> list[str]:
         if name is not None and re.fullmatch(r"\w+", name) and not hasattr(module, name):
             nearest(name, {n: c for n, c in vars(module).items() if isinstance(c, type)}, flag.removeprefix("--"))
     path = take(rest, "--ckpt_path")[0]
-    if path and Path(path).exists():
+    if path and path not in ("best", "last", "hpc"):
         saved = {k: v for k, v in read_checkpoint(path)["hyper_parameters"].items() if k not in NOT_SAVED}
         saved.pop("_instantiator", None)
         model = {"class_path": saved.pop("_class_path"), "init_args": saved}

@@ -127,8 +127,11 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder / WEIGHTS} ({size} bytes) is empty or incomplete: {error}") from error
     try:
         config = json.loads((folder / CONFIG).read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not even text
         raise ValueError(f"{folder / CONFIG} is not valid JSON: {error}") from error
+    missing = {"peft", "selected", "hyper_parameters", "class_names"} - set(config)
+    if missing:
+        raise ValueError(f"{folder / CONFIG} is no adapter of this project: it lacks {', '.join(sorted(missing))}")
     selection = {n.removeprefix("selection/"): t for n, t in tensors.items() if n.startswith("selection/")}
     return {
         "state_dict": {name: tensor for name, tensor in tensors.items() if not name.startswith("selection/")},
@@ -153,7 +156,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises EOFError, RuntimeError, UnpicklingError and more for a damaged file
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        cause = error.__context__ or error  # torch's own text advises to load the code in the file after all
+        reason = f"{type(cause).__name__} {str(cause).partition(chr(10))[0]}".strip()
         raise ValueError(
             f"ckpt_path={str(path)!r} ({path.stat().st_size} bytes) is empty, incomplete or unsafe: {reason}"
         ) from error

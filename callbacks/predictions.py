@@ -32,7 +32,7 @@ class Predictions(BasePredictionWriter):
         folder = Path(str(trainer.log_dir))
         if trainer.is_global_zero:
             names = trainer.datamodule.class_names  # type: ignore[attr-defined]
-            samples = trainer.datamodule.samples("test")  # type: ignore[attr-defined]
+            samples = trainer.datamodule.splits["test"].samples  # type: ignore[attr-defined]
 
             def write(path: Path) -> None:
                 with path.open("w", newline="") as file:

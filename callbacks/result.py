@@ -49,7 +49,7 @@ class Result(Callback):
     def describe(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
         data = trainer.datamodule  # type: ignore[attr-defined]
         return pl_module.description() | {
-            "task": type(pl_module).__mro__[-1].__name__,
+            "task": next(c.__name__ for c in type(pl_module).__mro__ if c.__module__.startswith("lightning_modules.")),
             "class": type(pl_module).__name__,
             "pretrained": pl_module.pretrained,
             "data": getattr(data, "root", type(data).__name__),

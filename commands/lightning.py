@@ -39,9 +39,10 @@ class GraftParser(LightningArgumentParser):
         for group, module in {"model": lightning_modules, "data": datamodules}.items():
             known |= {name: f"{group}.{name}" for name in arguments(module)}
         found = re.findall(r"--([\w.]+)|(?:[Oo]ption|[Kk]ey) ['\"]?([\w.]+)['\"]?", message)
-        for word in dict.fromkeys((a or b).rpartition("init_args.")[2] for a, b in found):
+        for flag, key in dict.fromkeys(found):
+            word = (flag or key).rpartition("init_args.")[2]
             near = difflib.get_close_matches(word.removeprefix("model.").removeprefix("data."), known, n=3, cutoff=0.7)
-            if near and word not in known and word not in known.values():
+            if near and (flag or word not in known) and word not in known.values():
                 message += f"\n{word}: did you mean {' or '.join(f'--{known[name]}' for name in near)}?"
         super().error(message, ex)
 
@@ -231,9 +232,12 @@ def expand(args: list[str]) -> list[str]:
     for flag, module in {"--data": datamodules, "--model": lightning_modules}.items():
         name = take(rest, flag)[0]
         if name is not None and re.fullmatch(r"\w+", name) and not hasattr(module, name):
-            nearest(name, {n: c for n, c in vars(module).items() if isinstance(c, type)}, flag.removeprefix("--"))
+            classes = {n: c for n, c in vars(module).items() if isinstance(c, type) and c.__name__ == n}
+            usable = (PEFTMethod, LightningDataModule)
+            known = {n: c for n, c in classes.items() if issubclass(c, usable) and c is not PEFTMethod}
+            nearest(name, known, flag.removeprefix("--"))
     path = take(rest, "--ckpt_path")[0]
-    if path and Path(path).exists():
+    if path and path not in ("best", "last", "hpc"):
         saved = {k: v for k, v in read_checkpoint(path)["hyper_parameters"].items() if k not in NOT_SAVED}
         saved.pop("_instantiator", None)
         model = {"class_path": saved.pop("_class_path"), "init_args": saved}
@@ -276,5 +280,7 @@ def run_folder(folder: Path) -> Path:
         except FileExistsError:
             number += 1
             candidate = folder.with_name(f"{folder.name}-{number}")
+        except OSError as error:  # a file in its place, no permission, no space
+            raise ValueError(f"run_root: cannot make the folder {candidate}: {error.strerror}") from error
     os.environ["GRAFT_RUN_DIR"] = str(candidate)
     return candidate

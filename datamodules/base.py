@@ -137,11 +137,12 @@ class ImageDataModule(LightningDataModule):
             if missing:
                 print(f"note: {missing} of {self.num_classes} classes have no training image")
         live = split == "train" and self.augmentation in ("crop", "rrc", "randaug")
+        augment = self.cached_transform() if split == "train" and self.augmentation == "pad_crop" else None
         pixels = len(samples.labels) * 3 * self.size**2
         if self.cache == "none" or live or (self.cache == "auto" and pixels > CACHE_LIMIT):
-            transform = self.live_transform() if live else self.prepare
+            steps = [self.prepare] if augment is None else [self.prepare, augment]
+            transform = self.live_transform() if live else v2.Compose(steps)
             return LiveImages(self.check(split, samples), transform)
-        augment = self.cached_transform() if split == "train" and self.augmentation == "pad_crop" else None
         return self.cached(split, samples, augment)
 
     def prepare(self, image: Image.Image) -> Tensor:
@@ -166,7 +167,12 @@ class ImageDataModule(LightningDataModule):
         policy = "rand-m9-mstd0.5-inc1" if self.augmentation == "randaug" else None
         # timm leaves out the float conversion when a prefetcher is to do it, as on_after_batch_transfer does here
         transform = create_transform(
-            self.size, is_training=True, auto_augment=policy, color_jitter=0.0, use_prefetcher=True
+            self.size,
+            is_training=True,
+            auto_augment=policy,
+            color_jitter=0.0,
+            interpolation=self.interpolation.value,
+            use_prefetcher=True,
         )
         return v2.Compose([*transform.transforms, torch.as_tensor])
 
@@ -175,7 +181,7 @@ class ImageDataModule(LightningDataModule):
         broken: dict[int, Exception] = {}
         for index in tqdm(range(len(samples.labels)), desc=f"checking {split}", leave=False, disable=None):
             try:
-                samples.open(index)
+                samples.open(index).close()
             except (OSError, ValueError) as error:
                 broken[index] = error
         return self.leave_out(split, samples, broken)
@@ -192,7 +198,7 @@ class ImageDataModule(LightningDataModule):
         kept = self.leave_out(split, samples, broken)
         if broken:
             pixels = pixels[[index for index in range(len(pixels)) if index not in broken]]
-        return CachedImages(pixels, kept.labels, augment)
+        return CachedImages(kept, pixels, augment)
 
     def leave_out(self, split: str, samples: Samples, broken: dict[int, Exception]) -> Samples:
         if not broken:
@@ -235,7 +241,7 @@ class ImageDataModule(LightningDataModule):
             source = dataset.dataset if isinstance(dataset, Padded) else dataset
             workers = 0 if isinstance(source, CachedImages) else min(os.cpu_count() or 1, 8)
         defaults = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
-        return DataLoader(dataset, batch_size, **defaults | options)
+        return DataLoader(dataset, batch_size=batch_size, **defaults | options)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """uint8 pixels to normalised floats, on the device."""
@@ -247,17 +253,17 @@ class ImageDataModule(LightningDataModule):
 
 
 class CachedImages(Dataset[tuple[Tensor, int]]):
-    """Resized images (N, 3, S, S) in RAM."""
+    """Samples whose resized images (N, 3, S, S) are in RAM."""
 
-    def __init__(self, pixels: Tensor, labels: Tensor, augment: v2.Transform | None) -> None:
-        self.pixels, self.labels, self.augment = pixels, labels, augment
+    def __init__(self, samples: Samples, pixels: Tensor, augment: v2.Transform | None) -> None:
+        self.samples, self.pixels, self.augment = samples, pixels, augment
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image = self.pixels[index]
-        return image if self.augment is None else self.augment(image), int(self.labels[index])
+        return image if self.augment is None else self.augment(image), int(self.samples.labels[index])
 
 
 class LiveImages(Dataset[tuple[Tensor, int]]):
@@ -307,9 +313,6 @@ class Padded(Dataset[tuple[Tensor, int]]):
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Upright RGB from any mode: grey, palette, alpha, CMYK, 16 bit."""
-    width, height = image.size
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ValueError(f"{width} x {height} pixels: expected sides within a factor of {MAX_ASPECT}")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bit: PIL would clip at 255 instead of scaling
         image = image.point(lambda value: value * (1 / 256)).convert("L")
@@ -319,8 +322,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def open_image(file: Any) -> Image.Image:
-    """Open an image, calling everything that is not one an ``OSError``."""
+    """Open an image, calling everything that is not one, or too long a one, an ``OSError``."""
     try:
-        return Image.open(file)
+        image = Image.open(file)
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise OSError(str(error)) from error
+    width, height = image.size
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise OSError(f"{width} x {height} pixels: expected sides within a factor of {MAX_ASPECT}")
+    return image

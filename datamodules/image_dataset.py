@@ -1,5 +1,6 @@
 """Images from a folder of class folders, parquet files, a saved dataset or the Hugging Face hub."""
 
+import glob
 import io
 import re
 from collections import defaultdict
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 ALIASES = {
     "train": ("train", "training"),
     "val": ("validation", "val", "valid", "dev"),
-    "test": ("test", "testing", "eval"),
+    "test": ("test", "testing", "eval", "evaluation"),
 }
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
@@ -75,12 +76,12 @@ class ImageDataset(ImageDataModule):
         return len(self.class_names)
 
     def read(self) -> "dict[str, datasets.Dataset]":
-        tables = load(self.root)
+        tables = load(self.root, {name for name in self.split_names.values() if name})
         found = {}
         for split, name in self.split_names.items():
             if name is not None and name not in tables and name != "none":
                 raise ValueError(f"data.{split}_split={name!r}: {self.root} has the splits {', '.join(tables)}")
-            name = name or next((alias for alias in ALIASES[split] if alias in tables), None)
+            name = name or next((key for key in tables if key.lower() in ALIASES[split]), None)
             if name is not None and name != "none":
                 found[split] = tables[name]
         if "train" not in found and len(tables) == 1 and not found:
@@ -104,7 +105,7 @@ class ImageDataset(ImageDataModule):
                 raise ValueError(f"{self.root} has no column {name!r}: found {', '.join(features)}")
         label = features[self.label_column]
         if not isinstance(label, datasets.ClassLabel):  # plain values: the classes are those of all splits together
-            values = sorted({value for table in tables.values() for value in table.unique(self.label_column)})
+            values = sorted({v for t in tables.values() for v in t.unique(self.label_column) if v is not None})
             if all(isinstance(value, int) for value in values):
                 values = list(range(max(values) + 1))
             label = datasets.ClassLabel(names=[str(value) for value in values])
@@ -119,11 +120,15 @@ class ImageDataset(ImageDataModule):
         return {name: table.cast_column(self.image_column, undecoded) for name, table in tables.items()}
 
     def hold_out(self, train: "datasets.Dataset") -> "dict[str, datasets.Dataset]":
-        labels = torch.tensor(train[self.label_column][:])
-        counts = labels.bincount()
-        stratify = self.label_column if int(counts[counts > 0].min()) > 1 else None
-        parts = train.train_test_split(self.val_fraction, seed=0, stratify_by_column=stratify)
-        return {"train": parts["train"], "val": parts["test"]}
+        labels = Rows(train, self.image_column or "", self.label_column or "").labels
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+        held: set[int] = set()
+        for label in labels.unique():
+            rows = order[labels[order] == label].tolist()
+            count = max(round(len(rows) * self.val_fraction), 1)
+            held.update(rows[: min(count, len(rows) - 1)])  # a lone image stays with the training images
+        kept = [index for index in range(len(labels)) if index not in held]
+        return {"train": train.select(kept), "val": train.select(sorted(held))}
 
     def samples(self, split: Literal["train", "val", "test"]) -> "Rows | None":
         if split not in self.tables:
@@ -136,7 +141,8 @@ class Rows:
 
     def __init__(self, table: "datasets.Dataset", image_column: str, label_column: str) -> None:
         self.table, self.image_column, self.label_column = table, image_column, label_column
-        self.labels: Tensor = torch.tensor(table[label_column][:], dtype=torch.long)
+        labels = [-1 if label is None else label for label in table[label_column][:]]  # no label: outside the classes
+        self.labels: Tensor = torch.tensor(labels, dtype=torch.long)
 
     def open(self, index: int) -> Image.Image:
         image = self.table[index][self.image_column]
@@ -150,16 +156,23 @@ class Rows:
         return Rows(self.table.select(indices), self.image_column, self.label_column)
 
 
-def load(root: str) -> "dict[str, datasets.Dataset]":
+def load(root: str, asked: set[str]) -> "dict[str, datasets.Dataset]":
     """The tables of a folder or of a hub id, by split name.
+
+    Args:
+        root: Folder or hub id.
+        asked: Names of splits that are no usual ones.
 
     Raises:
         FileNotFoundError: If there is no such folder and no such dataset.
         ValueError: If the folder holds nothing that can be read.
     """
     import datasets
+    from pyarrow import parquet
 
     path = Path(root).expanduser()
+    if path.is_file():
+        raise ValueError(f"data.root={root!r} is a file; expected the folder that it lies in")
     if not path.exists():
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", root) or root.startswith("."):
             raise FileNotFoundError(f"data.root={root!r}: no such folder")
@@ -175,12 +188,49 @@ def load(root: str) -> "dict[str, datasets.Dataset]":
         return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
     files = defaultdict(list)
     for file in sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")]):
-        files[re.sub(r"-\d+-of-\d+.*", "", file.stem)].append(str(file))
+        try:
+            parquet.read_metadata(file)
+        except ValueError as error:  # pyarrow's own kind is one
+            raise ValueError(f"{file} ({file.stat().st_size} bytes) is no readable parquet file: {error}") from error
+        files[re.sub(r"-\d+-of-\d+.*", "", file.stem)].append(glob.escape(str(file)))
     if files:
         return dict(datasets.load_dataset("parquet", data_files=dict(files)))
-    if not any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.rglob("*")):
-        raise ValueError(f"data.root={root!r} holds no images, no parquet files and no saved dataset")
-    return dict(datasets.load_dataset("imagefolder", data_dir=str(path), drop_labels=False))
+    if any(path.glob("metadata.*")) or any(path.glob("*/metadata.*")):  # labels in a table beside the images
+        return dict(datasets.load_dataset("imagefolder", data_dir=glob.escape(str(path))))
+    return class_folders(path, asked)
+
+
+def class_folders(root: Path, asked: set[str]) -> "dict[str, datasets.Dataset]":
+    """The tables of class folders, which lie in the folders of splits or right in the root.
+
+    Only a folder of class folders can be a split. The reader of ``datasets`` takes any path with the word for one: the
+    class ``crash test`` would leave the training images for the test split. It also passes over linked folders.
+    """
+    import datasets
+
+    def folders(folder: Path) -> list[Path]:
+        return [f for f in sorted(folder.iterdir()) if f.is_dir() and not f.name.startswith((".", "__"))]
+
+    def files(folder: Path) -> list[Path]:
+        found = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES]
+        return [f for f in found if not any(part.startswith(".") for part in f.relative_to(folder).parts)]
+
+    usual = {alias for aliases in ALIASES.values() for alias in aliases}
+    splits = {f.name: f for f in folders(root) if (f.name in asked or f.name.lower() in usual) and folders(f)}
+    images = {
+        split: [(str(file), labelled.name) for labelled in folders(folder) for file in files(labelled)]
+        for split, folder in (splits or {"train": root}).items()
+    }
+    names = sorted({name for rows in images.values() for _, name in rows})
+    if not names or all(name.lower() in usual for name in names):
+        raise ValueError(f"data.root={str(root)!r} holds no class folders of images, parquet files or saved dataset")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    return {
+        split: datasets.Dataset.from_dict(
+            {"image": [file for file, _ in rows], "label": [name for _, name in rows]}, features=features
+        )
+        for split, rows in images.items()
+    }
 
 
 def column(features: "datasets.Features", kind: str, names: tuple[str, ...], root: str) -> str:

@@ -2,6 +2,7 @@
 
 import difflib
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import nn
 
 from methods.inject import Backbone
 
-LoadError = (RuntimeError, OSError, KeyError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError)
+CorruptFile = (EOFError, SafetensorError, pickle.UnpicklingError)
+LoadError = (RuntimeError, OSError, KeyError, ValueError, AttributeError, *CorruptFile)
 
 
 def build_backbone(name: str, pretrained: bool | str, args: dict[str, Any]) -> Backbone:
@@ -31,6 +33,8 @@ def build_backbone(name: str, pretrained: bool | str, args: dict[str, Any]) -> B
         FileNotFoundError: If the weights are not to be had.
     """
     check_name(name, pretrained)
+    if name.startswith("local-dir:") and not Path(name.removeprefix("local-dir:"), "config.json").is_file():
+        raise FileNotFoundError(f"backbone={name!r}: no such folder, or no config.json in it. {remedy(name)}")
     if pretrained is True:
         try:
             return timm.create_model(name, pretrained=True, **args)
@@ -47,6 +51,8 @@ def build_backbone(name: str, pretrained: bool | str, args: dict[str, Any]) -> B
         raise FileNotFoundError(f"pretrained={pretrained!r}: no such file. {remedy(name)}")
     overlay: dict[str, Any] = {"file": str(path)}
     if path.suffix == ".npz":
+        if not zipfile.is_zipfile(path):
+            raise ValueError(f"pretrained={pretrained!r} ({path.stat().st_size} bytes) is no readable weight file")
         overlay["custom_load"] = True
     else:
         overlay["num_classes"] = args["num_classes"] = count_classes(name, path)
@@ -92,7 +98,7 @@ def remedy(name: str) -> str:
     """What to download and where to put it when the weights of a tag cannot be had."""
     config = None if ":" in name else get_pretrained_cfg(name)
     if config is None:
-        return "Expected a folder with config.json and model.safetensors."
+        return "Put its config.json and model.safetensors into a folder and pass --model.backbone local-dir:PATH"
     source = f"model.safetensors of huggingface.co/{config.hf_hub_id}{name}" if config.hf_hub_id else config.url
     if config.hf_hub_id and not config.hf_hub_id.endswith("/"):
         source = f"model.safetensors of huggingface.co/{config.hf_hub_id}"

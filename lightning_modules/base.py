@@ -1,5 +1,6 @@
 """What every task shares: a backbone, an optimizer, a schedule, and the four names that a method may ask for."""
 
+import math
 import os
 import random
 from contextlib import AbstractContextManager, nullcontext
@@ -10,7 +11,7 @@ import torch
 from lightning import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torch.optim.lr_scheduler import LambdaLR
 
 from callbacks.ema import EMA
 from methods.inject import Backbone
@@ -74,6 +75,14 @@ class TaskModule(LightningModule):
         """A term that the method adds to the loss, a scalar."""
         return None
 
+    def on_train_start(self) -> None:
+        # a restored optimizer brings the rates and decays of its run along; what this run was told counts
+        schedule: Any = self.lr_schedulers()
+        for i, (group, told) in enumerate(zip(schedule.optimizer.param_groups, self.param_groups(), strict=True)):
+            group["weight_decay"] = told["weight_decay"]
+            schedule.base_lrs[i] = group["initial_lr"] = told.get("lr", self.lr)
+            group["lr"] = schedule.base_lrs[i] * schedule.lr_lambdas[i](schedule.last_epoch)
+
     def on_train_epoch_start(self) -> None:
         # drop path, mixup and augmentation depend on the epoch alone: a resumed run draws what an unbroken one would
         entropy = (int(os.environ.get("PL_GLOBAL_SEED", 0)), self.current_epoch, self.global_rank)
@@ -117,14 +126,20 @@ class TaskModule(LightningModule):
             "lr_scheduler": {"scheduler": self.schedule(optimizer), "interval": self.lr_interval},
         }
 
-    def schedule(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
+    def schedule(self, optimizer: torch.optim.Optimizer) -> LambdaLR:
         """Linear warm-up, then a cosine to ``min_lr`` at the last step (or epoch)."""
         steps = int(self.trainer.estimated_stepping_batches)
         epochs = self.trainer.max_epochs if self.trainer.max_epochs and self.trainer.max_epochs > 0 else 1
         total = steps if self.lr_interval == "step" else epochs
         warmup = min(round(self.warmup_epochs * total / epochs), total - 1)
-        cosine = CosineAnnealingLR(optimizer, max(total - warmup, 1), eta_min=self.min_lr)
-        if warmup <= 0:
-            return cosine
-        linear = LinearLR(optimizer, start_factor=min(self.warmup_lr / self.lr, 1.0), total_iters=warmup)
-        return SequentialLR(optimizer, [linear, cosine], milestones=[warmup])
+
+        def factor(step: int) -> float:
+            """Share of the peak that holds at a step (or epoch)."""
+            if step < warmup:
+                start = min(self.warmup_lr, self.lr)
+                return (start + (self.lr - start) * step / warmup) / self.lr
+            done = min((step - warmup) / max(total - warmup, 1), 1.0)
+            return (self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * done)) / 2) / self.lr
+
+        # a plain function leaves no trace in a checkpoint: a run that goes on longer follows its own cosine
+        return LambdaLR(optimizer, factor)

@@ -91,6 +91,8 @@ class Classification(TaskModule):
         """Mean cross entropy of images (B, 3, H, W) and labels (B,)."""
         images, labels = batch
         if self.mixup is not None and self.training:
+            if len(images) % 2:
+                raise ValueError(f"batch_size={len(images)}: mixup and cutmix pair images and need an even batch size")
             images, targets = self.mixup(images, labels)  # soft labels (B, K), already smoothed
             return F.cross_entropy(self(images).float(), targets)
         return F.cross_entropy(self(images).float(), labels, label_smoothing=self.label_smoothing)
@@ -123,20 +125,26 @@ class Classification(TaskModule):
         return self(batch[0]).float().softmax(dim=1)
 
     def setup(self, stage: str) -> None:
-        self.class_names = list(getattr(self.trainer.datamodule, "class_names", []))  # type: ignore[attr-defined]
+        names = list(getattr(self.trainer.datamodule, "class_names", []))  # type: ignore[attr-defined]
+        if stage != "fit":  # an adapter folder is loaded before the data are known
+            check_classes(names, self.class_names)
+        self.class_names = names
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["class_names"] = self.class_names
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = checkpoint.get("class_names") or []
-        if self.class_names and trained and self.class_names != trained:
-            raise ValueError(
-                f"the data have other classes than the checkpoint: {', '.join(self.class_names[:10])} here, "
-                f"{', '.join(trained[:10])} there"
-            )
+        check_classes(self.class_names, trained)
         self.class_names = trained
 
     def example_input(self) -> Tensor:
         """One image of zeros (1, 3, H, W) on the module's device, for counting FLOPs."""
         return torch.zeros(1, *self.input_config["input_size"], device=self.device)
+
+
+def check_classes(here: list[str], there: list[str]) -> None:
+    """Refuse data whose classes are not those of the checkpoint, in its order."""
+    if here and there and here != there:
+        shown = f"{', '.join(here[:10])} here, {', '.join(there[:10])} there"
+        raise ValueError(f"the data have other classes than the checkpoint: {shown}")

@@ -1,0 +1,395 @@
+"""Reading, checking, caching, augmenting and normalising, on images made here."""
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning import Trainer
+from PIL import Image
+from torch import Tensor
+
+from datamodules import base
+from datamodules.base import PADDING, EpochSampler, ImageDataModule, Padded, open_image, to_rgb
+
+INPUT = {
+    "input_size": (3, 16, 16),
+    "mean": (0.1, 0.2, 0.3),
+    "std": (0.4, 0.5, 0.6),
+    "interpolation": "bicubic",
+    "crop_pct": 0.8,
+}
+
+
+class Bytes:
+    """Samples that are encoded images."""
+
+    def __init__(self, files: list[bytes], labels: list[int]) -> None:
+        self.files, self.labels = files, torch.tensor(labels, dtype=torch.long)
+
+    def open(self, index: int) -> Image.Image:
+        return open_image(io.BytesIO(self.files[index]))
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
+    def keep(self, indices: list[int]) -> "Bytes":
+        return Bytes([self.files[i] for i in indices], self.labels[indices].tolist())
+
+
+class Listed(ImageDataModule):
+    """A datamodule over lists of encoded images, configured without a trainer."""
+
+    def __init__(self, splits: dict[str, Bytes] | None = None, num_classes: int = 3, **options: Any) -> None:
+        super().__init__(**options)
+        self.given, self.num_classes = splits or {}, num_classes
+        self.configure(INPUT)
+
+    def samples(self, split: str) -> Bytes | None:
+        return self.given.get(split)
+
+
+def picture(seed: int, width: int = 24, height: int = 20, mode: str = "RGB") -> Image.Image:
+    channels = {"RGB": 3, "RGBA": 4, "CMYK": 4, "LA": 2}.get(mode)
+    shape = (height, width, channels) if channels else (height, width)
+    # neighbouring values, so that JPEG and resizing keep them
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8) // 8 + 100
+    return Image.fromarray(pixels, mode if mode in ("CMYK", "LA") else None)
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def pictures(count: int = 6, num_classes: int = 3) -> Bytes:
+    return Bytes([encode(picture(seed)) for seed in range(count)], [seed % num_classes for seed in range(count)])
+
+
+def decoded(data: bytes) -> Image.Image:
+    return open_image(io.BytesIO(data))
+
+
+# colour modes
+
+
+def grey(value: int) -> Image.Image:
+    return Image.new("L", (5, 4), value)
+
+
+RED_PALETTE = Image.new("P", (5, 4), 1)
+RED_PALETTE.putpalette([0, 0, 0, 255, 0, 0])
+
+
+MODES = {
+    "grey": (encode(grey(77)), (77, 77, 77)),
+    "bilevel": (encode(Image.new("1", (5, 4), 1)), (255, 255, 255)),
+    "grey and alpha": (encode(Image.new("LA", (5, 4), (77, 9))), (77, 77, 77)),
+    "rgba": (encode(Image.new("RGBA", (5, 4), (10, 20, 30, 128))), (10, 20, 30)),
+    "palette": (encode(RED_PALETTE), (255, 0, 0)),
+    "transparent palette": (encode(RED_PALETTE, transparency=0), (255, 0, 0)),
+    "gif": (encode(RED_PALETTE, "GIF"), (255, 0, 0)),
+    "cmyk": (encode(Image.new("CMYK", (5, 4), (0, 255, 255, 0)), "TIFF"), (255, 0, 0)),
+    "16-bit png": (encode(Image.fromarray(np.full((4, 5), 0x8040, np.uint16))), (128, 128, 128)),
+    "16-bit tiff": (encode(Image.fromarray(np.full((4, 5), 0xFFFF, np.uint16)), "TIFF"), (255, 255, 255)),
+    "bmp": (encode(Image.new("RGB", (5, 4), (10, 20, 30)), "BMP"), (10, 20, 30)),
+}
+
+
+@pytest.mark.parametrize(("data", "colour"), MODES.values(), ids=MODES)
+def test_modes_become_rgb(data: bytes, colour: tuple[int, int, int]) -> None:
+    image = to_rgb(decoded(data))
+    assert image.mode == "RGB"
+    assert image.size == (5, 4)
+    assert image.getpixel((2, 2)) == colour
+
+
+def test_cmyk_jpeg() -> None:
+    red = to_rgb(decoded(encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG"))).getpixel((8, 8))
+    assert isinstance(red, tuple)
+    assert red[0] > 240
+    assert max(red[1:]) < 15
+
+
+def test_exif_orientation_is_applied() -> None:
+    image = Image.new("RGB", (30, 20))
+    image.paste((255, 255, 255), (0, 0, 15, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise to see it upright: the left half comes to the top
+    upright = to_rgb(decoded(encode(image, "JPEG", exif=exif, quality=95)))
+    assert upright.size == (20, 30)
+    assert [upright.getpixel((10, y))[0] > 128 for y in (5, 25)] == [True, False]  # type: ignore[index]
+
+
+def test_one_pixel() -> None:
+    module = Listed({"train": Bytes([encode(Image.new("RGB", (1, 1), (9, 8, 7)))] * 2, [0, 1])}, batch_size=1)
+    pixels, _ = module.dataset("train", module.given["train"])[0]
+    assert pixels.shape == (3, 16, 16)
+    assert pixels.amax((1, 2)).tolist() == pixels.amin((1, 2)).tolist() == [9, 8, 7]
+
+
+# unreadable images
+
+WHOLE = encode(picture(0, 200, 200), "JPEG")
+BROKEN = {
+    "zero bytes": b"",
+    "no image": b"hello, I am a text",
+    "truncated header": encode(picture(0))[:20],
+    "extreme aspect": encode(Image.new("L", (2000, 10))),
+}
+
+
+@pytest.mark.parametrize("cache", ["ram", "none"])
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_image_stops_the_run(kind: str, cache: Any) -> None:
+    samples = pictures()
+    samples.files[4] = BROKEN[kind]
+    with pytest.raises(ValueError, match=r"test: 1 of 6 images cannot be read, first image 4 .*on_corrupt skip"):
+        Listed(cache=cache).dataset("test", samples)
+
+
+@pytest.mark.parametrize("cache", ["ram", "none"])
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_image_is_left_out(kind: str, cache: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = pictures()
+    whole = Listed().dataset("test", samples)
+    samples.files[4] = BROKEN[kind]
+    dataset: Any = Listed(cache=cache, on_corrupt="skip", max_corrupt=0.2).dataset("test", samples)
+    assert len(dataset) == 5
+    for index, original in enumerate((0, 1, 2, 3, 5)):
+        assert torch.equal(dataset[index][0], whole[original][0])
+        assert dataset[index][1] == whole[original][1]
+    assert "1 of 6 images cannot be read, first image 4; left out" in capsys.readouterr().out
+
+
+def test_too_many_broken_images() -> None:
+    samples = pictures()
+    samples.files[1] = samples.files[4] = b""
+    with pytest.raises(ValueError, match=r"2 of 6 .* first image 1: more than --data.max_corrupt 20%"):
+        Listed(on_corrupt="skip", max_corrupt=0.2).dataset("test", samples)
+
+
+def test_truncated_body_is_found_while_caching() -> None:
+    samples = pictures()
+    samples.files[2] = WHOLE[: len(WHOLE) // 2]
+    with pytest.raises(ValueError, match=r"(?i)first image 2 .*truncated"):
+        Listed(cache="ram").dataset("test", samples)
+
+
+def test_truncated_body_is_named_when_live() -> None:
+    samples = pictures()
+    samples.files[2] = WHOLE[: len(WHOLE) // 2]
+    dataset = Listed(cache="none").dataset("test", samples)  # its header is whole
+    with pytest.raises(ValueError, match=r"(?i)image 2 cannot be read: .*truncated"):
+        dataset[2]
+
+
+def test_decompression_bomb_is_an_unreadable_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(OSError, match="decompression bomb"):
+        open_image(io.BytesIO(encode(picture(0))))
+
+
+def test_files_are_closed(tmp_path: Path) -> None:
+    """A check of 2,000 files must not hold 2,000 files open; an unclosed one is a warning, hence an error here."""
+    picture(0).save(tmp_path / "0.png")
+
+    class OneFile(Bytes):
+        def open(self, index: int) -> Image.Image:
+            return open_image(str(tmp_path / "0.png"))
+
+    Listed(cache="none").dataset("test", OneFile([b""], [0]))
+
+
+# labels and sizes of splits
+
+
+@pytest.mark.parametrize("label", [-1, 3, 77])
+def test_label_outside_the_classes(label: int) -> None:
+    samples = pictures()
+    samples.labels[[2, 5]] = label
+    with pytest.raises(ValueError, match=rf"val: image 2 has label {label}, outside 0 to 2 \(2 such samples\)"):
+        Listed().dataset("val", samples)
+
+
+def test_empty_split() -> None:
+    with pytest.raises(ValueError, match="the val split is empty"):
+        Listed().dataset("val", Bytes([], []))
+
+
+def test_batch_larger_than_the_train_split() -> None:
+    with pytest.raises(ValueError, match="batch_size=7 is larger than the 6 training images"):
+        Listed(batch_size=7).dataset("train", pictures())
+    Listed(batch_size=7).dataset("test", pictures())  # evaluation keeps a small last batch
+
+
+def test_class_without_training_images(capsys: pytest.CaptureFixture[str]) -> None:
+    Listed(num_classes=5, batch_size=2).dataset("train", pictures())
+    assert "2 of 5 classes have no training image" in capsys.readouterr().out
+
+
+def test_batch_size_below_one() -> None:
+    with pytest.raises(ValueError, match="batch_size=0: expected at least 1"):
+        Listed(batch_size=0)
+
+
+# pixels
+
+
+def test_resize_direct_by_hand() -> None:
+    image = picture(1, 50, 31)
+    expected = torch.from_numpy(np.array(image.resize((16, 16), Image.Resampling.BICUBIC))).permute(2, 0, 1)
+    assert torch.equal(Listed(resize="direct").prepare(image), expected)
+
+
+def test_resize_center_crop_by_hand() -> None:
+    image = picture(1, 50, 31)  # the short side becomes 16 / 0.8 = 20, the long one 32
+    resized = image.resize((32, 20), Image.Resampling.BICUBIC).crop((8, 2, 24, 18))
+    expected = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+    assert torch.equal(Listed(resize="center_crop").prepare(image), expected)
+
+
+def test_image_size_wins_over_the_backbone() -> None:
+    module = Listed()
+    module.image_size = 8
+    module.configure(INPUT)
+    assert module.prepare(picture(0)).shape == (3, 8, 8)
+
+
+def test_cache_changes_no_pixel() -> None:
+    samples = pictures()
+    cached, live = (Listed(cache=cache).dataset("test", samples) for cache in ("ram", "none"))
+    assert type(cached) is not type(live)
+    for index in range(6):
+        assert torch.equal(cached[index][0], live[index][0])
+        assert cached[index][1] == live[index][1]
+
+
+def test_auto_cache_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = pictures()
+    assert isinstance(Listed().dataset("test", samples), base.CachedImages)
+    monkeypatch.setattr(base, "CACHE_LIMIT", 6 * 3 * 16 * 16 - 1)
+    assert isinstance(Listed().dataset("test", samples), base.LiveImages)
+    assert isinstance(Listed(cache="ram").dataset("test", samples), base.CachedImages)
+
+
+@pytest.mark.parametrize("augmentation", ["none", "pad_crop", "crop", "rrc", "randaug"])
+@pytest.mark.parametrize("cache", ["ram", "none"])
+def test_augmentation(augmentation: Any, cache: Any) -> None:
+    files = [
+        encode(picture(0)),
+        encode(picture(1, 7, 40)),
+        encode(picture(2, mode="L")),
+        encode(Image.new("RGB", (1, 1), (9, 8, 7))),
+    ]
+    module = Listed(batch_size=2, augmentation=augmentation, cache=cache)
+    train, test = (module.dataset(split, Bytes(files, [0, 1, 2, 0])) for split in ("train", "test"))
+    torch.manual_seed(0)
+    for index in range(4):
+        assert train[index][0].dtype is torch.uint8
+        assert train[index][0].shape == (3, 16, 16)
+    draws = {tuple(train[0][0].flatten().tolist()) for _ in range(5)}
+    assert (len(draws) == 1) == (augmentation == "none")
+    plain = Listed(batch_size=2).dataset("test", Bytes(files, [0, 1, 2, 0]))
+    assert torch.equal(test[0][0], plain[0][0]), "evaluation is augmented"
+
+
+def test_augmentation_resizes_as_the_backbone_wants() -> None:
+    for augmentation in ("crop", "rrc", "randaug"):
+        resize: Any = Listed(augmentation=augmentation).live_transform().transforms[0]
+        assert resize.interpolation.value == "bicubic", augmentation
+
+
+@pytest.mark.parametrize(
+    ("normalization", "mean", "std"),
+    [
+        ("model", INPUT["mean"], INPUT["std"]),
+        ("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("inception", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ("none", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    ],
+)
+def test_normalization(normalization: Any, mean: Any, std: Any) -> None:
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    labels = torch.tensor([0, 1])
+    out, same = Listed(normalization=normalization).on_after_batch_transfer((images, labels), 0)
+    expected = (images.double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=0)
+    assert out.dtype is torch.float32
+    assert same is labels
+
+
+def test_random_erasing_in_training_alone() -> None:
+    module = Listed(random_erasing=1.0, normalization="none")
+    module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    images = torch.full((4, 3, 16, 16), 100, dtype=torch.uint8)
+    assert module.on_after_batch_transfer((images, None), 0)[0].unique().numel() == 1
+    module.trainer.training = True
+    assert module.on_after_batch_transfer((images, None), 0)[0].unique().numel() > 1
+
+
+# loaders
+
+
+def test_padding_evens_out_the_ranks() -> None:
+    samples = Listed().dataset("test", pictures(5))
+    padded = Padded(samples, 4)
+    assert len(padded) == 8
+    labels = [padded[index][1] for index in range(8)]
+    assert labels == [0, 1, 2, 0, 1, PADDING, PADDING, PADDING]
+    assert torch.equal(padded[7][0], samples[4][0])
+    assert len(Padded(samples, 5)) == 5
+
+
+def test_epoch_sampler_depends_on_seed_and_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset: Any = torch.arange(10)
+
+    def order(seed: int, epoch: int, world_size: int = 1, rank: int = 0) -> tuple[list[int], Tensor]:
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+        sampler = EpochSampler(dataset, world_size, rank)
+        sampler.set_epoch(epoch)
+        return list(sampler), torch.rand(3, generator=sampler.generator)
+
+    first, draw = order(0, 0)
+    torch.manual_seed(123)  # the global generator plays no part
+    again, same_draw = order(0, 0)
+    assert first == again
+    assert torch.equal(draw, same_draw)
+    assert sorted(first) == list(range(10))
+    assert order(0, 1)[0] != first
+    assert not torch.equal(order(0, 1)[1], draw)
+    assert order(1, 0)[0] != first
+    shares = [order(0, 0, 2, rank)[0] for rank in (0, 1)]
+    assert sorted(shares[0] + shares[1]) == list(range(10))
+
+
+def test_train_loader_drops_the_rest_and_evaluation_does_not() -> None:
+    module = Listed({"train": pictures(7), "test": pictures(7)}, batch_size=3, num_workers=0)
+    module.splits = {split: module.dataset(split, samples) for split, samples in module.given.items()}
+    assert [len(labels) for _, labels in module.train_dataloader()] == [3, 3]
+    assert [len(labels) for _, labels in module.test_dataloader()] == [3, 3, 1]
+    assert module.val_dataloader() == []
+    module.eval_batch_size = 5
+    assert [len(labels) for _, labels in module.predict_dataloader()] == [5, 2]
+
+
+def test_workers_only_where_something_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    for cache, workers in {"ram": 0, "none": 1}.items():
+        module: Any = Listed(batch_size=2, cache=cache)
+        module.splits = {split: module.dataset(split, pictures()) for split in ("train", "test")}
+        assert module.train_dataloader().num_workers == module.test_dataloader().num_workers == workers
+    assert Listed(num_workers=0).loader(module.splits["test"], 2).num_workers == 0
+
+
+@pytest.mark.parametrize(("stage", "missing"), [("fit", "train"), ("validate", "val"), ("test", "test")])
+def test_missing_split(stage: str, missing: str) -> None:
+    module = Listed({split: pictures() for split in ("train", "val", "test") if split != missing}, batch_size=2)
+    module.trainer = SimpleNamespace(lightning_module=SimpleNamespace(input_config=INPUT))  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=f"the data have no {missing} split"):
+        module.setup(stage)
+    assert module.validates == (missing != "val")

@@ -1,0 +1,79 @@
+"""Every shipped YAML file parses, as its own first lines say."""
+
+import re
+import shlex
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightning_modules import compose
+from lightning_modules.classification import Classification
+from methods import METHODS
+from tests.conftest import ROOT
+from train import LIGHTNING, main
+
+FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+
+
+def printed(args: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The config that a command line resolves to."""
+    with pytest.raises(SystemExit) as stop:
+        main([*args, "--print_config"])
+    streams = capsys.readouterr()
+    assert stop.value.code in (0, None), streams.err
+    config: dict[str, Any] = yaml.safe_load(streams.out)
+    return config
+
+
+def leaves(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"model.init_args.lr": 0.1}``"""
+    found = {}
+    for key, value in config.items():
+        inner = leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        found.update(inner)
+    return found
+
+
+@every_file
+def test_file_parses(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    content = yaml.safe_load(path.read_text())
+    options = []
+    if "class_path" not in content.get("model", {}):
+        options += ["--method", path.stem if path.stem in METHODS else "ssf"]
+    if "class_path" not in content.get("data", {}):
+        options += ["--config", "configs/data/fashion_mnist_1k.yaml"]
+    resolved = leaves(printed(["fit", *options, "--config", str(path)], capsys))
+    for key, value in leaves(content).items():
+        if not key.endswith(("class_path", "logger")):  # a short name becomes a full one
+            assert resolved[key] == value, key
+
+
+@every_file
+def test_header_shows_the_command(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    header = re.match(r"(#.*\n)*", path.read_text())
+    assert header is not None
+    text = re.sub(r"\\\n", " ", re.sub(r"(?m)^# ?", "", header.group()))
+    commands = [shlex.split(command) for command in re.findall("python train.py (.*)", text)]
+    assert commands, f"{path.name} does not say how to use it"
+    shown = [command for command in commands if command[0] in LIGHTNING]
+    for command in shown:
+        printed(command, capsys)
+    assert not shown or any(str(path.relative_to(ROOT)) in command for command in shown)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_has_its_values_and_no_more(method: str) -> None:
+    """Only what differs from the signature, so that a default stands in one place."""
+    options = yaml.safe_load((ROOT / f"configs/method/{method}.yaml").read_text())["model"]["init_args"]
+    cls = compose(METHODS[method], task=Classification)
+    parameters = {n: p for base in reversed(cls.__mro__) for n, p in signature(base.__init__).parameters.items()}
+    for name, value in options.items():
+        assert value != parameters[name].default, f"{name}: {value} is the default"

@@ -25,6 +25,7 @@ from callbacks.saved_bytes import SavedBytes
 from lightning_modules import compose
 from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod
+from methods.inject import Backbone
 
 
 class Floor(PEFTMethod):
@@ -32,6 +33,17 @@ class Floor(PEFTMethod):
 
     def trainable_names(self) -> list[str]:
         return ["cls_token"]
+
+
+class HFPEFT(PEFTMethod):
+    """HF PEFT's own LoRA on the fused qkv, for comparison."""
+
+    mergeable = False
+
+    def adapt(self, backbone: Backbone) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        inject_adapter_in_model(LoraConfig(r=8, lora_alpha=8, target_modules=["qkv"]), backbone)
 
 
 class Variant:
@@ -128,6 +140,7 @@ def main() -> None:
     parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"], help="on a GPU")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--warmup", type=int, help="steps before the clock runs; 2 on a CPU, 20 on a GPU")
+    parser.add_argument("--peft", action="store_true", help="add HF PEFT's LoRA of rank 8")
     parser.add_argument("--json", type=Path, help="file for the rows")
     args = parser.parse_args()
     names = args.methods.split(",")
@@ -138,6 +151,8 @@ def main() -> None:
     torch.set_num_threads(1)
 
     variants = [Variant("floor", Floor, args)] + [Variant(name, METHODS[name], args) for name in names]
+    if args.peft:
+        variants.append(Variant("hf_peft", HFPEFT, args))
     if "full" not in names:
         variants.append(Variant("full", METHODS["full"], args))
     size = variants[0].model.input_config["input_size"]

@@ -74,7 +74,7 @@ class FacTUpdate(LowRank):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         (shared,) = self.shared
-        with torch.autocast(shared.U.device.type, enabled=False):  # the factors stay in fp32, as if they were trained
+        with torch.autocast(shared.U.device.type, enabled=False):  # as trained tensors, A stays in fp32
             A = shared.cores(self.block, *self.parts).transpose(1, 2) @ shared.U  # (n, r, D)
         if len(self.rows) == 1:  # fc2 reads its chunks side by side, and proj has one
             return A.transpose(0, 1).flatten(1), shared.V
@@ -138,11 +138,11 @@ def block_layers(backbone: Backbone) -> list[list[Any]]:
     """
     layers: list[list[Any]] = []
     for block in getattr(backbone, "blocks", ()):
-        modules, dim = dict(block.named_modules()), backbone.embed_dim
+        modules, dim = dict(block.named_modules()), getattr(backbone, "embed_dim", 0)
         layers.append([modules[name] for name in PARTS if isinstance(modules.get(name), nn.Linear)])
         shapes = [tuple(linear.weight.shape) for linear in layers[-1]]
-        unseen = reads_bare_weight(backbone, f"blocks.{len(layers) - 1}.attn.qkv")
-        if unseen or shapes != [(3 * dim, dim), (dim, dim), (4 * dim, dim), (dim, 4 * dim)]:
+        fits = shapes == [(3 * dim, dim), (dim, dim), (4 * dim, dim), (dim, 4 * dim)]
+        if not fits or reads_bare_weight(backbone, f"blocks.{len(layers) - 1}.attn.qkv"):
             layers = []
             break
     if not layers:

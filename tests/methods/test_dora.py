@@ -89,6 +89,20 @@ def test_functions_against_autograd(rows: Rows | None, bias: bool, small: bool) 
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
+def test_bf16_gradients_are_near_those_of_fp32() -> None:
+    linear, other = layer(((0, 6), (12, 18))).float(), layer(((0, 6), (12, 18))).float()
+    x = torch.randn(256, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = linear(x)
+    g = torch.randn_like(y)
+    y.backward(g)
+    by_autograd(other, x).backward(g.float())
+    for name in ("A", "B", "magnitude"):
+        found, expected = linear.lora.get_parameter(name).grad, other.lora.get_parameter(name).grad
+        assert found.dtype is torch.float32
+        assert (found - expected).norm() < 0.02 * expected.norm(), name
+
+
 def test_dropout_is_on_what_the_update_sees() -> None:
     linear = layer(((0, 6), (12, 18)), dropout=0.5, dropout_at="input")
     x = torch.randn(4, 12, dtype=torch.float64)

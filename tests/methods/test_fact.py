@@ -1,5 +1,6 @@
 """FacT."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -83,8 +84,6 @@ def test_counts(form: str, rank: int, count: int) -> None:
 
 @pytest.mark.parametrize("form", ["tt", "tk"])
 def test_shared_factors_are_saved_once_and_copied_together(form: str, build: Build) -> None:
-    import copy
-
     model = build("fact", fact_form=form)
     model.configure_model()
     names = {name for name in model.delta_state_dict() if "head" not in name}
@@ -127,6 +126,8 @@ def test_refusals(options: dict[str, Any], message: str, build: Build) -> None:
         ("swin_tiny_patch4_window7_224", {"img_size": 32, "window_size": 4, "embed_dim": 24, "depths": (1, 1)}),
         ("vit_tiny_patch16_224", {"img_size": 32, "depth": 1, "mlp_ratio": 3}),
         ("beit_base_patch16_224", {"depth": 1, "embed_dim": 48}),
+        ("mixer_s32_224", {"img_size": 64}),
+        ("resnet10t", {}),
     ],
 )
 def test_refuses_other_shapes(backbone: str, arguments: dict[str, Any]) -> None:

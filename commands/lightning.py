@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from argparse import _SubParsersAction
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,7 +36,8 @@ class GraftParser(LightningArgumentParser):
     """Names the nearest option when one is unknown."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        known = {action.dest: action.dest for action in self._actions if action.dest}
+        parsers = [self, *(p for a in self._actions if isinstance(a, _SubParsersAction) for p in a.choices.values())]
+        known = {action.dest: action.dest for parser in parsers for action in parser._actions if action.dest}
         for group, module in {"model": lightning_modules, "data": datamodules}.items():
             known |= {name: f"{group}.{name}" for name in arguments(module)}
         found = re.findall(r"--([\w.]+)|(?:[Oo]ption|[Kk]ey) ['\"]?([\w.]+)['\"]?", message)

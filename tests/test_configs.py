@@ -72,7 +72,9 @@ def test_header_shows_the_command(
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_has_its_values_and_no_more(method: str) -> None:
     """Only what differs from the signature, so that a default stands in one place."""
-    options = yaml.safe_load((ROOT / f"configs/method/{method}.yaml").read_text())["model"]["init_args"]
+    path = ROOT / f"configs/method/{method}.yaml"
+    assert path.is_file(), f"{method} has no config"
+    options = yaml.safe_load(path.read_text())["model"]["init_args"]
     cls = compose(METHODS[method], task=Classification)
     parameters = {n: p for base in reversed(cls.__mro__) for n, p in signature(base.__init__).parameters.items()}
     for name, value in options.items():

@@ -143,7 +143,10 @@ class DoRALinear(LoRALinear):
 
 
 class DoRA(LoRA):
-    """Weight-decomposed low-rank adaptation (Liu et al., ICML 2024, arXiv:2402.09353); its options are LoRA's."""
+    """Weight-decomposed low-rank adaptation (Liu et al., ICML 2024, arXiv:2402.09353).
+
+    Its options are LoRA's.
+    """
 
     update, layer = Decomposed, DoRALinear
 

@@ -94,7 +94,7 @@ MODES = {
     "transparent palette": (encode(RED_PALETTE, transparency=0), (255, 0, 0)),
     "gif": (encode(RED_PALETTE, "GIF"), (255, 0, 0)),
     "cmyk": (encode(Image.new("CMYK", (5, 4), (0, 255, 255, 0)), "TIFF"), (255, 0, 0)),
-    "16-bit png": (encode(Image.fromarray(np.full((4, 5), 0x8040, np.uint16))), (128, 128, 128)),
+    "16-bit png": (encode(Image.fromarray(np.full((4, 5), 0x80C0, np.uint16))), (128, 128, 128)),
     "16-bit tiff": (encode(Image.fromarray(np.full((4, 5), 0xFFFF, np.uint16)), "TIFF"), (255, 255, 255)),
     "bmp": (encode(Image.new("RGB", (5, 4), (10, 20, 30)), "BMP"), (10, 20, 30)),
 }

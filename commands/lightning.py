@@ -26,6 +26,7 @@ from callbacks.finite_loss import FiniteLoss
 from callbacks.predictions import Predictions
 from callbacks.result import Result
 from callbacks.save_config import SaveConfig
+from callbacks.score_before_fit import ScoreBeforeFit
 from methods import METHODS, PEFTMethod
 
 GIVEN = frozenset(os.environ)  # a variable that the user set is not ours to change
@@ -100,6 +101,7 @@ class GraftCLI(LightningCLI):
                 "checkpoint.enable_version_counter": False,
             }
         )
+        parser.add_lightning_class_args(ScoreBeforeFit, "score")
         parser.add_argument("--run_root", type=str, default="runs", help="Folder of all run folders.")
         parser.add_argument(
             "--test_after_fit", type=bool, default=False, help="Whether to test the best checkpoint after the fit."
@@ -213,6 +215,11 @@ class GraftCLI(LightningCLI):
         elif path and path not in ("best", "last", "hpc") and not Path(path).is_file():
             raise FileNotFoundError(f"ckpt_path={path!r}: no such file")
         return kwargs
+
+    def before_fit(self) -> None:
+        # the trainer does not know of a checkpoint yet when scoring would begin
+        path = self.given.get("ckpt_path")
+        self._get(self.config_init, "score").resume |= bool(path) and path not in ("best", "last", "hpc")
 
     def after_fit(self) -> None:
         if self.given.test_after_fit and not self.given.trainer.fast_dev_run:

@@ -1,7 +1,9 @@
 """What every image datamodule shares: reading, checking, caching, augmenting and normalising."""
 
+import hashlib
 import os
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any, Literal, Protocol
 
 import torch
@@ -212,6 +214,56 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"{message}: more than --data.max_corrupt {self.max_corrupt:.0%} of the split")
         print(f"note: {message}; left out")
         return samples.keep([index for index in range(total) if index not in broken])
+
+    def score_batches(
+        self,
+        batch_size: int,
+        max_batches: int | None = None,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        views: int = 1,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Training images for scoring: pixels (views * B, 3, S, S) and labels (B,), the same batches for any world.
+
+        Args:
+            batch_size: Images of a batch.
+            max_batches: Number of batches at most.
+            shuffle: Whether the order is drawn from the seed rather than that of the files.
+            drop_last: Whether an incomplete last batch is left out.
+            views: 1 for the test-time transform, more for that many random views of each image.
+            rank: Which share of the batches: number rank, rank + world, ...
+            world: Number of shares.
+        """
+        dataset: Any = self.splits["train"]
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        count = len(dataset)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)) if shuffle else torch.arange(count)
+        batches = [batch for batch in order.split(batch_size) if len(batch) == batch_size or not drop_last][
+            :max_batches
+        ]
+        if not batches:
+            raise ValueError(f"scoring batches of {batch_size} images: the train split has only {count}")
+        for number in range(rank, len(batches), world):
+            torch.manual_seed(seed + number)  # views depend on the batch, not on who makes it
+            transform = self.prepare if views == 1 else self.view_transform()
+            indices = batches[number].tolist()
+            images = [transform(to_rgb(dataset.samples.open(i))) for _ in range(views) for i in indices]
+            yield torch.stack(images), dataset.samples.labels[batches[number]]
+
+    def view_transform(self) -> v2.Transform:
+        """A random view as contrastive losses want it, from PIL to uint8 pixels (3, S, S)."""
+        crop = v2.RandomResizedCrop(self.size, interpolation=self.interpolation)
+        jitter = v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
+        return v2.Compose([crop, v2.RandomHorizontalFlip(), jitter, v2.RandomGrayscale(0.2), v2.PILToTensor()])
+
+    def score_fingerprint(self) -> str:
+        """What tells one set of scoring images from another."""
+        samples = self.splits["train"].samples  # type: ignore[attr-defined]
+        some = [samples.name(i) for i in range(0, len(samples.labels), max(len(samples.labels) // 64, 1))]
+        parts = (some, samples.labels.tolist(), self.size, self.resize, self.crop_pct, str(self.interpolation))
+        return hashlib.sha256(repr((parts, self.mean.tolist(), self.std.tolist())).encode()).hexdigest()
 
     def train_dataloader(self) -> DataLoader[Any]:
         dataset, trainer = self.splits["train"], self.trainer

@@ -108,7 +108,9 @@ class Classification(TaskModule):
         self.evaluate(batch, self.val_metrics, self.val_loss)
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict({**self.val_metrics.compute(), "val/loss": self.val_loss.compute()}, prog_bar=True)
+        self.log_dict(
+            {**self.val_metrics.compute(), "val/loss": self.val_loss.compute()}, prog_bar=True, sync_dist=True
+        )
         self.val_metrics.reset()
         self.val_loss.reset()
 
@@ -116,7 +118,7 @@ class Classification(TaskModule):
         self.evaluate(batch, self.test_metrics, self.test_loss)
 
     def on_test_epoch_end(self) -> None:
-        self.log_dict({**self.test_metrics.compute(), "test/loss": self.test_loss.compute()})
+        self.log_dict({**self.test_metrics.compute(), "test/loss": self.test_loss.compute()}, sync_dist=True)
         self.test_metrics.reset()
         self.test_loss.reset()
 

@@ -4,14 +4,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
-from lightning import LightningModule
+from lightning import Callback, LightningModule
 from lightning.pytorch.cli import instantiate_module
 from torch import Tensor, nn
 
 from callbacks import delta_file as files
+from callbacks.score_before_fit import ScoreBeforeFit
+from callbacks.scorers import Scorer
 from methods.inject import Backbone
 
 
@@ -22,8 +24,8 @@ class PEFTMethod(LightningModule):
     into plain weights. Everything else here holds for all methods.
     """
 
-    mergeable: ClassVar[bool] = True
-    scorer: ClassVar[Any] = None  # class of a Scorer for methods that choose weights from data
+    mergeable: bool = True
+    scorer: type[Scorer] | None = None  # for methods that choose weights or channels from data
 
     backbone: Backbone
 
@@ -46,7 +48,40 @@ class PEFTMethod(LightningModule):
     def fold(self, backbone: Backbone) -> None:
         """Put the trained delta into the plain weights, in place; end with ``super().fold(backbone)``."""
 
+    # hooks of a method that chooses from data, all about the plain backbone
+
+    def build_scorer(self) -> Scorer:
+        """The scorer of one pass over the scoring batches."""
+        assert self.scorer is not None
+        return self.scorer(self.backbone, self.score_targets())
+
+    def score_targets(self) -> list[str]:
+        """Names (inside the backbone) of what is scored."""
+        raise TypeError(f"{type(self).__name__} scores nothing")
+
+    @property
+    def score_data(self) -> dict[str, Any]:
+        """Which batches are scored: arguments of the datamodule's ``score_batches``."""
+        return {"batch_size": 32}
+
+    def score_key(self) -> str:
+        """What scores depend on beside weights and data; not the budget that is selected with them."""
+        return f"{self.method_name()} {self.scorer.__name__ if self.scorer else ''} {sorted(self.score_data.items())}"
+
+    def score_loss(self, batch: Any) -> Tensor | None:
+        """Loss whose gradient is scored, a scalar; None where a forward pass is all. By default the task's."""
+        return self.loss(batch)
+
+    def select(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Index tensors of what is chosen, from fp32 scores on the CPU; pure, ties go to the lower index."""
+        raise TypeError(f"{type(self).__name__} selects nothing")
+
     # what holds for all methods
+
+    def configure_callbacks(self) -> list[Callback]:
+        callbacks = list(super().configure_callbacks())  # type: ignore[arg-type]
+        given = any(isinstance(callback, ScoreBeforeFit) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return callbacks if self.scorer is None or given else [*callbacks, ScoreBeforeFit()]
 
     @property
     def adapted(self) -> bool:
@@ -220,6 +255,14 @@ class PEFTMethod(LightningModule):
         self.load_state_dict(checkpoint["state_dict"])
 
     # what the task knows
+
+    def loss(self, batch: Any) -> Tensor:
+        """Mean loss of a batch, a scalar."""
+        return super().loss(batch)  # type: ignore[misc]
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Features of the backbone; methods that compute otherwise override this."""
+        return super().forward_features(x)  # type: ignore[misc]
 
     def build_backbone(self) -> None:
         """Make the plain backbone anew."""

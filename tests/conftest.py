@@ -25,6 +25,8 @@ from methods import METHODS, PEFTMethod  # noqa: E402
 
 BACKBONE = "vit_tiny_patch16_224"
 TINY: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+# what a method needs to fit the tiny backbone
+TINY_OPTIONS: dict[str, dict[str, Any]] = {"sct": {"sct_channels": 8}}
 CLASSES = ("daisy", "rose", "tulip")
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
@@ -66,7 +68,7 @@ def build(weights: Path) -> Callable[..., PEFTMethod]:
     """``build("ssf", ssf_init="identity")``: a method on the tiny pretrained backbone, not adapted yet."""
 
     def make(method: str, **options: Any) -> PEFTMethod:
-        options = {"pretrained": str(weights), "num_classes": 3, "lr": 1e-2} | options
+        options = {"pretrained": str(weights), "num_classes": 3, "lr": 1e-2} | TINY_OPTIONS.get(method, {}) | options
         seed_everything(0, verbose=False)
         return compose(METHODS[method], task=Classification)(backbone=BACKBONE, backbone_args=TINY, **options)
 

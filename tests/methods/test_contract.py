@@ -1,14 +1,15 @@
 """What every method must do, by being listed: a new file in ``methods/`` is tested here without another line.
 
 The method's own test file, ``test_<method>.py``, says what only the paper can know: ``COUNTS`` (trained parameters
-without head by timm model), ``IDENTITY`` (options under which step 0 equals the frozen backbone, or None) and, where
-the original was run, ``GOLDEN``.
+without head by timm model), ``IDENTITY`` (options under which step 0 equals the frozen backbone, or None), where the
+original was run, ``GOLDEN`` and, of a method that chooses from data, ``scores`` (made up ones).
 """
 
 import copy
 import importlib
 import os
 import pickle
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from datamodules import ImageDataset
 from lightning_modules import compose
 from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod
-from tests.conftest import BACKBONE, TINY
+from tests.conftest import BACKBONE, TINY, TINY_OPTIONS
 
 Build = Callable[..., PEFTMethod]
 Data = Callable[..., ImageDataset]
@@ -33,6 +34,14 @@ MakeTrainer = Callable[..., Trainer]
 
 # what the spec says of each method stands in the method's own test file
 FACTS = {method: importlib.import_module(f"tests.methods.test_{method}") for method in METHODS}
+
+
+def adapt(method: str, model: PEFTMethod) -> None:
+    """Adapt a model; a method that chooses from data chooses from made up scores."""
+    if model.scorer is not None and model.selection is None:
+        model.selection = model.select(FACTS[method].scores(model))
+    model.configure_model()
+
 
 every_method = pytest.mark.parametrize("method", METHODS)
 
@@ -61,9 +70,9 @@ def perturb(model: PEFTMethod) -> None:
 def test_plain_keys_stay(method: str, build: Build) -> None:
     model = build(method)
     keys = set(model.backbone.state_dict())
-    model.configure_model()
+    adapt(method, model)
     assert keys <= set(model.backbone.state_dict())
-    model.configure_model()  # a second call changes nothing
+    adapt(method, model)  # a second call changes nothing
     assert model.plain_keys == keys
 
 
@@ -74,7 +83,7 @@ def test_step_zero_identity(method: str, build: Build) -> None:
         return  # the spec says that the initial output differs
     model = build(method, **options)
     expected = plain_logits(model, batch()[0])
-    model.configure_model()
+    adapt(method, model)
     with torch.no_grad():
         assert torch.equal(model.eval()(batch()[0]), expected)
 
@@ -82,7 +91,7 @@ def test_step_zero_identity(method: str, build: Build) -> None:
 @every_method
 def test_gradients_and_frozen_weights(method: str, build: Build) -> None:
     model = build(method, optimizer="adamw", weight_decay=0.5)
-    model.configure_model()
+    adapt(method, model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(model.param_groups(), lr=0.1)
@@ -105,7 +114,7 @@ def test_gradients_and_frozen_weights(method: str, build: Build) -> None:
 @every_method
 def test_vectors_are_not_decayed(method: str, build: Build) -> None:
     model = build(method, weight_decay=0.5)
-    model.configure_model()
+    adapt(method, model)
     for group in model.param_groups():
         for parameter in group["params"]:
             assert group["weight_decay"] == 0 or parameter.squeeze().dim() > 1
@@ -142,7 +151,7 @@ def test_fit_and_reload(
 @every_method
 def test_other_files_are_refused(method: str, build: Build, tmp_path: Path) -> None:
     model = build(method)
-    model.configure_model()
+    adapt(method, model)
     perturb(model)
     checkpoint: dict[str, Any] = {"state_dict": model.state_dict()}
     model.on_save_checkpoint(checkpoint)
@@ -174,7 +183,7 @@ def test_adapter_folder(method: str, build: Build, tmp_path: Path) -> None:
     from callbacks.delta_file import write_adapter
 
     model = build(method)
-    model.configure_model()
+    adapt(method, model)
     perturb(model)
     checkpoint: dict[str, Any] = {"state_dict": model.state_dict()}
     model.on_save_checkpoint(checkpoint)
@@ -187,7 +196,7 @@ def test_adapter_folder(method: str, build: Build, tmp_path: Path) -> None:
 @every_method
 def test_merge(method: str, build: Build) -> None:
     model = build(method)
-    model.configure_model()
+    adapt(method, model)
     perturb(model)
     model.eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -207,7 +216,7 @@ def test_merge(method: str, build: Build) -> None:
 @every_method
 def test_pickle_and_deepcopy(method: str, build: Build) -> None:
     model = build(method)
-    model.configure_model()
+    adapt(method, model)
     perturb(model)
     expected = plain_logits(model, batch()[0])
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -238,14 +247,14 @@ def test_resume_is_exact(method: str, build: Build, data: Data, trainer: MakeTra
 @pytest.mark.parametrize(("method", "backbone"), [(m, b) for m in METHODS for b in FACTS[m].COUNTS])
 def test_parameter_count(method: str, backbone: str) -> None:
     model = compose(METHODS[method], task=Classification)(backbone=backbone, pretrained=False, num_classes=100)
-    model.configure_model()
+    adapt(method, model)
     assert model.parameter_counts()[0] == FACTS[method].COUNTS[backbone]
 
 
 @every_method
 def test_cli_fit_on_eight_images(method: str, images: Path, weights: Path, tmp_path: Path) -> None:
     options = {"backbone": BACKBONE, "pretrained": weights, "lr": 0.01}
-    options |= {f"backbone_args.{key}": value for key, value in TINY.items()}
+    options |= {f"backbone_args.{key}": value for key, value in TINY.items()} | TINY_OPTIONS.get(method, {})
     cli = GraftCLI.run(
         ["fit", "--method", method, "--data", "ImageDataset", "--data.root", str(images), "--data.batch_size", "4"]
         + [f"--model.{key}={value}" for key, value in options.items()]
@@ -257,14 +266,19 @@ def test_cli_fit_on_eight_images(method: str, images: Path, weights: Path, tmp_p
     assert expected <= {path.name for path in folder.iterdir()}
 
 
-def ddp_worker(rank: int, method: str, root: str, weights: str, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "29511", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+def ddp_worker(rank: int, port: int, method: str, root: str, weights: str, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "contract", "GROUP_RANK": "0"}
     torch.set_num_threads(1)
     for name in METHODS if method == "all" else [method]:
         seed_everything(0, verbose=False)
         model = compose(METHODS[name], task=Classification)(
-            backbone=BACKBONE, backbone_args=TINY, pretrained=weights, num_classes=3, lr=1e-2
+            backbone=BACKBONE,
+            backbone_args=TINY,
+            pretrained=weights,
+            num_classes=3,
+            lr=1e-2,
+            **TINY_OPTIONS.get(name, {}),
         )
         run = Trainer(
             default_root_dir=folder,
@@ -279,14 +293,18 @@ def ddp_worker(rank: int, method: str, root: str, weights: str, folder: str) -> 
         )
         run.fit(model, datamodule=ImageDataset(root=root, batch_size=4, resize="direct"))
         metrics = {key: float(value) for key, value in run.callback_metrics.items()}
-        torch.save({"delta": model.delta_state_dict(), "metrics": metrics}, f"{folder}/{name}-{rank}.pt")
+        kept = {"delta": model.delta_state_dict(), "metrics": metrics, "selection": model.selection}
+        torch.save(kept, f"{folder}/{name}-{rank}.pt")
 
 
 @pytest.fixture(scope="session")
 def ddp_runs(images: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One fit of every method on two gloo processes."""
     folder = tmp_path_factory.mktemp("ddp")
-    mp.spawn(ddp_worker, ("all", str(images), str(weights), str(folder)), nprocs=2)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    mp.spawn(ddp_worker, (port, "all", str(images), str(weights), str(folder)), nprocs=2)
     return folder
 
 
@@ -294,10 +312,13 @@ def ddp_runs(images: Path, weights: Path, tmp_path_factory: pytest.TempPathFacto
 def test_ddp(method: str, ddp_runs: Path, build: Build, data: Data, trainer: MakeTrainer, images: Path) -> None:
     """Plain DDP without a search for unused parameters; ranks end equal; evaluation counts every sample once."""
     ranks = [torch.load(ddp_runs / f"{method}-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for name, tensor in (ranks[0]["selection"] or {}).items():
+        assert torch.equal(tensor, ranks[1]["selection"][name]), name
     for name, tensor in ranks[0]["delta"].items():
         assert torch.equal(tensor, ranks[1]["delta"][name]), name
     model = build(method)
-    model.configure_model()
+    model.selection = ranks[0]["selection"]
+    adapt(method, model)
     model.load_state_dict(model.state_dict() | ranks[0]["delta"])
     single = trainer().validate(model, datamodule=data(), verbose=False)[0]
     for name, value in single.items():

@@ -1,0 +1,151 @@
+"""GPS: of every neuron, the few incoming weights that the data ask for most."""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from callbacks.scorers import AbsoluteGradients, Scorer, SignedGradients, SquaredGradients
+from methods.base import PEFTMethod
+from methods.inject import Backbone
+from methods.sparse import fold_entries, train_entries
+
+SCORERS: dict[str, type[Scorer]] = {
+    "abs_sum": SignedGradients,
+    "sum_sq": SquaredGradients,
+    "abs_mean": AbsoluteGradients,
+}
+
+
+class GPS(PEFTMethod):
+    """Gradient-based parameter selection (Zhang et al., CVPR 2024, arXiv:2312.10136).
+
+    Args:
+        gps_k: Incoming connections that train per output neuron (``per_neuron``), or on average (other selections).
+        gps_loss: Loss of the scoring pass: head-free supervised contrastive, or cross entropy through the random head.
+        gps_temperature: Temperature of the contrastive loss.
+        gps_score: ``abs_sum`` is the published score, the absolute value of the summed gradient.
+        gps_select: ``per_neuron`` is the method; the others are what the paper compares it with.
+    """
+
+    scorer: type[Scorer] | None = SignedGradients
+
+    def __init__(
+        self,
+        gps_k: int = 1,
+        gps_loss: Literal["supcon", "ce"] = "supcon",
+        gps_temperature: float = 0.07,
+        gps_score: Literal["abs_sum", "sum_sq", "abs_mean"] = "abs_sum",
+        gps_select: Literal["per_neuron", "per_tensor", "global", "random", "magnitude"] = "per_neuron",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if gps_k < 1:
+            raise ValueError(f"gps_k={gps_k}: expected at least 1 connection per neuron")
+        if gps_temperature <= 0:
+            raise ValueError(f"gps_temperature={gps_temperature}: expected a positive temperature")
+        self.gps_k, self.gps_loss, self.gps_temperature = gps_k, gps_loss, gps_temperature
+        self.gps_select = gps_select
+        self.scorer = SCORERS[gps_score]
+
+    # scoring
+
+    def score_targets(self) -> list[str]:
+        return [name for name, kind in self.kinds().items() if kind == "matrix"]
+
+    def kinds(self) -> dict[str, str]:
+        """What happens to each backbone parameter: ``frozen``, ``whole`` or, of a ``matrix``, some entries train."""
+        heads = tuple(f"{name}." for name in self.head_names)
+        kinds = {}
+        for name, parameter in self.backbone.named_parameters():
+            if any(word in name for word in ("norm", "pos_embed", "cls_token")):  # norm biases too
+                kinds[name] = "frozen"
+            elif name.startswith(heads) or "bias" in name or "gamma" in name:
+                kinds[name] = "whole"
+            else:
+                kinds[name] = "matrix" if parameter.dim() > 1 else "frozen"
+        return kinds
+
+    @property
+    def score_data(self) -> dict[str, Any]:
+        size = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        views = 2 if self.gps_loss == "supcon" else 1
+        return {"batch_size": size, "shuffle": True, "drop_last": True, "views": views}
+
+    def score_key(self) -> str:
+        return f"{super().score_key()} {self.gps_loss} {self.gps_temperature}"
+
+    def score_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, labels = batch
+        if self.gps_loss == "ce":
+            return self.loss(batch)
+        features = self.backbone.forward_head(self.forward_features(images), pre_logits=True)
+        return supervised_contrastive(features, labels.repeat(len(images) // len(labels)), self.gps_temperature)
+
+    def select(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.gps_select == "random":
+            generator = torch.Generator().manual_seed(0)
+            scores = {name: torch.rand(score.shape, generator=generator) for name, score in scores.items()}
+        elif self.gps_select == "magnitude":
+            weights = dict(self.backbone.named_parameters())
+            scores = {name: weights[name].detach().cpu() for name in scores}
+        scores = {name: score.abs().flatten(1) for name, score in scores.items()}  # (out, fan_in)
+        if self.gps_select == "per_neuron":
+            return {name: top_of_rows(score, self.gps_k) for name, score in scores.items()}
+        if self.gps_select == "per_tensor":
+            return {name: top(score.flatten(), self.gps_k * len(score)) for name, score in scores.items()}
+        chosen = top(torch.cat([s.flatten() for s in scores.values()]), self.gps_k * sum(map(len, scores.values())))
+        selection, start = {}, 0
+        for name, score in scores.items():
+            inside = (chosen >= start) & (chosen < start + score.numel())
+            selection[name] = chosen[inside] - start
+            start += score.numel()
+        return selection
+
+    # training
+
+    def adapt(self, backbone: Backbone) -> None:
+        super().adapt(backbone)
+        assert self.selection is not None
+        train_entries(backbone, self.selection)
+
+    def trainable_names(self) -> Iterable[str]:
+        return [name for name, kind in self.kinds().items() if kind == "whole"]
+
+    def fold(self, backbone: Backbone) -> None:
+        fold_entries(backbone)
+        super().fold(backbone)
+
+
+def supervised_contrastive(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Supervised contrastive loss (Khosla et al., 2020) of features (N, C) with labels (N,), a scalar.
+
+    Every feature is an anchor; all others of its label are its positives.
+
+    Raises:
+        ValueError: If a feature has no positive.
+    """
+    z = F.normalize(features.float(), dim=1)
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    similar = (z @ z.t() / temperature).masked_fill(itself, float("-inf"))
+    positive = (labels[:, None] == labels[None, :]) & ~itself
+    if not positive.any(1).all():
+        raise ValueError("the contrastive loss needs two views of an image, or two images of a class, in every batch")
+    log_share = similar - similar.logsumexp(1, keepdim=True)
+    return -(log_share.masked_fill(~positive, 0).sum(1) / positive.sum(1)).mean()
+
+
+def top_of_rows(score: Tensor, k: int) -> Tensor:
+    """Flat indices, ascending, of the k largest entries of each row of a score (rows, columns); ties to the left."""
+    k = min(k, score.shape[1])
+    smallest = score.topk(k, dim=1).values[:, -1:]  # its value is certain, its place among equals is not
+    above, equal = score > smallest, score == smallest
+    places = k - above.sum(1, keepdim=True)
+    return (above | (equal & (equal.cumsum(1) <= places))).flatten().nonzero().flatten()
+
+
+def top(score: Tensor, k: int) -> Tensor:
+    """Flat indices, ascending, of the k largest entries of a score (n,)."""
+    return top_of_rows(score[None], k)

@@ -1,0 +1,193 @@
+"""SCT: a small linear layer on the channels of each block that matter most for the data."""
+
+from typing import Any, Literal
+
+import torch
+from timm.models.swin_transformer import SwinTransformer
+from torch import Tensor, nn
+
+from callbacks.scorers import ClassSquares, Scorer
+from methods.adapter import transformer_blocks
+from methods.base import PEFTMethod
+from methods.inject import Backbone, Op, check_free, detach, holders
+
+PARTS = {"q": 0, "v": 2}  # thirds of the fused qkv output that are tuned
+
+
+class SalientLinear(Op):
+    """Adds ``scale * (W x_S + b)`` to the salient channels S of a feature, ``x_S`` being their K values.
+
+    Args:
+        channels: Indices S (K,), ascending.
+        init: ``trunc_normal`` (std 0.02) or ``zeros``.
+        scale: Factor s.
+        scale_on_x: Whether s scales x_S instead of the update: ``s x_S + W x_S + b``.
+    """
+
+    channels: Tensor
+
+    def __init__(self, channels: Tensor, init: str, scale: float, scale_on_x: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(len(channels), len(channels))
+        self.scale, self.scale_on_x = scale, scale_on_x
+        # rebuilt from the selection, which the checkpoint holds already
+        self.register_buffer("channels", channels, persistent=False)
+        self.stream: Tensor | None = None  # block input between the two hooks of one forward pass
+        nn.init.zeros_(self.linear.bias)
+        if init == "zeros":
+            nn.init.zeros_(self.linear.weight)
+        else:
+            nn.init.trunc_normal_(self.linear.weight, std=0.02)
+
+    def update(self, x: Tensor) -> Tensor:
+        """What is added to the salient channels x (..., K)."""
+        y = self.linear(x)
+        return y + (self.scale - 1) * x if self.scale_on_x else self.scale * y
+
+    def read(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.stream = args[0]
+
+    def on_stream(self, module: nn.Module, args: tuple[Any, ...], branch: Tensor) -> Tensor:
+        """Change the residual stream x + branch by changing the branch."""
+        assert self.stream is not None, "norm1 was not called before the attention"
+        x = self.stream.index_select(-1, self.channels) + branch.index_select(-1, self.channels)
+        self.stream = None
+        return branch.index_add(-1, self.channels, self.update(x).to(branch.dtype))
+
+    def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        x = output.index_select(-1, self.channels)
+        return output.index_add(-1, self.channels, self.update(x).to(output.dtype))
+
+    def merge_into(self, layer: Any) -> None:
+        """Fold into the rows S of the linear layer whose output is changed: W' = (I + P M P^T) W, b' likewise + P c."""
+        change = self.scale * self.linear.weight
+        if self.scale_on_x:
+            change = self.linear.weight + (self.scale - 1) * torch.eye(len(change), device=change.device)
+        shift = self.linear.bias * (1 if self.scale_on_x else self.scale)
+        layer.weight.index_add_(0, self.channels, change @ layer.weight[self.channels])
+        if layer.bias is None:
+            layer.bias = nn.Parameter(torch.zeros_like(layer.weight[:, 0]))
+        layer.bias.index_add_(0, self.channels, change @ layer.bias[self.channels] + shift)
+
+
+class SCT(PEFTMethod):
+    """Salient channel tuning (Zhao et al., IJCV 2023, arXiv:2309.08513).
+
+    Args:
+        sct_channels: Number K of salient channels per block.
+        sct_mode: Where they are tuned: on the residual stream after the attention (``attn``, all published numbers), on
+            the MLP's output (``mlp``), or on queries and values (``qkv``).
+        sct_scale: Factor of the update; the published per-task scales are ignored by the released code.
+        sct_scale_on_x: Whether the factor scales the channels instead of the update.
+        sct_init: ``trunc_normal`` as published, or ``zeros`` to start from exactly the frozen backbone.
+        sct_importance: ``l2_class_aware`` is the method; the others are what the paper compares it with.
+    """
+
+    mergeable = False  # the default mode changes the residual stream, which no weight of a ViT can
+    scorer = ClassSquares
+
+    def __init__(
+        self,
+        sct_channels: int = 96,
+        sct_mode: Literal["attn", "mlp", "qkv"] = "attn",
+        sct_scale: float = 1.0,
+        sct_scale_on_x: bool = False,
+        sct_init: Literal["trunc_normal", "zeros"] = "trunc_normal",
+        sct_importance: Literal["l2_class_aware", "l2", "random"] = "l2_class_aware",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if sct_channels < 1:
+            raise ValueError(f"sct_channels={sct_channels}: expected at least 1 channel")
+        self.sct_channels, self.sct_mode, self.sct_importance = sct_channels, sct_mode, sct_importance
+        self.sct_scale, self.sct_scale_on_x, self.sct_init = sct_scale, sct_scale_on_x, sct_init
+        self.mergeable = sct_mode != "attn"
+
+    def blocks(self, backbone: Backbone) -> dict[str, Any]:
+        """The transformer blocks by name."""
+        blocks = transformer_blocks(backbone)
+        return {name: m for name, m in backbone.named_modules() if any(m is block for block in blocks)}
+
+    # scoring
+
+    def build_scorer(self) -> Scorer:
+        prefix = getattr(self.backbone, "num_prefix_tokens", 0)  # Swin has none
+        num_classes: Any = self.num_classes
+        return ClassSquares(self.backbone, self.score_targets(), num_classes, prefix)
+
+    def score_targets(self) -> list[str]:
+        if self.sct_mode == "qkv" and isinstance(self.backbone, SwinTransformer):
+            raise ValueError("sct_mode='qkv': Swin's windows hide which image a token is of; use attn or mlp")
+        # the mode mlp is scored on the whole block's output, although it tunes the branch: so the released code
+        tap = {"attn": "{}.norm2:input", "mlp": "{}", "qkv": "{}.attn.qkv"}[self.sct_mode]
+        return [tap.format(name) for name in self.blocks(self.backbone)]
+
+    @property
+    def score_data(self) -> dict[str, Any]:
+        return {"batch_size": 50}
+
+    def score_key(self) -> str:
+        return f"{super().score_key()} {self.sct_mode}"
+
+    def score_loss(self, batch: tuple[Tensor, Tensor]) -> None:
+        with torch.no_grad():
+            self.forward_features(batch[0])
+
+    def select(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        present = scores["images"] > 0
+        generator = torch.Generator().manual_seed(0)
+        selection: dict[str, Tensor] = {}
+        for name, target in zip(self.blocks(self.backbone), self.score_targets(), strict=True):
+            squares = scores[target]  # (classes, channels)
+            importance = squares[present].sqrt().mean(0)
+            if self.sct_importance == "l2":
+                importance = squares.sum(0).sqrt()
+            elif self.sct_importance == "random":
+                importance = torch.rand(importance.shape, generator=generator)
+            if self.sct_mode == "qkv":
+                thirds = importance.chunk(3)
+                selection |= {f"{name}.{part}": self.top(thirds[third]) for part, third in PARTS.items()}
+            else:
+                selection[name] = self.top(importance)
+        return selection
+
+    def top(self, importance: Tensor) -> Tensor:
+        """The K most important channels in ascending order; of equal ones the lower."""
+        if self.sct_channels > len(importance):
+            raise ValueError(f"sct_channels={self.sct_channels}: the backbone has only {len(importance)} channels")
+        return importance.sort(descending=True, stable=True).indices[: self.sct_channels].sort().values
+
+    # training
+
+    def adapt(self, backbone: Backbone) -> None:
+        super().adapt(backbone)
+        assert self.selection is not None
+        for name, block in self.blocks(backbone).items():
+            if self.sct_mode == "attn":
+                op = self.add(block, "sct", self.selection[name])
+                block.norm1.register_forward_pre_hook(op.read)
+                block.drop_path1.register_forward_hook(op.on_stream)
+            elif self.sct_mode == "mlp":
+                op = self.add(block.mlp, "sct", self.selection[name])
+                block.mlp.register_forward_hook(op.hook)
+            else:
+                qkv = block.attn.qkv
+                for part, third in PARTS.items():
+                    channels = self.selection[f"{name}.{part}"] + third * (qkv.out_features // 3)
+                    qkv.register_forward_hook(self.add(qkv, f"sct_{part}", channels).hook)
+
+    def add(self, module: Any, name: str, channels: Tensor) -> SalientLinear:
+        check_free(module, name)
+        # queries and values always have scale 1
+        scale = (1.0, False) if self.sct_mode == "qkv" else (self.sct_scale, self.sct_scale_on_x)
+        op = SalientLinear(channels, self.sct_init, *scale)
+        module.add_module(name, op)
+        return op
+
+    def fold(self, backbone: Backbone) -> None:
+        for name in ("sct", "sct_q", "sct_v"):
+            for module in holders(backbone, name):
+                op = detach(module, name)
+                assert isinstance(op, SalientLinear)
+                op.merge_into(module.fc2 if name == "sct" else module)
+        super().fold(backbone)

@@ -1,6 +1,7 @@
 """SPT's choice among all parameters at once: the most sensitive entries, and where a whole module takes their place."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 from math import ceil
 from typing import Literal, NamedTuple
 
@@ -96,8 +97,8 @@ class Sweep:
         sparse = ~self.dense[step][self.owners[:count]]
         positions = self.positions[:count][sparse].sort().values
         sizes = torch.bincount(self.owners[:count][sparse], minlength=len(self.parts)).tolist()
-        starts = boundaries(self.parts).tolist()
-        pieces = zip(self.parts, starts, positions.split(sizes), strict=True)
+        starts = accumulate((part.size for part in self.parts), initial=0)
+        pieces = zip(self.parts, starts, positions.split(sizes), strict=False)
         return {part: piece - start for part, start, piece in pieces if len(piece)}
 
 
@@ -124,12 +125,11 @@ def sweep(
     pool = sum(part.size for part in parts)
     marks = [ceil(step * 0.02 * unit) for step in range(1, STEPS + 1)]
     marks = [count for count in marks if count <= pool]
-    positions = largest(scores, marks[-1] if marks else 0)
-    owners = torch.bucketize(positions, boundaries(parts), right=True) - 1
+    positions, owners = largest(scores, marks[-1] if marks else 0)
     # the marks of a part at a step are those of all steps before and the new ones
-    step_of = torch.bucketize(torch.arange(len(positions)), torch.tensor(marks, dtype=torch.int64), right=True)
-    new = torch.bincount(step_of * len(parts) + owners, minlength=len(marks) * len(parts))
-    counts = new.view(len(marks), len(parts)).cumsum(0)
+    new = torch.tensor(marks, dtype=torch.int64).diff(prepend=torch.zeros(1, dtype=torch.int64))
+    cells = torch.arange(len(marks)).repeat_interleave(new) * len(parts) + owners
+    counts = torch.bincount(cells, minlength=len(marks) * len(parts)).view(len(marks), len(parts)).cumsum(0)
 
     costs = torch.tensor([part.size if part.vector else part.module for part in parts])
     thresholds = [part.size / beta if part.vector else part.module / alpha for part in parts]
@@ -141,36 +141,40 @@ def sweep(
     return Sweep(parts, marks, positions, owners, dense, unstructured, (dense * costs).sum(1), single, extra, unit)
 
 
-def boundaries(parts: list[Part]) -> Tensor:
-    """Pool position of the first entry of each part."""
-    sizes = torch.tensor([part.size for part in parts])
-    return sizes.cumsum(0) - sizes
+def largest(scores: list[Tensor], count: int) -> tuple[Tensor, Tensor]:
+    """Find the largest values of several flat tensors, best first and equal ones in order.
 
+    Floats that are not negative order as their bit patterns do. Counts of the upper 16 bits tell which few of the
+    values need sorting, so the tensors are never concatenated, and integers sort faster.
 
-def largest(scores: list[Tensor], count: int) -> Tensor:
-    """Positions of the largest values in the concatenation of flat tensors, best first and equal ones in order.
-
-    Floats that are not negative order as their bit patterns do, so counts of the upper 16 bits tell which few of the
-    values need sorting; the tensors are never concatenated.
+    Returns:
+        Positions in the concatenation of all (count,), and the indices of the tensors that hold them (count,).
 
     Raises:
         ValueError: If a value is negative, infinite or no number, or all are zero.
     """
-    for score in scores:
-        low, high = score.aminmax() if len(score) else (torch.zeros(()), torch.zeros(()))
+    bounds = [score.aminmax() for score in scores if len(score)]
+    for low, high in bounds:
         if not (low >= 0 and high < float("inf")):
             raise ValueError(f"scores from {float(low)} to {float(high)}: expected finite ones that are not negative")
-    if not any(bool(score.any()) for score in scores):
+    if not any(high > 0 for _, high in bounds):
         raise ValueError("every score is zero: the loss does not depend on the backbone, so nothing can be chosen")
-    upper = [(score.float().view(torch.int32) >> 16) & 0x7FFF for score in scores]  # -0.0 is 0.0
-    counts = torch.stack([torch.bincount(bins, minlength=2**15) for bins in upper]).sum(0)
-    at_least = counts.flip(0).cumsum(0).flip(0)  # values in a bin or in those above it
-    lowest = int((at_least >= count).nonzero().max())
+    counts = torch.zeros(2**15, dtype=torch.int64)
+    for score in scores:
+        counts += torch.bincount(bits(score) >> 16, minlength=2**15)
+    at_least = counts.flip(0).cumsum(0).flip(0)  # values with these upper bits or larger ones
+    lowest = int((at_least >= count).nonzero().max()) << 16
     candidates, positions, offset = [], [], 0
-    for score, bins in zip(scores, upper, strict=True):
-        found = (bins >= lowest).nonzero().view(-1)
-        candidates.append(score[found])
+    for score in scores:
+        found = (bits(score) >= lowest).nonzero().view(-1)
+        candidates.append(bits(score.index_select(0, found)))
         positions.append(found + offset)
         offset += len(score)
-    order = torch.cat(candidates).sort(descending=True, stable=True).indices[:count]
-    return torch.cat(positions)[order]
+    owners = torch.arange(len(scores)).repeat_interleave(torch.tensor([len(found) for found in positions]))
+    order = torch.cat(candidates).neg().sort(stable=True).indices[:count]
+    return torch.cat(positions).index_select(0, order), owners.index_select(0, order)
+
+
+def bits(values: Tensor) -> Tensor:
+    """Bit patterns of fp32 values that are not negative, as integers of the same order; -0.0 is 0.0."""
+    return values.view(torch.int32) & 0x7FFFFFFF

@@ -274,7 +274,9 @@ def test_largest_is_a_stable_sort() -> None:
     scores[1][7] = -0.0
     order = torch.cat(scores).sort(descending=True, stable=True).indices
     for count in (1, 10, 499, 1499, 1550):
-        assert torch.equal(largest(scores, count), order[:count])
+        positions, owners = largest(scores, count)
+        assert torch.equal(positions, order[:count])
+        assert torch.equal(owners, torch.bucketize(positions, torch.tensor([1000, 1050]), right=True))
 
 
 def test_marks_are_nested_and_modules_stay() -> None:

@@ -186,6 +186,11 @@ class SPT(PEFTMethod):
         """Names of the backbone's parameters that are to be scored, in model order."""
         return list(dict.fromkeys(part.parameter for part in self.pool()))
 
+    @property
+    def score_data(self) -> dict[str, Any]:
+        """Which batches are scored: the first 512 images, in the order of the files, without augmentation."""
+        return {"batch_size": 32, "max_batches": 16}
+
     def select(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
         """Spend the budget on the entries with the largest sums of squared gradients.
 

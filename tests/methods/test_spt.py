@@ -42,6 +42,20 @@ def task(backbone: nn.Module, unit: float = 1e6, **options: Any) -> PEFTMethod:
     return cls(num_classes=backbone.num_classes, **options).eval()
 
 
+def scores(model: Any, seed: int = 5) -> dict[str, Tensor]:
+    """Made up ones of many magnitudes; some tensors matter more than others."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.normal(
+            2 * float(torch.randn((), generator=generator)),
+            2.0,
+            model.backbone.get_parameter(name).shape,
+            generator=generator,
+        ).exp()
+        for name in model.score_targets()
+    }
+
+
 def adapted(backbone: nn.Module, scores: dict[str, Tensor], unit: float = 1e6, **options: Any) -> PEFTMethod:
     model = task(backbone, unit, **options)
     model.selection = model.select(scores)
@@ -343,20 +357,6 @@ def plain(name: str) -> nn.Module:
     return BACKBONES[name]().eval()
 
 
-def random_scores(model: PEFTMethod, seed: int = 5) -> dict[str, Tensor]:
-    """Of many magnitudes, and some tensors matter more than others."""
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: torch.normal(
-            2 * float(torch.randn((), generator=generator)),
-            2.0,
-            model.backbone.get_parameter(name).shape,
-            generator=generator,
-        ).exp()
-        for name in model.score_targets()
-    }
-
-
 def move(model: PEFTMethod) -> None:
     generator = torch.Generator().manual_seed(6)
     with torch.no_grad():
@@ -372,14 +372,14 @@ def test_every_backbone(name: str, granularity: str, kind: str) -> None:
     """Starts from the frozen backbone, trains what was counted, and folds where it can."""
     options = {"spt_kind": kind, "spt_granularity": granularity, **SMALL}
     images = torch.randn(2, 3, 32, 32)
-    scores = random_scores(task(plain(name), **options))
-    model = adapted(plain(name), scores, **options)
+    made_up = scores(task(plain(name), **options))
+    model = adapted(plain(name), made_up, **options)
     assert torch.equal(model(images), plain(name)(images))
     assert model.selection is not None
     kinds = {key.partition("/")[0] for key in model.selection}
     assert ("structured" in kinds) == (granularity != "unstructured_only")
     assert ("entries" in kinds) or granularity == "structured_only"
-    flat = [scores[p.parameter].flatten()[p.start : p.start + p.size] for p in model_pool(name, **options)]
+    flat = [made_up[p.parameter].flatten()[p.start : p.start + p.size] for p in model_pool(name, **options)]
     found = sweep(model_pool(name, **options), flat, 10, 5, model.class_token, SMALL["unit"], granularity)  # type: ignore[arg-type]
     assert model.parameter_counts()[0] == found.params(found.at(0.4))
     move(model)
@@ -493,7 +493,7 @@ def test_adapter_on_proj_is_parallel() -> None:
 @pytest.mark.parametrize("kind", ["lora", "adapter"])
 def test_official_init(kind: str) -> None:
     options = {"spt_kind": kind, "spt_init": "official_trunc002", **SMALL}
-    model = adapted(plain("vit"), random_scores(task(plain("vit"), **options)), **options)
+    model = adapted(plain("vit"), scores(task(plain("vit"), **options)), **options)
     added = {n: p for n, p in model.named_parameters() if ".spt." in n}
     for name, parameter in added.items():
         assert (name.endswith("bias") and not parameter.any()) or 0.005 < parameter.detach().std() < 0.04, name
@@ -501,9 +501,9 @@ def test_official_init(kind: str) -> None:
 
 
 def test_norm_entries_can_be_left_out() -> None:
-    scores = random_scores(task(plain("vit"), **SMALL))
+    made_up = scores(task(plain("vit"), **SMALL))
     with_norms, without = (
-        adapted(plain("vit"), scores, **SMALL, spt_beta=1.0, spt_train_norm_sparse=sparse) for sparse in (True, False)
+        adapted(plain("vit"), made_up, **SMALL, spt_beta=1.0, spt_train_norm_sparse=sparse) for sparse in (True, False)
     )
     of_norms = [name for name, module in with_norms.named_modules() if isinstance(module, Entries) and "norm" in name]
     assert of_norms
@@ -514,8 +514,7 @@ def test_norm_entries_can_be_left_out() -> None:
 
 def test_what_decays() -> None:
     """The matrices of the modules and the head: no entry, vector or class token."""
-    scores = random_scores(task(plain("vit"), **SMALL))
-    model = adapted(plain("vit"), scores, **SMALL, weight_decay=0.1)
+    model = adapted(plain("vit"), scores(task(plain("vit"), **SMALL)), **SMALL, weight_decay=0.1)
     decayed = {id(p) for group in model.param_groups() if group["weight_decay"] for p in group["params"]}
     matrices = {n for n, p in model.named_parameters() if p.requires_grad and id(p) in decayed}
     assert matrices == {"backbone.head.weight"} | {n for n, _ in model.named_parameters() if ".spt." in n}
@@ -527,11 +526,11 @@ def test_bad_values_are_refused() -> None:
         with pytest.raises(ValueError, match=f"{name}="):
             METHODS["spt"](**options)
     model = task(plain("vit"), **SMALL)
-    scores = random_scores(model)
+    made_up = scores(model)
     with pytest.raises(ValueError, match=r"no scores of the right shape for blocks\.0\.attn\.qkv\.weight"):
-        model.select({n: s for n, s in scores.items() if n != "blocks.0.attn.qkv.weight"})
+        model.select({n: s for n, s in made_up.items() if n != "blocks.0.attn.qkv.weight"})
     with pytest.raises(ValueError, match="at most the pool of"):
-        task(plain("vit")).select(scores)  # 0.4 million of 25 thousand
+        task(plain("vit")).select(made_up)  # 0.4 million of 25 thousand
     model.selection, model.scorer = None, None
     with pytest.raises(ValueError, match="has no selection"):
         model.configure_model()

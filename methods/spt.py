@@ -103,6 +103,19 @@ class Adapters(Op):
         return torch.cat(pieces, dim=-1) if len(pieces) > 1 else pieces[0]
 
 
+class TokenDtype(Op):
+    """Tokens in the dtype of the frozen weights, also where a trained class token, which is fp32, was joined to them."""
+
+    like: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("like", torch.empty(0), persistent=False)  # is cast as frozen weights are
+
+    def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output.to(self.like.dtype)
+
+
 class SPT(PEFTMethod):
     """Sensitivity-aware parameter-efficient fine-tuning (He et al., ICCV 2023, arXiv:2303.08566).
 
@@ -266,6 +279,8 @@ class SPT(PEFTMethod):
             if self.spt_init == "official_trunc002":
                 op.reset()
             attach(linear, "spt", op)
+        if self.class_token and hasattr(backbone, "pos_drop"):
+            attach(backbone.pos_drop, "spt_dtype", TokenDtype())
 
     def trainable_names(self) -> Iterable[str]:
         return [*self.chosen("whole"), *(["cls_token"] if self.class_token else [])]
@@ -275,6 +290,8 @@ class SPT(PEFTMethod):
         for linear in holders(backbone, "spt"):
             op: Any = detach(linear, "spt")
             linear.weight.copy_(op.fold(linear.weight))
+        for module in holders(backbone, "spt_dtype"):
+            detach(module, "spt_dtype")
         super().fold(backbone)
 
 

@@ -512,6 +512,20 @@ def test_norm_entries_can_be_left_out() -> None:
     assert with_norms.parameter_counts()[0] - lost == without.parameter_counts()[0]
 
 
+def test_a_trained_class_token_does_not_make_the_tokens_fp32() -> None:
+    """It is fp32 beside bf16 tokens, and frozen norms take one dtype alone."""
+    model = task(plain("vit"))
+    model.selection = {"structured/blocks.0.attn.q": torch.tensor([4]), "entries/norm.bias": torch.tensor([1, 3])}
+    model.configure_model()
+    model.to(torch.bfloat16)
+    seen: list[torch.dtype] = []
+    model.backbone.blocks[1].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    model.loss((torch.randn(2, 3, 32, 32, dtype=torch.bfloat16), torch.tensor([0, 1]))).backward()
+    assert seen == [torch.bfloat16]
+    assert model.backbone.cls_token.dtype is torch.float32
+    assert model.backbone.cls_token.grad.any()
+
+
 def test_what_decays() -> None:
     """The matrices of the modules and the head: no entry, vector or class token."""
     model = adapted(plain("vit"), scores(task(plain("vit"), **SMALL)), **SMALL, weight_decay=0.1)

@@ -104,7 +104,7 @@ class Adapters(Op):
 
 
 class TokenDtype(Op):
-    """Tokens in the dtype of the frozen weights, also where a trained class token, which is fp32, was joined to them."""
+    """Tokens in the dtype of the frozen weights, also where an fp32 class token that trains was joined to them."""
 
     like: Tensor
 

@@ -62,10 +62,9 @@ class ScoreBeforeFit(Callback):
         start = time.perf_counter()
         scores = self.cached_scores(trainer, pl_module)
         pl_module.selection = self.select(trainer, pl_module, scores)
-        chosen = sum(tensor.numel() for tensor in pl_module.selection.values())
-        self.metrics = {"score/seconds": time.perf_counter() - start, "score/selected": chosen}
+        self.metrics = {"score/seconds": time.perf_counter() - start}
         if trainer.is_global_zero:
-            print(f"scored in {self.metrics['score/seconds']:.1f} s; selection of {chosen:,} entries", file=sys.stderr)
+            print(f"scored and selected in {self.metrics['score/seconds']:.1f} s", file=sys.stderr)
         for logger in trainer.loggers:
             logger.log_metrics(self.metrics, step=0)
 

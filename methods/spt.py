@@ -8,6 +8,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from callbacks.scorers import SquaredGradients
 from methods.base import PEFTMethod
 from methods.inject import Backbone, Op, attach, detach, holders
 from methods.lora import ends, linear_layers, reads_bare_weight
@@ -137,7 +138,7 @@ class SPT(PEFTMethod):
         spt_drop_path: Probability with which a module leaves out a sample.
     """
 
-    # scorer: set with callbacks.scorers
+    scorer = SquaredGradients
     unit: ClassVar[float] = 1e6  # of the budget
 
     def __init__(
@@ -165,7 +166,7 @@ class SPT(PEFTMethod):
         self.spt_alpha, self.spt_beta, self.spt_granularity = spt_alpha, spt_beta, spt_granularity
         self.spt_init, self.spt_train_norm_sparse = spt_init, spt_train_norm_sparse
         self.spt_dropout, self.spt_drop_path = spt_dropout, spt_drop_path
-        self.mergeable = spt_kind == "lora"  # type: ignore[misc]  # an adapter is not linear
+        self.mergeable = spt_kind == "lora"  # an adapter is not linear
 
     # choice
 

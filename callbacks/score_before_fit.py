@@ -144,7 +144,7 @@ class ScoreBeforeFit(Callback):
             loss = pl_module.score_loss(batch)
         if loss is not None:
             if not loss.isfinite():
-                raise ValueError(f"the scoring loss is {float(loss)}: nothing was selected")
+                raise ValueError(f"the scoring loss is {float(loss.detach())}: nothing was selected")
             loss.backward()
 
     # selection

@@ -205,6 +205,10 @@ class SPT(PEFTMethod):
         """Which batches are scored: the first 512 images, in the order of the files, without augmentation."""
         return {"batch_size": 32, "max_batches": 16}
 
+    def score_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Cross entropy through the fresh head; smoothed labels are for the training alone."""
+        return F.cross_entropy(self(batch[0]).float(), batch[1])
+
     def select(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
         """Spend the budget on the entries with the largest sums of squared gradients.
 

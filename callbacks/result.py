@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ class Result(Callback):
             "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
             "world_size": trainer.world_size,
             "precision": str(trainer.precision),
+            "versions": {name: version(name) for name in ("torch", "lightning", "timm")},
         }
 
     def write(self, trainer: Trainer, fitted: bool = False) -> None:

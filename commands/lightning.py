@@ -29,6 +29,7 @@ from callbacks.save_config import SaveConfig
 from callbacks.score_before_fit import ScoreBeforeFit
 from methods import METHODS, PEFTMethod
 
+ENTRY = Path(__file__).resolve().parent.parent / "train.py"
 GIVEN = frozenset(os.environ)  # a variable that the user set is not ours to change
 NOT_SAVED = ("num_classes",)  # the data say it, also when a checkpoint is loaded
 
@@ -70,7 +71,8 @@ class GraftCLI(LightningCLI):
     @classmethod
     def run(cls, args: list[str]) -> "GraftCLI":
         """Parse a command line (without the program's name) and run its subcommand."""
-        argv, sys.argv = sys.argv, sys.argv[:1]  # LightningCLI warns when both are given
+        # in sys.argv, and not as an argument: from there the processes of the other devices are started
+        argv, sys.argv = sys.argv, [str(ENTRY), *expand(args)]
         try:
             cls.asked = args[0]
             return cls(
@@ -84,7 +86,6 @@ class GraftCLI(LightningCLI):
                 trainer_defaults={"max_epochs": 100, "log_every_n_steps": 10},
                 save_config_callback=SaveConfig,
                 save_config_kwargs={"overwrite": True},
-                args=expand(args),
             )
         finally:
             sys.argv = argv

@@ -447,3 +447,15 @@ def test_metrics_without_any_logger(
     (folder,) = folders(tmp_path)
     assert {"result.json", "adapter", "checkpoints"} <= {path.name for path in folder.iterdir()}
     assert not (folder / "metrics.csv").exists()
+
+
+def test_two_processes_from_the_command_line(base: list[str], model: list[str], tmp_path: Path) -> None:
+    """Lightning starts the second process with this command line: it must find the same run."""
+    options = ["--trainer.devices=2", "--trainer.strategy=ddp", "--test_after_fit=true", "--run_root", str(tmp_path)]
+    command = [sys.executable, str(ROOT / "train.py"), "fit", *model, *base, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    (folder,) = folders(tmp_path)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["world_size"] == 2
+    assert "test/acc1" in result

@@ -52,13 +52,28 @@ class Variant:
     def __init__(self, name: str, method: type[PEFTMethod], args: argparse.Namespace) -> None:
         torch.manual_seed(0)
         self.name = name
-        self.model = compose(method, task=Classification)(backbone=args.backbone, pretrained=False, num_classes=100)
+        self.model: Any = compose(method, task=Classification)(
+            backbone=args.backbone, pretrained=False, num_classes=100
+        )
+        if self.model.scorer is not None:
+            self.select(args.batch_size)
         self.model.configure_model()
         self.model.to(args.device).train()
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.parameters = sum(p.numel() for p in trained)
         self.optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
         self.autocast = args.device == "cuda" and args.precision == "bf16-mixed"
+
+    def select(self, batch_size: int) -> None:
+        """Let a method that chooses from data choose from one batch of noise, two images a class."""
+        images = torch.randn(batch_size, *self.model.input_config["input_size"])
+        labels = torch.arange(batch_size) // 2 % 100
+        with self.model.eval().build_scorer() as scorer:
+            scorer.observe(labels)
+            loss = self.model.score_loss((images, labels))
+            if loss is not None:
+                loss.backward()
+        self.model.selection = self.model.select(scorer.sums)
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=self.autocast):

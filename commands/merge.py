@@ -1,5 +1,6 @@
 """Fold a trained method into plain timm weights."""
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -20,6 +21,7 @@ def merge(ckpt_path: Path, output: Path, dtype: Literal["float32", "float16", "b
     from timm.models import save_for_hf
 
     import lightning_modules  # noqa: F401 (the classes that a checkpoint names)
+    from callbacks.delta_file import current_umask
     from methods import PEFTMethod
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -43,8 +45,12 @@ def merge(ckpt_path: Path, output: Path, dtype: Literal["float32", "float16", "b
             if difference > (1e-3 if dtype == "float32" else 0.05 * float(expected.abs().max())):
                 raise ValueError(f"the merged model differs by {difference:.1e} in its logits; nothing was written")
             print(f"largest difference of a logit, merged against unmerged: {difference:.1e}")
+        config = json.loads((Path(folder) / "config.json").read_text())
+        config["pretrained_cfg"]["tag"] = model.method_name().lower()  # not the one of the weights before
+        (Path(folder) / "config.json").write_text(json.dumps(config, indent=2))
         output.mkdir(exist_ok=True)
         for file in Path(folder).iterdir():
+            file.chmod(0o666 & ~current_umask())
             shutil.move(file, output / file.name)
 
     print(f"wrote {output / 'model.safetensors'} ({(output / 'model.safetensors').stat().st_size / 1e6:.1f} MB)")

@@ -1,19 +1,24 @@
 """Train, evaluate, merge and compare PEFT methods.
 
 python train.py fit --method ssf --config configs/data/fashion_mnist_1k.yaml
+python train.py score --method gps --config configs/data/fashion_mnist_1k.yaml
+python train.py fit --recipe vtab/ssf --data.root DIR --data.task cifar
 python train.py test --ckpt_path runs/.../checkpoints/best.ckpt --config configs/data/fashion_mnist_1k.yaml
 python train.py COMMAND --help
 """
 
+import gc
 import importlib
 import os
 import sys
+from inspect import signature
 from pathlib import Path
 
 import commands
 
 LIGHTNING = {
     "fit": "fine-tune with a method, on a task, on your data",
+    "score": "score weights or channels as the fit of a method would, and draw what it would choose",
     "validate": "evaluate a checkpoint on the validation split",
     "test": "evaluate a checkpoint on the test split",
     "predict": "write the predictions of a checkpoint for the test split",
@@ -40,10 +45,15 @@ def main(args: list[str]) -> None:
             from jsonargparse import auto_cli
 
             function = getattr(importlib.import_module(f"commands.{command}"), command)
-            auto_cli(function, args=args[1:], as_positional=False)
+            if list(signature(function).parameters) == ["args"]:  # it hands options on to others
+                function(args[1:])
+            else:
+                auto_cli(function, args=args[1:], as_positional=False)
         elif command in LIGHTNING:
+            gc.disable()  # none of the objects that imports make is garbage: to look for some takes a second
             from commands.lightning import GraftCLI
 
+            gc.enable()
             GraftCLI.run(args)
         else:
             sys.stderr.write(
@@ -85,4 +95,11 @@ def overview() -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except SystemExit as stop:
+        if stop.code:
+            raise
+        # help or a config was printed and nothing runs: to take all modules apart would be another second
+        sys.stdout.flush()
+        os._exit(0)

@@ -1,6 +1,7 @@
 """Training step, saved activations and merged inference of every method, in one interleaved run.
 
     python benchmarks/step_time.py --methods ssf,bitfit,full --json rows.json
+    python benchmarks/step_time.py --methods lora,lora+velora --options '{"lora_targets": ["fc2"]}'
 
 All variants live in one process and take turns, in another order every round. On a CPU the clock is the process's CPU
 time on one thread, on a GPU the events of the device. What is printed are medians of ratios to the floor of the same
@@ -13,6 +14,7 @@ import json
 import statistics
 import sys
 import time
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +51,15 @@ class HFPEFT(PEFTMethod):
 class Variant:
     """One model with an optimizer."""
 
-    def __init__(self, name: str, method: type[PEFTMethod], args: argparse.Namespace) -> None:
+    def __init__(
+        self, name: str, method: type[PEFTMethod], args: argparse.Namespace, *more: type[PEFTMethod], **given: Any
+    ) -> None:
         torch.manual_seed(0)
         self.name = name
-        self.model: Any = compose(method, task=Classification)(
-            backbone=args.backbone, pretrained=False, num_classes=100
-        )
+        cls = compose(method, *more, task=Classification)
+        known = {option for c in cls.__mro__ for option in signature(c.__init__).parameters}
+        options = {option: value for option, value in given.items() if option in known}
+        self.model: Any = cls(backbone=args.backbone, pretrained=False, num_classes=100, **options)
         if self.model.scorer is not None:
             self.select(args.batch_size)
         self.model.configure_model()
@@ -70,9 +75,9 @@ class Variant:
         labels = torch.arange(batch_size) // 2 % 100
         with self.model.eval().build_scorer() as scorer:
             scorer.observe(labels)
-            loss = self.model.score_loss((images, labels))
+            loss = self.model.score_loss((images, labels)) if scorer.needs_data else None
             if loss is not None:
-                loss.backward()
+                scorer.backward(loss)
         self.model.selection = self.model.select(scorer.sums)
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -148,7 +153,9 @@ def merged_ratios(variants: list[Variant], images: Tensor, args: argparse.Namesp
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default=",".join(METHODS), help="names separated by commas")
+    every = ",".join(name for name, method in METHODS.items() if method.alone)
+    parser.add_argument("--methods", default=every, help="names separated by commas, lora+velora for a stack")
+    parser.add_argument("--options", type=json.loads, default={}, help="options of the methods that know them, in JSON")
     parser.add_argument("--backbone", default="vit_tiny_patch16_224")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -159,13 +166,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the rows")
     args = parser.parse_args()
     names = args.methods.split(",")
-    unknown = set(names) - set(METHODS)
+    unknown = {part for name in names for part in name.split("+")} - set(METHODS)
     if unknown:
         parser.error(f"unknown methods {', '.join(sorted(unknown))}; known: {', '.join(METHODS)}")
     args.warmup = args.warmup or (2 if args.device == "cpu" else 20)
     torch.set_num_threads(1)
 
-    variants = [Variant("floor", Floor, args)] + [Variant(name, METHODS[name], args) for name in names]
+    variants = [Variant("floor", Floor, args)]
+    for name in names:
+        first, *more = (METHODS[part] for part in name.split("+"))
+        variants.append(Variant(name, first, args, *more, **args.options))
     if args.peft:
         variants.append(Variant("hf_peft", HFPEFT, args))
     if "full" not in names:
@@ -183,6 +193,7 @@ def main() -> None:
             "method": variant.name,
             "step_over_floor": round(steps[variant.name], 3),
             "saved_bytes_over_floor": round(saved[variant.name] / saved["floor"], 3),
+            "saved_mib": round(saved[variant.name] / 2**20, 1),
             "merged_over_plain": merged[variant.name] and round(merged[variant.name] or 0, 3),
             "trainable_params": variant.parameters,
         }

@@ -7,14 +7,19 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from callbacks.saved_bytes import SavedBytes
 
 
 class Cost(Callback):
     """Measure what a fit costs; ``values`` holds the numbers under their metric names.
 
-    ``cost/trainable_params`` and ``cost/trainable_params_no_head`` count parameters, ``cost/storage_bytes`` the
-    tensors of a checkpoint, ``cost/gflops`` one forward pass of one image (multiply-adds counted as two),
+    ``cost/trainable_params`` and ``cost/trainable_params_no_head`` count parameters, ``cost/storage_bytes`` what
+    was trained (packed, if the method has such a file), ``cost/gflops`` one forward pass of one image (multiply-adds
+    counted as two; where it depends on the image, the mean over the split that was evaluated last, of what ran),
+    ``cost/saved_mib`` the activations that autograd keeps between the first training batch's forward and backward pass,
     ``cost/images_per_s`` training on all devices without evaluation (first epoch left out if there are more),
     ``cost/peak_mem_gib`` the largest allocation on this GPU or, on a CPU, the largest size of the process.
     """
@@ -22,25 +27,38 @@ class Cost(Callback):
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
         self.images, self.seconds, self.start = 0, 0.0, 0.0
+        self.counter: FlopCounterMode | None = None  # of the batch that is evaluated
+        self.flops, self.evaluated = 0, 0
+        self.saved: SavedBytes | None = None  # counts while the first training batch passes forward
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         no_head, trained = pl_module.parameter_counts()
-        delta = pl_module.delta_state_dict().values()
         self.values = {
             "cost/trainable_params": trained,
             "cost/trainable_params_no_head": no_head,
             "cost/trainable_pct": 100 * trained / pl_module.total_parameters,
-            "cost/storage_bytes": sum(t.numel() * t.element_size() for t in delta),
-            "cost/gflops": forward_gflops(pl_module),
+            "cost/storage_bytes": pl_module.storage_bytes(),
         }
+        if not pl_module.dynamic:
+            self.values["cost/gflops"] = forward_gflops(pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.start, self.epoch_images = time.perf_counter(), 0
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if "cost/saved_mib" not in self.values:
+            self.saved = SavedBytes(pl_module).__enter__()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: Any, loss: Tensor) -> None:
+        if self.saved is not None:
+            self.saved.__exit__(None, None, None)
+            self.values["cost/saved_mib"] = self.saved.bytes / 2**20
+            self.saved = None
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.epoch_images += len(batch[0]) * trainer.world_size
+        self.epoch_images += len(batch[1]) * trainer.world_size
         if trainer.is_last_batch:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
@@ -48,6 +66,38 @@ class Cost(Callback):
                 self.images, self.seconds = 0, 0.0  # the first epoch held start-up work
             self.images += self.epoch_images
             self.seconds += time.perf_counter() - self.start
+
+    def reset_count(self, trainer: Trainer, pl_module: Any) -> None:
+        self.flops, self.evaluated = 0, 0
+
+    def start_count(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int, *args: Any) -> None:
+        if pl_module.dynamic:
+            self.counter = flop_counter().__enter__()
+
+    def stop_count(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any) -> None:
+        if self.counter is not None:
+            self.counter.__exit__(None, None, None)
+            self.flops, self.evaluated = self.flops + self.counter.get_total_flops(), self.evaluated + len(batch[0])
+            self.counter = None
+
+    def report_count(self, trainer: Trainer, pl_module: Any) -> None:
+        if pl_module.dynamic:
+            sums = torch.tensor([self.flops, self.evaluated], dtype=torch.float32, device=pl_module.device)
+            flops, images = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+            self.values["cost/gflops"] = flops / images / 1e9
+
+    on_validation_epoch_start = on_test_epoch_start = reset_count
+    on_validation_batch_start = on_test_batch_start = start_count  # type: ignore[assignment]
+    on_validation_batch_end = on_test_batch_end = stop_count  # type: ignore[assignment]
+    on_validation_epoch_end = on_test_epoch_end = report_count
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        if self.counter is not None:
+            self.counter.__exit__(None, None, None)
+            self.counter = None
+        if self.saved is not None:
+            self.saved.__exit__(None, None, None)
+            self.saved = None
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         if self.seconds:
@@ -57,9 +107,17 @@ class Cost(Callback):
             logger.log_metrics(self.values, step=trainer.global_step)
 
 
+def flop_counter() -> FlopCounterMode:
+    """Counts FLOPs of what runs inside it."""
+    # the attention of CPUs, which torch 2.11 does not count
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    formula = {attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
+    return FlopCounterMode(display=False, custom_mapping=formula)
+
+
 def forward_gflops(pl_module: Any) -> float:
     """GFLOP of the forward pass of one image, counted from what runs."""
-    training, counter = pl_module.training, FlopCounterMode(display=False)
+    training, counter = pl_module.training, flop_counter()
     pl_module.eval()
     with torch.no_grad(), counter:
         pl_module(pl_module.example_input())

@@ -5,7 +5,7 @@ from pathlib import Path
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from callbacks.delta_file import read_checkpoint, write_adapter
+from callbacks.delta_file import one_member, read_checkpoint, write_adapter
 
 
 class DeltaExport(Callback):
@@ -16,7 +16,10 @@ class DeltaExport(Callback):
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
         if not trainer.is_global_zero or not best or trainer.interrupted:
             return
-        write_adapter(folder, read_checkpoint(best))
+        checkpoint = read_checkpoint(best)
+        if "members" in checkpoint:
+            checkpoint = one_member(checkpoint, pl_module.export_member)  # type: ignore[arg-type]
+        write_adapter(folder, checkpoint)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 self.log_artifacts(logger, folder)

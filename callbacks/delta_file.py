@@ -15,6 +15,7 @@ from torch import Tensor
 
 FORMAT = 1
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PACKED = b"LBADPT01"  # first bytes of the file of a low-bit adapter, see methods/low_bit.py
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -110,6 +111,30 @@ def write_adapter(folder: Path, checkpoint: dict[str, Any]) -> None:
     write_atomically(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2)))
 
 
+def one_member(checkpoint: dict[str, Any], name: str = "best") -> dict[str, Any]:
+    """The part of one member of a run with ``members``, as the checkpoint of an ordinary run.
+
+    Args:
+        checkpoint: What ``read_checkpoint`` returned.
+        name: Name of the member; ``best`` is the one of the highest validation accuracy.
+
+    Raises:
+        ValueError: If there is no such member.
+    """
+    names = list(checkpoint["members"])
+    name = checkpoint["best_member"] if name == "best" else name
+    if name not in names:
+        raise ValueError(f"export_member={name!r}: no such member; there are best, {', '.join(names)}")
+    prefix = f"members.{names.index(name)}."
+    state = {n.removeprefix(prefix): t for n, t in checkpoint["state_dict"].items() if n.startswith(prefix)}
+    return {
+        "state_dict": state,
+        "peft": checkpoint["peft"] | {"manifest": manifest(state), "member": name},
+        "hyper_parameters": checkpoint["hyper_parameters"] | checkpoint["members"][name],
+        "class_names": checkpoint.get("class_names"),
+    }
+
+
 def read_adapter(folder: Path) -> dict[str, Any]:
     """Read an adapter folder back into the form of a checkpoint.
 
@@ -141,26 +166,38 @@ def read_adapter(folder: Path) -> dict[str, Any]:
     }
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, option: str = "ckpt_path") -> dict[str, Any]:
     """Read a checkpoint file or an adapter folder, weights-only.
+
+    Args:
+        path: File or folder; the weights in an adapter folder stand for the folder.
+        option: What messages call the path.
 
     Raises:
         FileNotFoundError: If there is nothing at ``path``.
         ValueError: If the file is empty, truncated, unsafe or not one of ours.
     """
     path = Path(path)
+    if path.name == WEIGHTS:
+        path = path.parent
     if path.is_dir():
         return read_adapter(path)
     if not path.is_file():
-        raise FileNotFoundError(f"ckpt_path={str(path)!r}: no such file")
+        raise FileNotFoundError(f"{option}={str(path)!r}: no such file")
+    with path.open("rb") as file:
+        if file.read(len(PACKED)) == PACKED:
+            raise ValueError(
+                f"{option}={str(path)!r} is a packed file; make it an adapter folder first: "
+                f"python train.py import_packed --packed {path} --output ADAPTER"
+            )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises EOFError, RuntimeError, UnpicklingError and more for a damaged file
         cause = error.__context__ or error  # torch's own text advises to load the code in the file after all
         reason = f"{type(cause).__name__} {str(cause).partition(chr(10))[0]}".strip()
         raise ValueError(
-            f"ckpt_path={str(path)!r} ({path.stat().st_size} bytes) is empty, incomplete or unsafe: {reason}"
+            f"{option}={str(path)!r} ({path.stat().st_size} bytes) is empty, incomplete or unsafe: {reason}"
         ) from error
     if not isinstance(checkpoint, dict) or "peft" not in checkpoint:
-        raise ValueError(f"ckpt_path={str(path)!r} is no checkpoint of this project: it has no 'peft' entry")
+        raise ValueError(f"{option}={str(path)!r} is no checkpoint of this project: it has no 'peft' entry")
     return checkpoint

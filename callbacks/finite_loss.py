@@ -1,5 +1,6 @@
 """Stop before a bad update."""
 
+import os
 from typing import Any
 
 import torch
@@ -37,5 +38,6 @@ class FiniteLoss(Callback):
 
 def last_checkpoint(trainer: Trainer) -> str:
     """Path of the newest checkpoint that the trainer has written, or an empty string."""
-    callback = trainer.checkpoint_callback
-    return (callback.last_model_path or callback.best_model_path) if callback is not None else ""  # type: ignore[attr-defined]
+    callbacks: list[Any] = trainer.checkpoint_callbacks
+    paths = [path for callback in callbacks for path in (callback.last_model_path, callback.best_model_path) if path]
+    return max(paths, key=os.path.getmtime, default="")

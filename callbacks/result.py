@@ -13,6 +13,7 @@ from rich.table import Table
 
 from callbacks.cost import Cost
 from callbacks.delta_file import write_atomically
+from callbacks.score_before_fit import ScoreBeforeFit
 
 
 class Result(Callback):
@@ -34,6 +35,7 @@ class Result(Callback):
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step,
             "checkpoint": getattr(checkpoint, "best_model_path", ""),
+            "selection": getattr(trainer.datamodule, "selection", ""),  # type: ignore[attr-defined]
         }
         if best is not None:
             self.values[f"best/{checkpoint.monitor}"] = float(best)  # type: ignore[union-attr]
@@ -49,35 +51,45 @@ class Result(Callback):
 
     def describe(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        return pl_module.description() | {
-            "task": next(c.__name__ for c in type(pl_module).__mro__ if c.__module__.startswith("lightning_modules.")),
-            "class": type(pl_module).__name__,
-            "pretrained": pl_module.pretrained,
-            "data": getattr(data, "root", type(data).__name__),
-            "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
-            "world_size": trainer.world_size,
-            "precision": str(trainer.precision),
-            "versions": {name: version(name) for name in ("torch", "lightning", "timm")},
-        }
+        about = data.description() if hasattr(data, "description") else {"data": type(data).__name__}
+        return (
+            pl_module.description()
+            | about
+            | {
+                "task": next(
+                    c.__name__ for c in type(pl_module).__mro__ if c.__module__.startswith("lightning_modules.")
+                ),
+                "class": type(pl_module).__name__,
+                "pretrained": pl_module.pretrained,
+                "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
+                "world_size": trainer.world_size,
+                "precision": str(trainer.precision),
+                "versions": {name: version(name) for name in ("torch", "lightning", "timm")},
+            }
+        )
 
     def write(self, trainer: Trainer, fitted: bool = False) -> None:
         self.values |= self.cost.values
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            self.values |= callback.metrics if isinstance(callback, ScoreBeforeFit) else {}
         self.values |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         folder = Path(str(trainer.log_dir or trainer.default_root_dir))
         if not trainer.is_global_zero:
             return
         text = json.dumps(self.values, indent=2)
         write_atomically(folder / "result.json", lambda path: path.write_text(text))
-        if fitted and (folder / "metrics.csv").exists():
+        if fitted and self.values["steps"] and (folder / "metrics.csv").exists():
             draw_curves(folder / "metrics.csv", folder / "curves.png")
         if fitted and self.test_follows:
             return
-        table = Table(title=f"{self.values['class']} in {folder}", title_justify="left")
+        kept = f", {self.values['selection']}" if self.values.get("selection") else ""
+        table = Table(title=f"{self.values['class']} in {folder}{kept}", title_justify="left")
         table.add_column("metric")
         table.add_column("value", justify="right")
         for name, value in self.values.items():
             if "/" in name and isinstance(value, (int, float)):
-                table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
+                shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+                table.add_row(name, f"{shown} ({value / 1024:,.1f} KB)" if name.endswith("_bytes") else shown)
         Console().print(table)
 
 

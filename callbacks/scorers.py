@@ -3,15 +3,22 @@
 Every score is a plain sum over batches in fp32, so that shares of the batches can be summed on several ranks and added.
 """
 
+import difflib
+import os
 from abc import abstractmethod
+from collections.abc import Iterable
+from inspect import ismethod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
 
 class Scorer:
     """Sums that grow while batches pass through a model inside a ``with`` block.
+
+    ``unit`` says what a score is, for the colour bar of the picture.
 
     Args:
         model: The model; nothing of it has changed after the block.
@@ -21,6 +28,9 @@ class Scorer:
         ValueError: If a target is unknown, or named twice.
     """
 
+    unit = "score"
+    needs_data: bool = True  # whether batches must pass; otherwise the sums are complete when the block is entered
+
     def __init__(self, model: nn.Module, targets: list[str]) -> None:
         self.model, self.targets = model, list(targets)
         self.sums: dict[str, Tensor] = {}
@@ -28,6 +38,16 @@ class Scorer:
         twice = {name for name in targets if self.targets.count(name) > 1}
         if twice or not targets:
             raise ValueError(f"score targets named twice: {', '.join(sorted(twice))}" if twice else "no score targets")
+        names = set(self.names())
+        unknown = [name for name in targets if name not in names]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], names, n=3)
+            hint = f" (nearest to {unknown[0]}: {', '.join(near)})" if near else ""
+            raise ValueError(f"score targets that the model does not have: {', '.join(unknown[:5])}{hint}")
+
+    @abstractmethod
+    def names(self) -> Iterable[str]:
+        """Every name that a target may have."""
 
     @abstractmethod
     def __enter__(self) -> "Scorer":
@@ -36,16 +56,23 @@ class Scorer:
     def observe(self, labels: Tensor) -> None:
         """Take the labels (B,) of the batch that comes next."""
 
+    def backward(self, loss: Tensor) -> None:
+        """Take the loss of a batch."""
+        loss.backward()
+
     def __exit__(self, *error: Any) -> None:
         for hook in self.hooks:
             hook.remove()
         self.hooks = []
 
-    def check(self) -> None:
+    def check(self) -> list[str]:
         """Look at the finished sums.
 
+        Returns:
+            Names of those that are all zero.
+
         Raises:
-            ValueError: If one is not finite, or all of one are zero, by name.
+            ValueError: If one is not finite, by name, or all are zero.
         """
         for name, total in self.sums.items():
             if not total.isfinite().all():
@@ -53,23 +80,47 @@ class Scorer:
         zero = [name for name, total in self.sums.items() if not total.any()]
         if len(zero) == len(self.sums):
             raise ValueError(f"all scores are zero, first {zero[0]}: the loss does not depend on the scored weights")
+        return zero
 
 
-class GradientScorer(Scorer):
-    """Sums over batches of what ``accumulate`` makes of each parameter's gradient.
-
-    Sums are made while the backward pass runs, and each gradient is dropped at once: never more than one is alive.
-    """
+class ParameterScorer(Scorer):
+    """Scores of parameters, which are targets by their names."""
 
     def __init__(self, model: nn.Module, targets: list[str]) -> None:
         super().__init__(model, targets)
-        self.parameters = dict(model.named_parameters())
-        unknown = [name for name in targets if name not in self.parameters]
-        if unknown:
-            raise ValueError(f"score targets that the model does not have: {', '.join(unknown[:5])}")
+        self.parameters = dict(model.named_parameters(remove_duplicate=False))
+        for name, module in model.named_modules():
+            weight = getattr(module, "weight", None)
+            if ismethod(weight) or (isinstance(weight, Tensor) and not weight.is_floating_point()):
+                raise ValueError(
+                    f"{name} is a quantised {type(module).__name__}: packed bytes have no gradient; score the backbone "
+                    "before it is quantised"
+                )
+        first: dict[int, str] = {}
         for name in targets:
-            if not self.parameters[name].is_floating_point():
-                raise ValueError(f"{name} is stored as packed bytes, which have no gradient: score another backbone")
+            other = first.setdefault(id(self.parameters[name]), name)
+            if other != name:
+                raise ValueError(f"score targets {other} and {name} are one tensor: name it once")
+
+    def names(self) -> Iterable[str]:
+        return [name for name, _ in self.model.named_parameters(remove_duplicate=False)]
+
+
+class GradientScorer(ParameterScorer):
+    """Sums over batches of what ``accumulate`` makes of each parameter's gradient.
+
+    Sums are made while the backward pass runs, and each gradient is dropped at once: never more than one is alive.
+    Clipping needs all of them.
+
+    Args:
+        model: The model.
+        targets: Names of parameters.
+        clip: Norm to which each batch's gradient of all parameters is clipped, none by default.
+    """
+
+    def __init__(self, model: nn.Module, targets: list[str], clip: float | None = None) -> None:
+        super().__init__(model, targets)
+        self.clip = clip
         self.required = {name: p.requires_grad for name, p in self.parameters.items()}
 
     @staticmethod
@@ -78,13 +129,25 @@ class GradientScorer(Scorer):
         """Add what a batch's gradient contributes, in place."""
 
     def __enter__(self) -> "GradientScorer":
-        for name, parameter in self.parameters.items():
-            parameter.requires_grad_(name in self.targets)
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(self.clip is not None)
         for name in self.targets:
             parameter = self.parameters[name]
+            parameter.requires_grad_(True)
             self.sums[name] = torch.zeros_like(parameter, dtype=torch.float32, memory_format=torch.contiguous_format)
-            self.hooks.append(parameter.register_post_accumulate_grad_hook(self.hook(self.sums[name])))
+            if self.clip is None:
+                self.hooks.append(parameter.register_post_accumulate_grad_hook(self.hook(self.sums[name])))
         return self
+
+    def backward(self, loss: Tensor) -> None:
+        super().backward(loss)
+        if self.clip is not None:
+            clip_grad_norm_(self.model.parameters(), self.clip)
+            for name in self.targets:
+                gradient = self.parameters[name].grad
+                if gradient is not None:
+                    self.accumulate(self.sums[name], gradient.float())
+            self.model.zero_grad()
 
     def hook(self, total: Tensor) -> Any:
         def drop(parameter: Tensor) -> None:
@@ -103,6 +166,8 @@ class GradientScorer(Scorer):
 class SignedGradients(GradientScorer):
     """``sum_b g_b``, signs kept: the absolute value is taken by who selects (GPS, second-order selection)."""
 
+    unit = "|sum of gradients|"
+
     @staticmethod
     def accumulate(total: Tensor, gradient: Tensor) -> None:
         total.add_(gradient)
@@ -110,6 +175,8 @@ class SignedGradients(GradientScorer):
 
 class SquaredGradients(GradientScorer):
     """``sum_b g_b^2`` of the gradient of the mean loss of each batch (SPT)."""
+
+    unit = "sum of squared gradients"
 
     @staticmethod
     def accumulate(total: Tensor, gradient: Tensor) -> None:
@@ -119,9 +186,69 @@ class SquaredGradients(GradientScorer):
 class AbsoluteGradients(GradientScorer):
     """``sum_b |g_b|``."""
 
+    unit = "sum of |gradients|"
+
     @staticmethod
     def accumulate(total: Tensor, gradient: Tensor) -> None:
         total.add_(gradient.abs())
+
+
+class Curvature(SignedGradients):
+    """``sum_b g_b``, and sums of estimates of the diagonal of the Hessian (Hutchinson): r * (H r), r of random signs.
+
+    The sums of the estimates are called ``hessian/<parameter>``; ``count`` is the number of estimates. The loss must
+    have second derivatives, which fused attention kernels lack.
+
+    Args:
+        model: The model.
+        targets: Names of parameters.
+        clip: Norm to which each batch's gradient is clipped before it is added.
+        probes: Vectors r drawn for each batch.
+    """
+
+    def __init__(self, model: nn.Module, targets: list[str], clip: float | None = None, probes: int = 10) -> None:
+        super().__init__(model, targets, torch.inf if clip is None else clip)
+        self.probes = probes
+
+    def __enter__(self) -> "Curvature":
+        super().__enter__()
+        first = next(iter(self.sums.values()))
+        self.sums |= {f"hessian/{name}": torch.zeros_like(self.sums[name]) for name in self.targets}
+        self.sums["count"] = torch.zeros(1, device=first.device)
+        return self
+
+    def backward(self, loss: Tensor) -> None:
+        parameters = [self.parameters[name] for name in self.targets]
+        first = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
+        for _ in range(self.probes):
+            signs = [torch.randint_like(p, 2).mul_(2).sub_(1) for p in parameters]
+            products = torch.autograd.grad(first, parameters, signs, retain_graph=True, materialize_grads=True)
+            for name, sign, product in zip(self.targets, signs, products, strict=True):
+                self.sums[f"hessian/{name}"].addcmul_(sign, product)
+        self.sums["count"] += self.probes
+        del first, products
+        super().backward(loss)
+
+
+class Magnitudes(ParameterScorer):
+    """``|w|``, for which no batch passes."""
+
+    unit, needs_data = "|w|", False
+
+    def __enter__(self) -> "Magnitudes":
+        self.sums = {name: self.parameters[name].detach().float().abs() for name in self.targets}
+        return self
+
+
+class RandomScores(ParameterScorer):
+    """Uniform numbers in [0, 1) drawn from the seed of the run, for which no batch passes."""
+
+    unit, needs_data = "uniform number", False
+
+    def __enter__(self) -> "RandomScores":
+        draw = torch.Generator().manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))
+        self.sums = {name: torch.rand(self.parameters[name].shape, generator=draw) for name in self.targets}
+        return self
 
 
 class ClassSquares(Scorer):
@@ -137,11 +264,16 @@ class ClassSquares(Scorer):
         prefix: Number of tokens before the patches.
     """
 
+    unit = "importance"
+
     def __init__(self, model: nn.Module, targets: list[str], num_classes: int, prefix: int) -> None:
         super().__init__(model, targets)
         self.num_classes, self.prefix = num_classes, prefix
         self.modules = {name: model.get_submodule(name.removesuffix(":input")) for name in targets}
         self.labels: Tensor | None = None
+
+    def names(self) -> Iterable[str]:
+        return [name + end for name, _ in self.model.named_modules() for end in ("", ":input")]
 
     def __enter__(self) -> "ClassSquares":
         for name, module in self.modules.items():
@@ -152,8 +284,7 @@ class ClassSquares(Scorer):
         return self
 
     def observe(self, labels: Tensor) -> None:
-        if labels.dim() != 1 or labels.is_floating_point():
-            raise ValueError(f"class-aware scores need one class per image, got labels of shape {tuple(labels.shape)}")
+        check_classes(labels)
         self.labels = labels
         counts = self.sums.setdefault("images", torch.zeros(self.num_classes, device=labels.device))
         counts += labels.bincount(minlength=self.num_classes)
@@ -164,3 +295,10 @@ class ClassSquares(Scorer):
         squares = tokens.detach().float().square().sum(1)  # (B, C)
         zeros = torch.zeros(self.num_classes, squares.shape[1], device=squares.device)
         self.sums.setdefault(name, zeros).index_add_(0, self.labels, squares)
+
+
+def check_classes(labels: Tensor) -> None:
+    """Refuse labels that are not one class per image."""
+    if labels.dim() != 1 or labels.is_floating_point():
+        kind = str(labels.dtype).removeprefix("torch.")
+        raise ValueError(f"expected one class per image (B,), got {kind} labels of shape {tuple(labels.shape)}")

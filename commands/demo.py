@@ -11,13 +11,13 @@ CONFIG = "configs/demo/fashion_mnist_1k.yaml"
 
 
 def demo(
-    methods: str = "linear_probe,ssf,full", config: Path = Path(CONFIG), run_root: Path = Path("runs/demo")
+    methods: str = "linear_probe,ssf,full", fit_config: Path = Path(CONFIG), run_root: Path = Path("runs/demo")
 ) -> None:
     """Run every method through ``train.py fit``, test its best checkpoint, merge it and compare.
 
     Args:
         methods: Names separated by commas, or ``all``.
-        config: Configuration of everything but the method; ``METHOD.yaml`` beside it, if there is one, wins over it.
+        fit_config: Configuration of everything but the method; a ``METHOD.yaml`` beside it wins over it.
         run_root: Folder of the run folders.
     """
     from rich.console import Console
@@ -26,16 +26,20 @@ def demo(
     from commands.lightning import nearest
     from methods import METHODS
 
-    names = list(METHODS) if methods == "all" else [nearest(name, METHODS, "method") for name in methods.split(",")]
+    every = [name for name, method in METHODS.items() if method.alone]
+    names = every if methods == "all" else methods.split(",")
+    for name in names:
+        for part in name.split("+"):
+            nearest(part, METHODS, "method")
     console, start = Console(width=130), time.perf_counter()
-    table = Table(title=f"{config.stem}, backbone {config_value(config, 'backbone')}", title_justify="left")
+    table = Table(title=f"{fit_config.stem}, backbone {config_value(fit_config, 'backbone')}", title_justify="left")
     table.add_column("method")
     for column in ("top-1 before", "after", "trained", "no head", "adapter kB", "images/s", "merged vs not"):
         table.add_column(column, justify="right")
     folders = []
     for name in names:
         console.rule(name)
-        row, folder = run(name, config, run_root)
+        row, folder = run(name, fit_config, run_root)
         table.add_row(name, *row)
         folders.append(folder)
     console.print(table)

@@ -1,4 +1,4 @@
-"""Write a trained LoRA or DoRA in the format of HF peft."""
+"""Write a trained LoRA or DoRA in the format of HF peft, or a low-bit adapter in the bits that it trained with."""
 
 import shutil
 import tempfile
@@ -6,27 +6,37 @@ from pathlib import Path
 from typing import Any, Literal
 
 
-def export(ckpt_path: Path, output: Path, format: Literal["peft"] = "peft") -> None:
-    """Write an adapter folder that ``peft.PeftModel`` loads onto the plain timm model.
+def export(ckpt_path: Path, output: Path, format: Literal["peft", "packed", "raw"] = "peft") -> None:
+    """Write what was trained in another format.
 
     Args:
         ckpt_path: Checkpoint file or adapter folder of a run.
-        output: New folder for ``adapter_model.safetensors`` and ``adapter_config.json``.
-        format: Whose format.
+        output: New folder for ``adapter_model.safetensors`` and ``adapter_config.json`` of peft, or new packed file.
+        format: ``peft`` is what ``peft.PeftModel`` loads onto the plain timm model. ``packed`` is one file of a low-bit
+            adapter with its settings, ``raw`` the same without them, in the bytes of the authors' code.
     """
     # imported here: the overview of train.py names this command without loading torch
-    import torch
-
     import lightning_modules  # noqa: F401 (the classes that a checkpoint names)
-    from callbacks.peft_file import read_peft, write_peft
     from methods import PEFTMethod
 
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if output.exists() and (format != "peft" or not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"output={str(output)!r} exists and is not empty; nothing was written")
     model: Any = PEFTMethod.from_delta(ckpt_path)
+    model.undecorate(model.backbone)  # what only training needs
+    delta = {name.removeprefix("backbone."): tensor for name, tensor in model.delta_state_dict().items()}
+    if format == "peft":
+        export_peft(model, delta, ckpt_path, output)
+    else:
+        export_packed(model, delta, ckpt_path, output, format)
+
+
+def export_peft(model: Any, delta: dict[str, Any], ckpt_path: Path, output: Path) -> None:
+    import torch
+
+    from callbacks.peft_file import read_peft, write_peft
+
     with torch.no_grad():
         layers = low_rank_layers(model)
-    delta = {name.removeprefix("backbone."): tensor for name, tensor in model.delta_state_dict().items()}
     saved = {name: tensor for name, tensor in delta.items() if name.rpartition(".")[0] in model.head_names}
     others = [name for name in delta if name not in saved and name.rpartition(".lora.")[0] not in layers]
     if others:
@@ -60,6 +70,51 @@ def export(ckpt_path: Path, output: Path, format: Literal["peft"] = "peft") -> N
     options = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
     print(f"base = timm.create_model({model.backbone_name!r}, {options})")
     print(f"model = peft.PeftModel.from_pretrained(base, {str(output)!r})")
+
+
+def export_packed(model: Any, delta: dict[str, Any], ckpt_path: Path, output: Path, format: str) -> None:
+    import torch
+
+    from callbacks.delta_file import write_atomically
+    from methods import low_bit
+    from methods.bi_adapter import SETTINGS, BiAdapter
+
+    if not isinstance(model, BiAdapter):
+        raise ValueError(
+            f"format={format!r} is for low-bit adapters, and the method of this checkpoint is {model.method_name()}; "
+            "its adapter folder is the smallest file of it"
+        )
+    tensors, records = model.stored(), model.records()
+    known = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
+    others = [name for name, tensor in delta.items() if tensor.untyped_storage().data_ptr() not in known]
+    if others:
+        raise ValueError(
+            f"ckpt_path={str(ckpt_path)!r} has trained {', '.join(sorted(others)[:3])}, which format={format!r} has no "
+            "place for"
+        )
+    payload = low_bit.write_payload(tensors, records, model.bi_codebook)
+    settings: dict[str, Any] = {key: getattr(model, option) for key, option in SETTINGS.items()}
+    backbone = {name: getattr(model, name) for name in ("pretrained", "backbone_args", "class_names")}
+    header = model.description() | settings | backbone
+    data = payload if format == "raw" else low_bit.add_header(payload, header, records)
+
+    def write(path: Path) -> None:
+        path.write_bytes(data)
+        written = low_bit.read_payload(low_bit.split_header(path.read_bytes())[1], records, model.bi_codebook)
+        for record in records:
+            expected = tensors[record.name].detach()
+            if record.bits < 32:
+                expected = low_bit.effective(expected, record.bits, model.bi_codebook)
+            if not torch.allclose(written[record.name], expected, rtol=0, atol=1e-6):
+                raise ValueError(f"{record.name} cannot be read back as it was; nothing was written")
+
+    write_atomically(output, write)
+    kb = f"{len(payload) / 1024:,.1f} KB"
+    print(f"wrote {output}: {len(payload):,} bytes of weights ({kb}), {len(data) - len(payload):,} of a header")
+    options = "" if format == "packed" else f" --backbone {model.backbone_name}"
+    options += "" if format == "packed" else "".join(f" --{SETTINGS[key]} {settings[key]}" for key in SETTINGS)
+    print("to test, predict or merge, make it an adapter folder:")
+    print(f"python train.py import_packed --packed {output} --output ADAPTER{options}")
 
 
 def low_rank_layers(model: Any) -> dict[str, Any]:

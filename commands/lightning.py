@@ -1,4 +1,4 @@
-"""LightningCLI for this project: --method, one folder per run, and no silent change of hyper-parameters."""
+"""LightningCLI for this project: --method, --recipe, a folder per run, no silent change of hyper-parameters."""
 
 import difflib
 import hashlib
@@ -6,13 +6,15 @@ import json
 import os
 import re
 import sys
+import warnings
 from argparse import _SubParsersAction
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
@@ -22,20 +24,28 @@ import lightning_modules
 from callbacks.cost import Cost
 from callbacks.delta_export import DeltaExport
 from callbacks.delta_file import read_checkpoint
+from callbacks.feature_cache import FeatureCache
 from callbacks.finite_loss import FiniteLoss
 from callbacks.predictions import Predictions
 from callbacks.result import Result
 from callbacks.save_config import SaveConfig
 from callbacks.score_before_fit import ScoreBeforeFit
+from lightning_modules.members import Members
 from methods import METHODS, PEFTMethod
 
 ENTRY = Path(__file__).resolve().parent.parent / "train.py"
+RECIPES = ENTRY.parent / "configs" / "recipe"
+RECIPE_KEYS = {"method": str, "data": str, "all": dict, "tasks": dict, "grid": dict}
 GIVEN = frozenset(os.environ)  # a variable that the user set is not ours to change
 NOT_SAVED = ("num_classes",)  # the data say it, also when a checkpoint is loaded
 
 
 class GraftParser(LightningArgumentParser):
     """Names the nearest option when one is unknown."""
+
+    def add_method_arguments(self, theclass: type, themethod: str, *args: Any, **kwargs: Any) -> list[str]:
+        # score takes what fit takes, and a group of its name would be in the way of --score.cache_dir
+        return super().add_method_arguments(theclass, "fit" if themethod == "score" else themethod, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         parsers = [self, *(p for a in self._actions if isinstance(a, _SubParsersAction) for p in a.choices.values())]
@@ -59,6 +69,22 @@ def arguments(module: ModuleType) -> set[str]:
     return found - {"return", "kwargs"}
 
 
+class GraftTrainer(Trainer):
+    """A Trainer that can stop where the fit would begin."""
+
+    def score(self, model: PEFTMethod, datamodule: LightningDataModule, **kwargs: Any) -> None:
+        """Score weights or channels, and draw what the method would choose."""
+        self.limit_train_batches = self.limit_val_batches = 0
+        model.configure_optimizers = no_optimizer  # type: ignore[method-assign]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*returned `None`, this fit will run with no optimizer")
+            self.fit(model, datamodule=datamodule)
+
+
+def no_optimizer() -> None:
+    """What ``score`` trains with."""
+
+
 class GraftCLI(LightningCLI):
     """LightningCLI with a run folder; see ``run``."""
 
@@ -66,7 +92,8 @@ class GraftCLI(LightningCLI):
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Only the one that was asked for: each of the four costs a second of looking at signatures."""
-        return {self.asked: LightningCLI.subcommands()[self.asked]}
+        known = LightningCLI.subcommands()
+        return {self.asked: known["fit" if self.asked == "score" else self.asked]}
 
     @classmethod
     def run(cls, args: list[str]) -> "GraftCLI":
@@ -78,6 +105,7 @@ class GraftCLI(LightningCLI):
             return cls(
                 model_class=PEFTMethod,
                 datamodule_class=LightningDataModule,
+                trainer_class=GraftTrainer,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 auto_configure_optimizers=False,
@@ -89,20 +117,36 @@ class GraftCLI(LightningCLI):
             )
         finally:
             sys.argv = argv
+            if "wandb" in sys.modules:  # everything is written, and the next run of this process is one of its own
+                sys.modules["wandb"].finish(exit_code=int(sys.exc_info()[0] is not None))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.description = (
+            f"{parser.description} Beside the options below: --method NAME[+NAME] and --task NAME stand for --model "
+            "(`train.py methods` lists them); --recipe BENCHMARK/METHOD, or a file of yours, stands for a published "
+            "method, data and options (`train.py recipes`), over which what you write yourself wins."
+        )
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/acc1",
                 "checkpoint.mode": "max",
-                "checkpoint.save_last": True,
                 "checkpoint.filename": "best",
                 "checkpoint.enable_version_counter": False,
             }
         )
         parser.add_lightning_class_args(ScoreBeforeFit, "score")
+        parser.add_lightning_class_args(FeatureCache, "features")
+        parser.add_argument(
+            "--members",
+            type=list[dict[str, Any]] | dict[str, list[Any]] | None,
+            default=None,
+            help="Settings that train at once over one frozen backbone: a list of the options of each, or a grid.",
+        )
+        parser.add_argument(
+            "--export_member", type=str, default="best", help="Which of the members goes into the adapter folder."
+        )
         parser.add_argument("--run_root", type=str, default="runs", help="Folder of all run folders.")
         parser.add_argument(
             "--test_after_fit", type=bool, default=False, help="Whether to test the best checkpoint after the fit."
@@ -127,6 +171,8 @@ class GraftCLI(LightningCLI):
         given, method = self.given, self.given.model.class_path.rpartition(".")[2]
         data = given.data.init_args.get("root", given.data.class_path)
         data = re.sub(r"\W+", "_", Path(str(data).rpartition(".")[2] or str(data)).name)
+        if given.data.init_args.get("task"):
+            data = f"{data}-{given.data.init_args.task}"
         identity = given.clone()
         for place in ("trainer.logger", "trainer.default_root_dir", "checkpoint.dirpath", "run_root", "config"):
             identity.pop(place, None)  # where a run writes is no part of what it computes
@@ -139,15 +185,20 @@ class GraftCLI(LightningCLI):
         self.place_loggers(folder)
         cost = Cost()
         result = Result(cost, test_follows=given.test_after_fit)
-        self.trainer_defaults["callbacks"] = [FiniteLoss(), cost, DeltaExport(), result, Predictions()]
-        if given.trainer.logger is not False:
+        # save_last of the best epoch's callback would skip every epoch that is not better than all before
+        last = ModelCheckpoint(folder / "checkpoints", "last", enable_version_counter=False)
+        self.trainer_defaults["callbacks"] = [FiniteLoss(), cost, DeltaExport(), result, Predictions(), last]
+        if self.subcommand == "score":
+            given.score.cache_dir = given.score.cache_dir or str(folder)
+            self.trainer_defaults["callbacks"] = [result]
+        elif given.trainer.logger is not False:
             self.trainer_defaults["callbacks"].append(LearningRateMonitor())
         # W&B reads these; options of its logger win over them
         backbone = given.model.init_args.get("backbone", "")
         environment = {
             "WANDB_PROJECT": "graft",
             "WANDB_RUN_GROUP": f"{method}-{data}",
-            "WANDB_JOB_TYPE": {"fit": "train"}.get(self.subcommand or "", "eval"),
+            "WANDB_JOB_TYPE": {"fit": "train", "score": "score"}.get(self.subcommand or "", "eval"),
             "WANDB_NAME": f"{method}-{data}-s{given.seed_everything}",
             "WANDB_TAGS": ",".join(tag[:64] for tag in (method, data, str(backbone)) if tag),
         }
@@ -194,11 +245,27 @@ class GraftCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
+            if self.subcommand == "score":
+                self.refuse_to_score()
+            if self.given.members is not None:
+                self.model = Members(self.model, self.given.members, self.given.export_member)
         except BaseException:
             folder = Path(self.given.trainer.default_root_dir)
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()  # a run that never began leaves nothing
             raise
+
+    def refuse_to_score(self) -> None:
+        """Stop where there is nothing to score.
+
+        Raises:
+            ValueError: If the method chooses nothing from data, or has chosen.
+        """
+        if self.model.scorer is None:
+            known = ", ".join(name for name, method in METHODS.items() if method.scorer is not None)
+            raise ValueError(f"{self.model.method_name()} chooses nothing from data; methods that do: {known}")
+        if self.given.ckpt_path:
+            raise ValueError(f"ckpt_path={self.given.ckpt_path!r} holds a selection: leave it out to score anew")
 
     def after_instantiate_classes(self) -> None:
         # without validation data there is nothing to monitor: the last epoch counts
@@ -208,6 +275,9 @@ class GraftCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         path = kwargs.get("ckpt_path")
+        if path and path not in ("best", "last", "hpc") and self.model.init_from is not None:
+            print(f"note: init_from={self.model.init_from!r} is not read: ckpt_path={path!r} holds later values")
+            self.model.init_from = None
         if path and Path(path).is_dir():
             if subcommand == "fit":
                 raise ValueError(f"ckpt_path={path!r} is an adapter folder: it holds no optimizer state to resume from")
@@ -222,14 +292,23 @@ class GraftCLI(LightningCLI):
         path = self.given.get("ckpt_path")
         self._get(self.config_init, "score").resume |= bool(path) and path not in ("best", "last", "hpc")
 
+    def after_score(self) -> None:
+        if self.trainer.is_global_zero:
+            print(f"picture and table are in {self.trainer.default_root_dir}")
+            print(f"a fit uses these scores with --score.cache_dir {self.given.score.cache_dir}")
+
     def after_fit(self) -> None:
         if self.given.test_after_fit and not self.given.trainer.fast_dev_run:
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best", verbose=False)
+            best = self.trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
 
 
 def expand(args: list[str]) -> list[str]:
-    """Rewrite what LightningCLI does not know: ``--method``, ``--task`` and the options inside a checkpoint."""
+    """Rewrite what LightningCLI does not know: ``--recipe``, ``--method``, ``--task``, a checkpoint's options."""
     subcommand, *rest = args
+    recipe, rest = take(rest, "--recipe")
+    if recipe is not None:
+        rest = follow(recipe, rest)
     method, rest = take(rest, "--method")
     task, rest = take(rest, "--task")
     if method is not None:
@@ -255,9 +334,57 @@ def expand(args: list[str]) -> list[str]:
     return [subcommand, *rest]
 
 
+def follow(name: str, args: list[str]) -> list[str]:
+    """Put the method, the data and the flags of a recipe in front of what the user wrote, which so wins over them.
+
+    Raises:
+        ValueError: If the recipe has numbers per task and the task is missing or unknown, or for another method.
+    """
+    recipe = read_recipe(name)
+    flags = dict(recipe.get("all", {}))
+    if "tasks" in recipe:
+        task = take(args, "--data.task")[0]
+        if task is None:
+            raise ValueError(f"--recipe {name} needs a --data.task, one of: {', '.join(recipe['tasks'])}")
+        task = getattr(getattr(datamodules, recipe["data"], None), "aliases", {}).get(task, task)
+        flags |= recipe["tasks"][nearest(task, recipe["tasks"], "task")]
+    method, args = take(args, "--method")
+    method = method or recipe["method"]
+    if not set(recipe["method"].split("+")) <= set(method.split("+")):
+        raise ValueError(f"--method {method}: --recipe {name} is one of {recipe['method']}; leave one of the two out")
+    front = ["--method", method, "--data", recipe["data"]]
+    return [*front, *(f"--{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in flags.items()), *args]
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The content of ``configs/recipe/NAME.yaml``, or of a file of the user's own.
+
+    Raises:
+        ValueError: If there is no such recipe or file, or it does not hold what a recipe holds.
+    """
+    known = {path.relative_to(RECIPES).with_suffix("").as_posix(): path for path in sorted(RECIPES.rglob("*.yaml"))}
+    path = known.get(name, Path(name))
+    if not path.is_file():
+        nearest(name, known, "recipe")
+    try:
+        recipe = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"recipe {path} is no YAML: {error}") from error
+    if not isinstance(recipe, dict) or not {"method", "data"} <= recipe.keys():
+        raise ValueError(f"recipe {path} says no method and data; expected the keys {', '.join(RECIPE_KEYS)}")
+    kinds = {key: RECIPE_KEYS[nearest(str(key), RECIPE_KEYS, f"key of recipe {path}:")] for key in recipe}
+    values = list(recipe.items())
+    for key, value in values:
+        if not isinstance(value, kinds.get(key, dict)):
+            raise ValueError(f"recipe {path}: {key} is {value!r}; expected a {kinds.get(key, dict).__name__}")
+        if key == "tasks":
+            values += [(f"tasks.{task}", flags) for task, flags in value.items()]
+    return recipe
+
+
 def take(args: list[str], flag: str) -> tuple[str | None, list[str]]:
-    """The value of ``--flag value`` or ``--flag=value``, and the arguments without it."""
-    for i, arg in enumerate(args):
+    """The value of the last ``--flag value`` or ``--flag=value``, which counts, and the arguments without it."""
+    for i, arg in reversed(list(enumerate(args))):
         if arg == flag and i + 1 < len(args):
             return args[i + 1], args[:i] + args[i + 2 :]
         if arg.startswith(f"{flag}="):

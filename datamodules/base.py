@@ -20,6 +20,7 @@ from tqdm import tqdm
 PADDING = -100  # label of a sample that only evens out the ranks; metrics and losses ignore it
 CACHE_LIMIT = 2 * 1024**3  # bytes of uint8 pixels that ``cache: auto`` keeps in memory
 MAX_ASPECT = 100  # a 20,000 x 10 image would become gigabytes when its short side is resized
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 NORMALIZATIONS = {
     "imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
     "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -34,6 +35,9 @@ class Samples(Protocol):
 
     def open(self, index: int) -> Image.Image:
         """The image as stored; raises ``OSError`` if it cannot be read."""
+
+    def content(self, index: int) -> bytes:
+        """The encoded image."""
 
     def name(self, index: int) -> str:
         """What a message calls this sample: its file, or its row."""
@@ -54,11 +58,16 @@ class ImageDataModule(LightningDataModule):
         num_workers: Worker processes; by default none over a cache, else one per core up to 8.
         cache: Keep resized uint8 images in RAM: ``auto`` does so up to 2 GiB a split.
         augmentation: ``none``; ``pad_crop`` (pad by 1/8, random crop, flip); ``crop`` (resize to 8/7, random crop,
-            flip); ``rrc`` (random resized crop, flip); ``randaug`` (``rrc`` and RandAugment m9-mstd0.5).
+            flip); ``rrc`` (random resized crop, flip); ``randaug`` (``rrc`` and RandAugment m9-mstd0.5);
+            ``flip_randaug`` (the same without a crop, squashed to the square, as SCT does).
         random_erasing: Probability of erasing a random rectangle of a training image.
-        resize: ``direct`` squashes to the square (VTAB), ``center_crop`` keeps the aspect as the backbone's recipe.
+        resize: ``direct`` squashes to the square (VTAB), ``center_crop`` keeps the aspect as the backbone's recipe,
+            ``square_crop`` squashes to a larger square and crops it (NOAH's few-shot tasks).
+        crop_pct: Share of the resized side that a crop keeps; the backbone's by default.
+        interpolation: How images are resized: as the backbone's were (``model``) or a fixed filter.
         image_size: Side of the square in pixels; the backbone's by default.
         normalization: Mean and std: the backbone's own (``model``) or a fixed pair.
+        drop_last: Leave out the last training batch of an epoch if it is incomplete.
         on_corrupt: What an unreadable image does: stop, or be left out.
         max_corrupt: Largest share of unreadable images that ``skip`` accepts.
     """
@@ -72,21 +81,29 @@ class ImageDataModule(LightningDataModule):
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
         cache: Literal["auto", "ram", "none"] = "auto",
-        augmentation: Literal["none", "pad_crop", "crop", "rrc", "randaug"] = "none",
+        augmentation: Literal["none", "pad_crop", "crop", "rrc", "randaug", "flip_randaug"] = "none",
         random_erasing: float = 0.0,
-        resize: Literal["direct", "center_crop"] = "center_crop",
+        resize: Literal["direct", "center_crop", "square_crop"] = "center_crop",
+        crop_pct: float | None = None,
+        interpolation: Literal["model", "bilinear", "bicubic"] = "model",
         image_size: int | None = None,
         normalization: Literal["model", "imagenet", "inception", "none"] = "model",
+        drop_last: bool = True,
         on_corrupt: Literal["error", "skip"] = "error",
         max_corrupt: float = 0.01,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: expected at least 1")
+        if crop_pct is not None and not 0 < crop_pct <= 1:
+            raise ValueError(f"crop_pct={crop_pct}: expected a share above 0 and up to 1")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.num_workers, self.cache = num_workers, cache
         self.augmentation, self.random_erasing = augmentation, random_erasing
         self.resize, self.image_size, self.normalization = resize, image_size, normalization
+        self.overrides: dict[str, Any] = {} if crop_pct is None else {"crop_pct": crop_pct}
+        self.overrides |= {} if interpolation == "model" else {"interpolation": interpolation}
+        self.drop_last = drop_last
         self.on_corrupt, self.max_corrupt = on_corrupt, max_corrupt
         self.splits: dict[str, Dataset[tuple[Tensor, int]]] = {}
 
@@ -98,6 +115,35 @@ class ImageDataModule(LightningDataModule):
     def validates(self) -> bool:
         """Whether there is a validation split."""
         return self.samples("val") is not None
+
+    @property
+    def selection(self) -> str:
+        """Which epoch a fit keeps, for its results."""
+        return "best validation epoch" if self.validates else "last epoch"
+
+    @property
+    def expected(self) -> dict[str, int | None]:
+        """Every list of samples that ``samples_of`` knows, with its published size."""
+        splits: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
+        return {split: None for split in splits if self.samples(split) is not None}
+
+    def samples_of(self, name: str) -> Samples:
+        """The samples of one list of ``expected``."""
+        return self.samples(name)  # type: ignore[return-value,arg-type]
+
+    def description(self) -> dict[str, Any]:
+        """What a result file says about the data."""
+        devices = self.trainer.world_size * self.trainer.accumulate_grad_batches if self.trainer else 1
+        return {
+            "data": getattr(self, "root", type(self).__name__),
+            "dataset": type(self).__name__,
+            "images": {split: len(dataset) for split, dataset in self.splits.items()},  # type: ignore[arg-type]
+            "effective_batch_size": self.batch_size * devices,
+            "augmentation": self.augmentation,
+            "resize": self.resize,
+            "interpolation": self.interpolation.value,
+            "normalization": self.normalization,
+        }
 
     def setup(self, stage: str) -> None:
         # the trainer's module knows what its backbone wants
@@ -111,10 +157,13 @@ class ImageDataModule(LightningDataModule):
                     self.splits[split] = self.dataset(split, samples)
                 elif split != "val" or stage == "validate":
                     raise ValueError(f"the data have no {split} split")
+                else:
+                    self.trainer.limit_val_batches = 0  # type: ignore[union-attr] # an empty list is warned about
 
     def configure(self, input_config: dict[str, Any]) -> None:
         """Take size, interpolation, crop and normalisation from a backbone's input config."""
         self.size = self.image_size or input_config["input_size"][-1]
+        input_config = input_config | self.overrides
         self.interpolation = InterpolationMode(input_config["interpolation"])
         self.crop_pct = input_config["crop_pct"]
         model = (input_config["mean"], input_config["std"])
@@ -132,13 +181,13 @@ class ImageDataModule(LightningDataModule):
                 f"{split}: {samples.name(first)} has label {int(samples.labels[first])}, outside 0 to "
                 f"{self.num_classes - 1} ({len(outside)} such samples)"
             )
-        if split == "train" and self.batch_size > len(samples.labels):
+        if split == "train" and self.drop_last and self.batch_size > len(samples.labels):
             raise ValueError(f"batch_size={self.batch_size} is larger than the {len(samples.labels)} training images")
         if split == "train":
             missing = self.num_classes - len(samples.labels.unique())
             if missing:
                 print(f"note: {missing} of {self.num_classes} classes have no training image")
-        live = split == "train" and self.augmentation in ("crop", "rrc", "randaug")
+        live = split == "train" and self.augmentation in ("crop", "rrc", "randaug", "flip_randaug")
         augment = self.cached_transform() if split == "train" and self.augmentation == "pad_crop" else None
         pixels = len(samples.labels) * 3 * self.size**2
         if self.cache == "none" or live or (self.cache == "auto" and pixels > CACHE_LIMIT):
@@ -153,8 +202,9 @@ class ImageDataModule(LightningDataModule):
         if self.resize == "direct":
             image = vision.resize(image, size, self.interpolation)
         else:
-            image = vision.resize(image, [round(self.size / self.crop_pct)], self.interpolation)
-            image = vision.center_crop(image, size)
+            side = int(self.size / self.crop_pct)  # rounded down, as timm does: 248 for 224 at 0.9
+            whole = [side] if self.resize == "center_crop" else [side, side]
+            image = vision.center_crop(vision.resize(image, whole, self.interpolation), size)
         return vision.pil_to_tensor(image)
 
     def cached_transform(self) -> v2.Transform:
@@ -166,7 +216,7 @@ class ImageDataModule(LightningDataModule):
         if self.augmentation == "crop":
             resize = v2.Resize(round(self.size * 8 / 7), self.interpolation)
             return v2.Compose([resize, v2.RandomCrop(self.size), v2.RandomHorizontalFlip(), v2.PILToTensor()])
-        policy = "rand-m9-mstd0.5-inc1" if self.augmentation == "randaug" else None
+        policy = "rand-m9-mstd0.5-inc1" if self.augmentation.endswith("randaug") else None
         # timm leaves out the float conversion when a prefetcher is to do it, as on_after_batch_transfer does here
         transform = create_transform(
             self.size,
@@ -176,6 +226,10 @@ class ImageDataModule(LightningDataModule):
             interpolation=self.interpolation.value,
             use_prefetcher=True,
         )
+        for op in (op for part in transform.transforms for op in getattr(part, "ops", [])):
+            op.magnitude_max = 9.99  # at 10 posterize keeps no bit of a pixel: a black image, which Pillow 13 refuses
+        if self.augmentation == "flip_randaug":
+            transform.transforms[0] = v2.Resize([self.size, self.size], self.interpolation)
         return v2.Compose([*transform.transforms, torch.as_tensor])
 
     def check(self, split: str, samples: Samples) -> Samples:
@@ -222,6 +276,7 @@ class ImageDataModule(LightningDataModule):
         shuffle: bool = False,
         drop_last: bool = False,
         views: int = 1,
+        passes: int = 1,
         rank: int = 0,
         world: int = 1,
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -233,16 +288,17 @@ class ImageDataModule(LightningDataModule):
             shuffle: Whether the order is drawn from the seed rather than that of the files.
             drop_last: Whether an incomplete last batch is left out.
             views: 1 for the test-time transform, more for that many random views of each image.
+            passes: How often all images pass, in another order each time where it is drawn.
             rank: Which share of the batches: number rank, rank + world, ...
             world: Number of shares.
         """
         dataset: Any = self.splits["train"]
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         count = len(dataset)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)) if shuffle else torch.arange(count)
-        batches = [batch for batch in order.split(batch_size) if len(batch) == batch_size or not drop_last][
-            :max_batches
-        ]
+        draw = torch.Generator().manual_seed(seed)
+        orders = [torch.randperm(count, generator=draw) if shuffle else torch.arange(count) for _ in range(passes)]
+        batches = [batch for order in orders for batch in order.split(batch_size)]
+        batches = [batch for batch in batches if len(batch) == batch_size or not drop_last][:max_batches]
         if not batches:
             raise ValueError(f"scoring batches of {batch_size} images: the train split has only {count}")
         for number in range(rank, len(batches), world):
@@ -251,6 +307,16 @@ class ImageDataModule(LightningDataModule):
             indices = batches[number].tolist()
             images = [transform(to_rgb(dataset.samples.open(i))) for _ in range(views) for i in indices]
             yield torch.stack(images), dataset.samples.labels[batches[number]]
+
+    def fingerprint(self, split: str) -> str:
+        """What tells the images of a split, as a model sees them without augmentation, from all others."""
+        how = (self.size, self.resize, self.crop_pct, str(self.interpolation), self.mean.tolist(), self.std.tolist())
+        digest = hashlib.sha256(repr(how).encode())
+        samples = self.splits[split].samples  # type: ignore[attr-defined]
+        for index, label in enumerate(samples.labels.tolist()):
+            content = samples.content(index)
+            digest.update(f"{label} {len(content)} ".encode() + content)
+        return digest.hexdigest()
 
     def view_transform(self) -> v2.Transform:
         """A random view as contrastive losses want it, from PIL to uint8 pixels (3, S, S)."""
@@ -270,13 +336,18 @@ class ImageDataModule(LightningDataModule):
         sampler = EpochSampler(dataset, trainer.world_size if trainer else 1, trainer.global_rank if trainer else 0)
         sampler.set_epoch(trainer.current_epoch if trainer else 0)  # Lightning says it only from the second epoch on
         # workers that live on would carry their random state over, and a resumed run would augment differently
-        options = {"sampler": sampler, "generator": sampler.generator, "drop_last": True, "persistent_workers": False}
+        options = {
+            "sampler": sampler,
+            "generator": sampler.generator,
+            "drop_last": self.drop_last,
+            "persistent_workers": False,
+        }
         return self.loader(dataset, self.batch_size, **options)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         return self.eval_loader("val") if "val" in self.splits else []
 
-    def test_dataloader(self) -> DataLoader[Any]:
+    def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         return self.eval_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
@@ -288,9 +359,10 @@ class ImageDataModule(LightningDataModule):
         return self.loader(dataset, self.eval_batch_size)
 
     def loader(self, dataset: Dataset[Any], batch_size: int, **options: Any) -> DataLoader[Any]:
-        workers = self.num_workers
+        source, workers = getattr(dataset, "dataset", dataset), self.num_workers
+        if isinstance(source, FrozenFeatures):  # nothing is read, decoded or copied to be pinned
+            return DataLoader(dataset, batch_size, collate_fn=source.gather, **options)
         if workers is None:
-            source = dataset.dataset if isinstance(dataset, Padded) else dataset
             workers = 0 if isinstance(source, CachedImages) else min(os.cpu_count() or 1, 8)
         defaults = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
         return DataLoader(dataset, batch_size=batch_size, **defaults | options)
@@ -298,6 +370,8 @@ class ImageDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """uint8 pixels to normalised floats, on the device."""
         images, labels = batch
+        if isinstance(images, tuple):  # features of a frozen backbone
+            return batch
         images = (images - self.mean.to(images.device)) / self.std.to(images.device)
         if self.random_erasing and self.trainer is not None and self.trainer.training:
             images = RandomErasing(self.random_erasing, mode="pixel", device=images.device)(images)
@@ -332,6 +406,31 @@ class LiveImages(Dataset[tuple[Tensor, int]]):
             return self.transform(to_rgb(self.samples.open(index))), int(self.samples.labels[index])
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.samples.name(index)} cannot be read: {error}") from error
+
+
+class FrozenFeatures(Dataset[tuple[int, int]]):
+    """What a frozen backbone says of every sample; ``callbacks.feature_cache`` fills ``tensors``, each of N rows.
+
+    Args:
+        plain: The images.
+        widen: Whether features were rounded and become fp32 again.
+    """
+
+    def __init__(self, plain: Any, widen: bool = False) -> None:
+        self.plain, self.samples, self.widen = plain, plain.samples, widen
+        self.tensors: tuple[Tensor, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.plain)
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return index, int(self.samples.labels[index])
+
+    def gather(self, items: list[tuple[int, int]]) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Features and labels of a batch."""
+        indices, labels = torch.tensor(items).T
+        features = (tensor[indices.to(tensor.device)] for tensor in self.tensors)
+        return tuple(f.float() if self.widen else f for f in features), labels
 
 
 class EpochSampler(DistributedSampler[Any]):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datamodules.base import ImageDataModule, open_image
+from datamodules.base import IMAGE_SUFFIXES, ImageDataModule, open_image
 
 if TYPE_CHECKING:
     # a second of import that `--help` can do without: every function that needs it imports it
@@ -22,7 +22,6 @@ ALIASES = {
     "val": ("validation", "val", "valid", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
 
 class ImageDataset(ImageDataModule):
@@ -147,6 +146,10 @@ class Rows:
     def open(self, index: int) -> Image.Image:
         image = self.table[index][self.image_column]
         return open_image(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"])
+
+    def content(self, index: int) -> bytes:
+        image = self.table[index][self.image_column]
+        return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
 
     def name(self, index: int) -> str:
         path = self.table[index][self.image_column]["path"]

@@ -134,12 +134,17 @@ def reset_head(backbone: Backbone, num_classes: int, init: str) -> None:
     """
     backbone.reset_classifier(num_classes)
     for head in head_modules(backbone).values():
-        if init == "trunc_normal":
-            nn.init.trunc_normal_(head.weight, std=0.02)
-        elif init == "zero":
-            nn.init.zeros_(head.weight)
-        if init != "linear" and head.bias is not None:
-            nn.init.zeros_(head.bias)
+        init_head(head, init)
+
+
+def init_head(head: Any, init: str) -> None:
+    """Draw the weights of a classifier layer; see ``reset_head``."""
+    if init == "trunc_normal":
+        nn.init.trunc_normal_(head.weight, std=0.02)
+    elif init == "zero":
+        nn.init.zeros_(head.weight)
+    if init != "linear" and head.bias is not None:
+        nn.init.zeros_(head.bias)
 
 
 def head_modules(backbone: Backbone) -> dict[str, Any]:

@@ -3,25 +3,29 @@
 import math
 import os
 import random
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning import Callback, LightningModule
+from lightning import Callback
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from callbacks.ema import EMA
+from lightning_modules.adam_atan2 import AdamATan2
+from lightning_modules.parameterization import WidthScaled
 from methods.inject import Backbone
 
 
-class TaskModule(LightningModule):
+class TaskModule(WidthScaled):
     """A frozen or trained backbone with an optimizer; tasks add the head, the loss and the metrics.
 
     Args:
-        optimizer: ``adamw``, ``adam`` or ``sgd`` (momentum 0.9), fused where the device has it.
+        optimizer: ``adamw``, ``adam`` or ``sgd`` (momentum 0.9), fused where the device has it; ``adam_atan2`` (AdamW
+            without epsilon, arXiv:2407.05872) or ``adafactor`` (steps in proportion to the parameters).
         lr: Peak learning rate, not rescaled by the batch size.
         weight_decay: Decay of trained matrices; vectors (biases, norms, scales) are never decayed.
         warmup_epochs: Epochs of linear warm-up, fractions allowed.
@@ -35,7 +39,7 @@ class TaskModule(LightningModule):
 
     def __init__(
         self,
-        optimizer: Literal["adamw", "adam", "sgd"] = "adamw",
+        optimizer: Literal["adamw", "adam", "sgd", "adam_atan2", "adafactor"] = "adamw",
         lr: float = 1e-3,
         weight_decay: float = 1e-4,
         warmup_epochs: float = 0.0,
@@ -43,8 +47,9 @@ class TaskModule(LightningModule):
         min_lr: float = 0.0,
         lr_interval: Literal["step", "epoch"] = "step",
         ema_decay: float | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**kwargs)
         if lr <= 0:
             raise ValueError(f"lr={lr}: expected a positive learning rate")
         self.save_hyperparameters()
@@ -67,9 +72,19 @@ class TaskModule(LightningModule):
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()  # autocast(enabled=False) would switch off the one of bf16-mixed
 
+    def prepare(self, batch: Any) -> tuple[Any, Any]:
+        """Inputs and targets of the loss, drawn once for a method that runs the model on them more than once."""
+        inputs, targets = batch
+        return inputs, targets
+
+    def criterion(self, outputs: Any, targets: Any) -> Tensor:
+        """Mean loss of what the model says about prepared inputs, a scalar."""
+        raise TypeError(f"{type(self).__name__} defines no loss")
+
     def loss(self, batch: Any) -> Tensor:
         """Mean loss of a batch, a scalar."""
-        raise TypeError(f"{type(self).__name__} defines no loss")
+        inputs, targets = self.prepare(batch)
+        return self.criterion(self(inputs), targets)
 
     def extra_loss(self) -> Tensor | None:
         """A term that the method adds to the loss, a scalar."""
@@ -102,6 +117,8 @@ class TaskModule(LightningModule):
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimizer: trained matrices with weight decay, vectors and scalars without."""
+        if self.parameterization != "none":
+            return self.width_groups()
         trained = [p for p in self.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if p.squeeze().dim() > 1], "weight_decay": self.weight_decay},
@@ -113,20 +130,24 @@ class TaskModule(LightningModule):
         groups = self.param_groups()
         if not groups:
             raise ValueError(f"{type(self).__name__} has nothing to train")
+        optimizer = self.build_optimizer(groups)
+        # a plain function leaves no trace in a checkpoint: a run that goes on longer follows its own cosine
+        schedule = LambdaLR(optimizer, self.lr_factor())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": self.lr_interval}}
+
+    def build_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         # Lightning unscales fp16 gradients itself, which fused optimizers do not allow
         fused = self.device.type in ("cpu", "cuda", "mps", "xpu") and self.trainer.precision != "16-mixed"
-        optimizer: torch.optim.Optimizer
         if self.optimizer_name == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=0.9, fused=fused)
-        else:
-            kind = torch.optim.AdamW if self.optimizer_name == "adamw" else torch.optim.Adam
-            optimizer = kind(groups, lr=self.lr, fused=fused)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.schedule(optimizer), "interval": self.lr_interval},
-        }
+            return torch.optim.SGD(groups, lr=self.lr, momentum=0.9, fused=fused)
+        if self.optimizer_name == "adam_atan2":
+            return AdamATan2(groups, lr=self.lr)
+        if self.optimizer_name == "adafactor":
+            return torch.optim.Adafactor(groups, lr=self.lr)
+        kind = torch.optim.AdamW if self.optimizer_name == "adamw" else torch.optim.Adam
+        return kind(groups, lr=self.lr, eps=self.adam_eps, fused=fused)
 
-    def schedule(self, optimizer: torch.optim.Optimizer) -> LambdaLR:
+    def lr_factor(self) -> Callable[[int], float]:
         """Linear warm-up, then a cosine to ``min_lr`` at the last step (or epoch)."""
         steps = int(self.trainer.estimated_stepping_batches)
         epochs = self.trainer.max_epochs if self.trainer.max_epochs and self.trainer.max_epochs > 0 else 1
@@ -141,5 +162,4 @@ class TaskModule(LightningModule):
             done = min((step - warmup) / max(total - warmup, 1), 1.0)
             return (self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * done)) / 2) / self.lr
 
-        # a plain function leaves no trace in a checkpoint: a run that goes on longer follows its own cosine
-        return LambdaLR(optimizer, factor)
+        return factor

@@ -4,12 +4,12 @@ from typing import Any, Literal
 
 import torch
 from timm.data import Mixup
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_modules.backbone import build_backbone, head_modules, input_config, reset_head
+from lightning_modules.backbone import build_backbone, head_modules, init_head, input_config, reset_head
 from lightning_modules.base import TaskModule
 
 PADDING = -100  # label of the samples that only fill the last batch of a rank
@@ -57,12 +57,16 @@ class Classification(TaskModule):
         self.val_metrics = self.metrics("val/")
         self.test_metrics = self.metrics("test/")
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        # what some test sets of ImageNet ask for: to choose among some classes, and a number for each of their parts
+        self.class_subset: list[int] | None = None
+        self.part_accuracy = nn.ModuleDict()
 
     def build_backbone(self) -> None:
         """Make the plain backbone anew, with a fresh head of ``num_classes`` outputs."""
         args = self.backbone_args | ({"drop_path_rate": self.drop_path} if self.drop_path else {})
         self.backbone = build_backbone(self.backbone_name, self.pretrained, args)
         reset_head(self.backbone, self.num_classes, self.head_init)
+        self.scale_width()
 
     @property
     def head_names(self) -> list[str]:
@@ -82,27 +86,54 @@ class Classification(TaskModule):
         metrics["mean_class_acc"] = MulticlassAccuracy(average="macro", **classes)
         return MetricCollection(metrics, prefix=prefix)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, num_classes) of normalised images (B, 3, H, W)."""
+    def forward(self, x: Tensor | tuple[Tensor, ...]) -> Tensor:
+        """Logits (B, num_classes) of normalised images (B, 3, H, W), or of what the frozen backbone says of them."""
         with self.mixed_dtypes():
-            return self.backbone.forward_head(self.forward_features(x))
+            if isinstance(x, tuple):
+                return self.forward_frozen(x)  # type: ignore[operator]
+            return self.forward_head(self.forward_features(x))
 
-    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Mean cross entropy of images (B, 3, H, W) and labels (B,)."""
-        images, labels = batch
-        if self.mixup is not None and self.training:
-            if len(images) % 2:
-                raise ValueError(f"batch_size={len(images)}: mixup and cutmix pair images and need an even batch size")
-            images, targets = self.mixup(images, labels)  # soft labels (B, K), already smoothed
-            return F.cross_entropy(self(images).float(), targets)
-        return F.cross_entropy(self(images).float(), labels, label_smoothing=self.label_smoothing)
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Logits of features. Methods whose features are not the backbone's override this."""
+        return self.backbone.forward_head(features)
 
-    def evaluate(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection, mean_loss: MeanMetric) -> None:
+    def resize_head(self, width: int) -> None:
+        """Make the classifier anew for features of another width."""
+        for name in head_modules(self.backbone):
+            new = nn.Linear(width, self.num_classes)
+            init_head(new, self.head_init)
+            self.backbone.set_submodule(name, new)
+
+    def prepare(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) and labels (B,), or soft ones (B, K) where mixup or cutmix has mixed them."""
         images, labels = batch
-        logits = self(images).float()
+        if self.mixup is None or not self.training:
+            return images, labels
+        count, odd = len(images), len(images) % 2  # an image is mixed with its mirror in the batch; copy one if odd
+        images, labels = torch.cat([images, images[:odd]]), torch.cat([labels, labels[:odd]])
+        images, labels = self.mixup(images, labels)
+        return images[:count], labels[:count]
+
+    def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross entropy of logits (B, K)."""
+        if targets.dim() > 1:  # soft labels are smoothed already
+            return F.cross_entropy(outputs.float(), targets)
+        return F.cross_entropy(outputs.float(), targets, label_smoothing=self.label_smoothing)
+
+    def masked(self, logits: Tensor) -> Tensor:
+        """Logits (B, K) with those of classes that may not be chosen at minus infinity."""
+        if self.class_subset is None:
+            return logits
+        some = torch.tensor(self.class_subset, device=logits.device)
+        return torch.full_like(logits, -torch.inf).index_copy(1, some, logits[:, some])
+
+    def evaluate(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection, mean_loss: MeanMetric) -> Tensor:
+        images, labels = batch
+        logits = self.masked(self(images).float())
         metrics.update(logits, labels)
         losses = F.cross_entropy(logits, labels, reduction="none", ignore_index=PADDING)
         mean_loss.update(losses, weight=(labels != PADDING).float())
+        return logits
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.evaluate(batch, self.val_metrics, self.val_loss)
@@ -114,20 +145,33 @@ class Classification(TaskModule):
         self.val_metrics.reset()
         self.val_loss.reset()
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.evaluate(batch, self.test_metrics, self.test_loss)
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        logits = self.evaluate(batch, self.test_metrics, self.test_loss)
+        if self.part_accuracy:
+            part: Any = list(self.part_accuracy.values())[dataloader_idx]
+            part.update(logits, batch[1])
 
     def on_test_epoch_end(self) -> None:
         self.log_dict({**self.test_metrics.compute(), "test/loss": self.test_loss.compute()}, sync_dist=True)
+        if self.part_accuracy:
+            parts: dict[str, Any] = dict(self.part_accuracy.items())
+            accuracy = {name: float(metric.compute()) for name, metric in parts.items()}
+            scores = accuracy | self.trainer.datamodule.summary(accuracy)  # type: ignore[attr-defined]
+            self.log_dict({f"test/{name}": value for name, value in scores.items()}, sync_dist=True)
         self.test_metrics.reset()
         self.test_loss.reset()
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Class probabilities (B, num_classes)."""
-        return self(batch[0]).float().softmax(dim=1)
+        return self.masked(self(batch[0]).float()).softmax(dim=1)
 
     def setup(self, stage: str) -> None:
-        names = list(getattr(self.trainer.datamodule, "class_names", []))  # type: ignore[attr-defined]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.class_subset = getattr(data, "class_subset", None)
+        parts = getattr(data, "test_names", [])
+        options: dict[str, Any] = {"num_classes": self.num_classes, "average": "micro", "ignore_index": PADDING}
+        self.part_accuracy = nn.ModuleDict({name: MulticlassAccuracy(**options) for name in parts})
+        names = list(getattr(data, "class_names", []))
         if stage != "fit":  # an adapter folder is loaded before the data are known
             check_classes(names, self.class_names)
         self.class_names = names

@@ -3,18 +3,26 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from inspect import signature
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from lightning import Callback, LightningModule
 from lightning.pytorch.cli import instantiate_module
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from callbacks import delta_file as files
 from callbacks.score_before_fit import ScoreBeforeFit
+from callbacks.score_report import Scored
 from callbacks.scorers import Scorer
 from methods.inject import Backbone
+
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
+START = ("init_from", "init_head", "init_other_backbone")
+# parts of the names of options that say how values are drawn, not what they mean
+ABOUT_DRAWING = ("dropout", "drop_path", "_init", "_std", "_xavier")
 
 
 class PEFTMethod(LightningModule):
@@ -22,15 +30,34 @@ class PEFTMethod(LightningModule):
 
     A method overrides the hooks it needs: ``adapt`` and ``trainable_names`` say what trains, ``fold`` puts it back
     into plain weights. Everything else here holds for all methods.
+
+    Args:
+        init_from: Adapter folder or checkpoint of another run of the same method, where its trained values start from
+            (PVP, Song et al., 2023, arXiv:2304.13639); what it selected is selected here.
+        init_head: Whether the classifier starts from there too; its classes must be the same.
+        init_other_backbone: Whether the other run may have had other frozen weights of the same shapes.
     """
 
     mergeable: bool = True
+    alone: bool = True  # False for one that only changes how another method trains, on which it is stacked
+    dynamic: bool = False  # whether the cost of a forward pass depends on the images
+    prunable: bool = False  # whether a fitted model can be scored, pruned and fit anew
     scorer: type[Scorer] | None = None  # for methods that choose weights or channels from data
 
     backbone: Backbone
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        init_from: str | None = None,
+        init_head: bool = False,
+        init_other_backbone: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        if init_from is None and (init_head or init_other_backbone):
+            raise ValueError("init_head and init_other_backbone say how to start from another run: give init_from too")
+        self.init_from, self.init_head, self.init_other_backbone = init_from, init_head, init_other_backbone
+        self.started_from: dict[str, str] | None = None
         self.selection: dict[str, Tensor] | None = None
         self.plain_keys: frozenset[str] | None = None  # state-dict keys of the backbone, set once it is adapted
         self.fingerprint = ""
@@ -45,8 +72,15 @@ class PEFTMethod(LightningModule):
         """Names (inside the backbone) of backbone parameters that train."""
         return ()
 
+    def decorate(self, backbone: Backbone) -> None:
+        """Change how layers train, in place, once all methods have adapted them and it is known what trains."""
+
+    def undecorate(self, backbone: Backbone) -> None:
+        """Make the layers again what ``decorate`` found; comes before ``fold``."""
+
     def fold(self, backbone: Backbone) -> None:
         """Put the trained delta into the plain weights, in place; end with ``super().fold(backbone)``."""
+        super().fold(backbone)  # type: ignore[misc]
 
     # hooks of a method that chooses from data, all about the plain backbone
 
@@ -58,6 +92,11 @@ class PEFTMethod(LightningModule):
     def score_targets(self) -> list[str]:
         """Names (inside the backbone) of what is scored."""
         raise TypeError(f"{type(self).__name__} scores nothing")
+
+    @property
+    def score_reads_data(self) -> bool:
+        """Whether batches must pass to score; some scores are the weights'."""
+        return self.scorer is None or self.scorer.needs_data  # None: what is scored is a fitted model
 
     @property
     def score_data(self) -> dict[str, Any]:
@@ -76,9 +115,43 @@ class PEFTMethod(LightningModule):
         """Index tensors of what is chosen, from fp32 scores on the CPU; pure, ties go to the lower index."""
         raise TypeError(f"{type(self).__name__} selects nothing")
 
+    def rewind(self, initial: dict[str, Tensor]) -> None:
+        """Set what trains after pruning to the values ``initial`` (the delta) from before the first fit."""
+        raise TypeError(f"{type(self).__name__} prunes nothing")
+
+    def scored(self, scores: dict[str, Tensor]) -> list[Scored]:
+        """What the picture and the table of a pass show: what was scored, and how much of it was selected."""
+        selection = self.selection or {}
+        return [Scored(name, scores[name].abs(), len(selection.get(name, ()))) for name in self.score_targets()]
+
+    # hooks of a method inside whose backbone nothing trains
+
+    def frozen_layers(self) -> str:
+        """Which features of the frozen backbone are all that the method reads, as a part of a cache's key.
+
+        Raises:
+            ValueError: If there are none, with the reason.
+        """
+        raise ValueError(f"{self.method_name()} trains in the backbone, whose features change at every step")
+
+    def frozen_features(self, x: Tensor) -> tuple[Tensor, ...]:
+        """These features of images (B, 3, H, W), each with B rows."""
+        raise TypeError(f"{type(self).__name__} has no features that stay")
+
+    def forward_frozen(self, features: tuple[Tensor, ...]) -> Tensor:
+        """Output of the model for what ``frozen_features`` returned."""
+        raise TypeError(f"{type(self).__name__} has no features that stay")
+
     # what holds for all methods
 
     def configure_callbacks(self) -> list[Callback]:
+        # Lightning's first question: the data ask the backbone for its image size next
+        for name, module in self.named_modules():
+            if "_orig_mod" in module._modules:
+                raise ValueError(
+                    f"{name} is wrapped by torch.compile, where its weights have other names: pass its original "
+                    f"(_orig_mod), and compile the whole, torch.compile(model), or in place, model.{name}.compile()"
+                )
         callbacks = list(super().configure_callbacks())  # type: ignore[arg-type]
         given = any(isinstance(callback, ScoreBeforeFit) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
         return callbacks if self.scorer is None or given else [*callbacks, ScoreBeforeFit()]
@@ -89,7 +162,12 @@ class PEFTMethod(LightningModule):
 
     def configure_model(self) -> None:
         """Freeze the backbone, adapt it and unfreeze what trains; a no-op when done or while a selection is due."""
-        if self.adapted or (self.scorer is not None and self.selection is None):
+        if self.adapted:
+            return
+        start = self.read_start()
+        if start is not None:
+            self.selection = start["peft"]["selection"]
+        if self.scorer is not None and self.selection is None:
             return
         backbone = self.backbone
         plain = dict(backbone.named_parameters())
@@ -98,7 +176,15 @@ class PEFTMethod(LightningModule):
         backbone.requires_grad_(False)
         # trained tensors are drawn in fp32 on the backbone's device, whatever context Lightning has set
         with default_dtype(torch.float32), next(iter(plain.values())).device:
-            self.adapt(backbone)
+            try:
+                self.adapt(backbone)
+            except (AttributeError, IndexError, KeyError, ValueError) as error:
+                if self.selection is None:
+                    raise
+                name = getattr(self, "backbone_name", type(backbone).__name__)
+                raise ValueError(
+                    f"the selection does not fit {name}: {error}. Load the backbone that it was made on, or score anew"
+                ) from error
         names = set(self.trainable_names())
         unknown = names - plain.keys()
         if unknown:
@@ -113,6 +199,8 @@ class PEFTMethod(LightningModule):
             plain[name].requires_grad_(True)
         for head in self.head_names:
             backbone.get_submodule(head).requires_grad_(True)
+        with default_dtype(torch.float32), next(iter(plain.values())).device:
+            self.decorate(backbone)
         # a weight that trains in full is part of the delta: only what stays frozen identifies the backbone
         heads = tuple(f"{head}." for head in self.head_names)
         frozen = {n: p for n, p in plain.items() if not p.requires_grad} | buffers
@@ -120,13 +208,15 @@ class PEFTMethod(LightningModule):
         # weights that are stored in packed form still count
         every = {f"backbone.{name}": p for name, p in plain.items()} | dict(self.named_parameters())
         self.total_parameters = sum(p.numel() for p in every.values())
+        if start is not None:
+            self.load_start(start)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; BatchNorm statistics of the frozen backbone stay as they are."""
         super().train(mode)
         for module in self.backbone.modules() if self.adapted else ():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not moves(module):
+            if isinstance(module, BATCH_NORM) and not moves(module):
                 module.eval()
         return self
 
@@ -135,7 +225,9 @@ class PEFTMethod(LightningModule):
         # a bf16 scale at 1.0 cannot take an Adam step of 1e-3: what trains keeps its fp32 values
         modules = list(self.modules()) if self.adapted else []
         kept = [(p, p.data) for module in modules for p in in_fp32(module)]
-        statistics = [(m, name, b) for m in modules if moves(m) for name, b in m.named_buffers(recurse=False)]
+        frozen = {m for m in self.backbone.modules() if not moves(m)}
+        moving = [m for m in modules if isinstance(m, BATCH_NORM) and m not in frozen]
+        statistics = [(m, name, b) for m in moving for name, b in m.named_buffers(recurse=False)]
         super().to(*args, **kwargs)
         for parameter, data in kept:
             if parameter.dtype in (torch.bfloat16, torch.float16):
@@ -161,6 +253,10 @@ class PEFTMethod(LightningModule):
         added = {name for name in state if name not in plain and name not in parameters}
         return {name: tensor for name, tensor in state.items() if name in trained | moving | added}
 
+    def storage_bytes(self) -> int:
+        """Bytes of what was trained, in the smallest form that this method has a file for."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.delta_state_dict().values())
+
     def parameter_counts(self) -> tuple[int, int]:
         """Trained parameters without and with the head."""
         heads = tuple(f"backbone.{name}." for name in self.head_names)
@@ -181,8 +277,84 @@ class PEFTMethod(LightningModule):
         self.configure_model()
         backbone = deepcopy(self.backbone).float()  # folding in bf16 would round the frozen weights
         with torch.no_grad():
+            self.undecorate(backbone)
             self.fold(backbone)
         return backbone.requires_grad_(False).eval()
+
+    # the values of another run to start from
+
+    def free_options(self) -> set[str]:
+        """Options of the method that may differ between a run and the one that it starts from."""
+        return {name for name in self.method_options() if any(part in name for part in ABOUT_DRAWING)}
+
+    def resize_start(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The other run's tensors, brought to the sizes of this one where a method knows how."""
+        return tensors
+
+    def read_start(self) -> dict[str, Any] | None:
+        """The checkpoint of ``init_from``.
+
+        Raises:
+            FileNotFoundError: If there is nothing at ``init_from``.
+            ValueError: If the file is damaged, of another method, or of other options of this one.
+        """
+        if self.init_from is None:
+            return None
+        start = files.read_checkpoint(self.init_from, option="init_from")
+        here, there = self.method_name(), start["peft"]["method"]
+        if here != there:
+            raise ValueError(f"init_from={self.init_from!r} was trained with {there}, this run trains {here}")
+        defaults, options, saved = self.method_options(), dict(self.hparams), start["hyper_parameters"]
+        differences = [
+            f"{name}: {saved.get(name, default)!r} there, {options[name]!r} here"
+            for name, default in defaults.items()
+            if name in options and saved.get(name, default) != options[name] and name not in self.free_options()
+        ]
+        if differences:
+            raise ValueError(
+                f"init_from={self.init_from!r} was trained with other options: {'; '.join(sorted(differences))}. "
+                "Give this run the same"
+            )
+        return start
+
+    def load_start(self, start: dict[str, Any]) -> None:
+        """Copy what the other run trained; its classifier only with ``init_head``, its optimizer never.
+
+        Raises:
+            ValueError: If it was trained on other weights or other classes, or a tensor does not fit.
+        """
+        heads = () if self.init_head else tuple(f"backbone.{name}." for name in self.head_names)
+        expected = {name: t for name, t in self.delta_state_dict().items() if not name.startswith(heads)}
+        found = {name: t for name, t in start["state_dict"].items() if not name.startswith(heads)}
+        here, there = (", ".join(names or []) for names in (getattr(self, "class_names", []), start.get("class_names")))
+        try:
+            if self.init_other_backbone and start["peft"].get("fingerprint") != self.fingerprint:
+                rank_zero_warn(
+                    f"init_from={self.init_from!r} was trained on other weights, of {start['peft']['backbone']}"
+                )
+                start["peft"]["fingerprint"] = self.fingerprint
+            files.check_backbone(self.description(), start["peft"])
+            if self.init_head and here and there and here != there:
+                raise ValueError(f"init_head: the classes are {there[:200]} there, {here[:200]} here")
+            found = self.resize_start(found)
+            files.check_delta(expected, found)
+        except ValueError as error:
+            raise ValueError(f"init_from={self.init_from!r}: {error}") from error
+        self.load_state_dict(self.state_dict() | found)
+        self.started_from = {"path": str(self.init_from), "sha256": files.fingerprint(found)}
+        trainer = self._trainer
+        if trainer is not None and trainer.world_size > 1:
+            digest = torch.tensor(int(self.started_from["sha256"][:15], 16), device=trainer.strategy.root_device)
+            if trainer.strategy.all_gather(digest).unique().numel() > 1:
+                raise ValueError(f"init_from={self.init_from!r}: the ranks read different files")
+
+    @classmethod
+    def method_options(cls) -> dict[str, Any]:
+        """The options that the mixed-in methods declare, with their defaults."""
+        own = [c for c in cls.__mro__ if c.__module__.startswith("methods.") and c is not PEFTMethod]
+        inits = [vars(c)["__init__"] for c in own if "__init__" in vars(c)]
+        parameters = {name: p for init in inits for name, p in signature(init).parameters.items()}
+        return {name: p.default for name, p in parameters.items() if p.default is not p.empty}
 
     # checkpoints
 
@@ -193,7 +365,7 @@ class PEFTMethod(LightningModule):
             "method": self.method_name(),
             "backbone": getattr(self, "backbone_name", type(self.backbone).__name__),
             "fingerprint": self.fingerprint,
-        }
+        } | ({"started_from": self.started_from} if self.started_from else {})
 
     @classmethod
     def method_name(cls) -> str:
@@ -209,7 +381,8 @@ class PEFTMethod(LightningModule):
         checkpoint["state_dict"] = state
         checkpoint["peft"] = self.description() | {"manifest": files.manifest(state), "selection": self.selection}
         # PEFTMethod.load_from_checkpoint finds the class, whether the run began in the CLI or in a notebook
-        checkpoint["hyper_parameters"] = dict(self.hparams) | {
+        # what it started from is in its values by now: the file must load where the other run's is not to be had
+        checkpoint["hyper_parameters"] = {n: value for n, value in self.hparams.items() if n not in START} | {
             "_class_path": f"{type(self).__module__}.{type(self).__qualname__}",
             "_instantiator": "lightning.pytorch.cli.instantiate_module",
         }
@@ -217,11 +390,19 @@ class PEFTMethod(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "peft" not in checkpoint:
             raise ValueError("this checkpoint is not one of this project: it has no 'peft' entry")
-        if self.adapted and self.scorer is not None:  # resumed, and scored anew in vain: start over
+        if "members" in checkpoint:
+            raise ValueError(
+                f"this checkpoint holds {len(checkpoint['members'])} members: give the adapter folder of its run, "
+                "which holds one, or to resume the same --members"
+            )
+        selection = checkpoint["peft"]["selection"]
+        if self.adapted and not (self.selection is None and selection is None):  # built for another choice: start over
             self.build_backbone()
             self.plain_keys = None
-        self.selection = checkpoint["peft"]["selection"]
+        self.selection = selection
+        self.init_from = None  # the checkpoint's values have gone on from there
         self.configure_model()
+        self.started_from = checkpoint["peft"].get("started_from")
         files.check_backbone(self.description(), checkpoint["peft"])
         delta = self.delta_state_dict()
         files.check_delta(delta, checkpoint["state_dict"])
@@ -256,13 +437,37 @@ class PEFTMethod(LightningModule):
 
     # what the task knows
 
+    def prepare(self, batch: Any) -> tuple[Any, Any]:
+        """Inputs and targets of the loss."""
+        return super().prepare(batch)  # type: ignore[misc]
+
+    def criterion(self, outputs: Any, targets: Any) -> Tensor:
+        """Mean loss of the model's outputs, a scalar."""
+        return super().criterion(outputs, targets)  # type: ignore[misc]
+
     def loss(self, batch: Any) -> Tensor:
         """Mean loss of a batch, a scalar."""
         return super().loss(batch)  # type: ignore[misc]
 
+    def extra_loss(self) -> Tensor | None:
+        """A term that the method adds to the loss, a scalar; None where it has none."""
+        return super().extra_loss()  # type: ignore[misc]
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimizer, some with a learning rate of their own."""
+        return super().param_groups()  # type: ignore[misc]
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Features of the backbone; methods that compute otherwise override this."""
         return super().forward_features(x)  # type: ignore[misc]
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Output of the head for features; methods whose features are not the backbone's override this too."""
+        return super().forward_head(features)  # type: ignore[misc]
+
+    def resize_head(self, width: int) -> None:
+        """Give the head fresh weights for features of another width."""
+        super().resize_head(width)  # type: ignore[misc]
 
     def build_backbone(self) -> None:
         """Make the plain backbone anew."""
@@ -284,7 +489,7 @@ def in_fp32(module: nn.Module) -> list[nn.Parameter]:
 def moves(module: nn.Module) -> bool:
     """Whether a BatchNorm of the backbone trains in full, so that its statistics move too."""
     parameters = list(module.parameters(recurse=False))
-    is_batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    is_batch_norm = isinstance(module, BATCH_NORM)
     return is_batch_norm and bool(parameters) and all(p.requires_grad for p in parameters)
 
 

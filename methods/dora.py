@@ -151,6 +151,7 @@ class DoRA(LoRA):
     update, layer = Decomposed, DoRALinear
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
         # one look at all magnitudes costs a GPU one wait per step instead of one per layer
         updates = [linear.lora for linear in holders(self.backbone, "lora")]
         if float(torch.cat([update.magnitude.detach() for update in updates]).abs().min()) >= SMALLEST_MAGNITUDE:
@@ -158,5 +159,6 @@ class DoRA(LoRA):
                 update.looked = True
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(outputs, batch, batch_idx)
         for linear in holders(self.backbone, "lora"):
             linear.lora.looked = None

@@ -1,5 +1,6 @@
 """GPS: of every neuron, the few incoming weights that the data ask for most."""
 
+import warnings
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -7,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from callbacks.scorers import AbsoluteGradients, Scorer, SignedGradients, SquaredGradients
+from callbacks.scorers import AbsoluteGradients, Scorer, SignedGradients, SquaredGradients, check_classes
 from methods.base import PEFTMethod
 from methods.inject import Backbone
-from methods.sparse import fold_entries, train_entries
+from methods.lora import reads_bare_weight
+from methods.sparse import SPARSE, fold_entries, train_entries
 
 SCORERS: dict[str, type[Scorer]] = {
     "abs_sum": SignedGradients,
@@ -21,6 +23,8 @@ SCORERS: dict[str, type[Scorer]] = {
 
 class GPS(PEFTMethod):
     """Gradient-based parameter selection (Zhang et al., CVPR 2024, arXiv:2312.10136).
+
+    Matrices without a form for single entries (of BEiT, EVA and Swin V2 those whose bare weight is read) stay frozen.
 
     Args:
         gps_k: Incoming connections that train per output neuron (``per_neuron``), or on average (other selections).
@@ -65,7 +69,10 @@ class GPS(PEFTMethod):
             elif name.startswith(heads) or "bias" in name or "gamma" in name:
                 kinds[name] = "whole"
             else:
-                kinds[name] = "matrix" if parameter.dim() > 1 else "frozen"
+                path = name.rpartition(".")[0]
+                sparse = type(self.backbone.get_submodule(path)) in (*SPARSE, *SPARSE.values())
+                usable = parameter.dim() > 1 and sparse and not reads_bare_weight(self.backbone, path)
+                kinds[name] = "matrix" if usable else "frozen"
         return kinds
 
     @property
@@ -75,16 +82,22 @@ class GPS(PEFTMethod):
         return {"batch_size": size, "shuffle": True, "drop_last": True, "views": views}
 
     def score_key(self) -> str:
-        return f"{super().score_key()} {self.gps_loss} {self.gps_temperature}"
+        # the task's own loss may be smoothed
+        loss = self.hparams.get("label_smoothing") if self.gps_loss == "ce" else self.gps_temperature
+        return f"{super().score_key()} {self.gps_loss} {loss}"
 
     def score_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
         if self.gps_loss == "ce":
             return self.loss(batch)
+        check_classes(labels)
+        if len(labels) < 2:
+            raise ValueError("the contrastive loss compares images: data.batch_size=1, expected at least 2")
         features = self.backbone.forward_head(self.forward_features(images), pre_logits=True)
         return supervised_contrastive(features, labels.repeat(len(images) // len(labels)), self.gps_temperature)
 
     def select(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        scores = {name: scores[name] for name in self.score_targets()}  # a file holds them in another order
         if self.gps_select == "random":
             generator = torch.Generator().manual_seed(0)
             scores = {name: torch.rand(score.shape, generator=generator) for name, score in scores.items()}
@@ -92,17 +105,26 @@ class GPS(PEFTMethod):
             weights = dict(self.backbone.named_parameters())
             scores = {name: weights[name].detach().cpu() for name in scores}
         scores = {name: score.abs().flatten(1) for name, score in scores.items()}  # (out, fan_in)
+        selection = {}
         if self.gps_select == "per_neuron":
-            return {name: top_of_rows(score, self.gps_k) for name, score in scores.items()}
-        if self.gps_select == "per_tensor":
-            return {name: top(score.flatten(), self.gps_k * len(score)) for name, score in scores.items()}
-        chosen = top(torch.cat([s.flatten() for s in scores.values()]), self.gps_k * sum(map(len, scores.values())))
-        selection, start = {}, 0
-        for name, score in scores.items():
-            inside = (chosen >= start) & (chosen < start + score.numel())
-            selection[name] = chosen[inside] - start
-            start += score.numel()
-        return selection
+            self.warn(scores)
+            selection = {name: top_of_rows(score, self.gps_k) for name, score in scores.items()}
+        elif self.gps_select == "per_tensor":
+            selection = {name: top(score.flatten(), self.gps_k * len(score)) for name, score in scores.items()}
+        else:
+            selection = top_of_all(scores, self.gps_k * sum(map(len, scores.values())))
+        return {name: indices.to(torch.int32) for name, indices in selection.items()}
+
+    def warn(self, scores: dict[str, Tensor]) -> None:
+        """Say which scores (out, fan_in) leave nothing to choose."""
+        narrow = [name for name, score in scores.items() if score.shape[1] < self.gps_k]
+        if narrow:
+            shown = f"{', '.join(narrow[:5])} ({len(narrow)} tensors)"
+            warnings.warn(f"gps_k={self.gps_k}: whole rows train where there are fewer columns, {shown}", stacklevel=3)
+        blind = {name: rows for name, score in scores.items() if (rows := int((score.amax(1) == 0).sum()))}
+        if blind:
+            shown = ", ".join(f"{rows} of {name}" for name, rows in list(blind.items())[:5])
+            warnings.warn(f"rows whose scores are all zero train their first gps_k columns: {shown}", stacklevel=3)
 
     # training
 
@@ -148,4 +170,15 @@ def top_of_rows(score: Tensor, k: int) -> Tensor:
 
 def top(score: Tensor, k: int) -> Tensor:
     """Flat indices, ascending, of the k largest entries of a score (n,)."""
-    return top_of_rows(score[None], k)
+    return top_of_rows(score[None], k) if k else torch.empty(0, dtype=torch.long)
+
+
+def top_of_all(scores: dict[str, Tensor], k: int) -> dict[str, Tensor]:
+    """Flat indices, ascending, of the k largest entries of all scores together, for each of them."""
+    chosen = top(torch.cat([score.flatten() for score in scores.values()]), k)
+    selection, start = {}, 0
+    for name, score in scores.items():
+        inside = (chosen >= start) & (chosen < start + score.numel())
+        selection[name] = chosen[inside] - start
+        start += score.numel()
+    return selection

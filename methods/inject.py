@@ -1,6 +1,7 @@
-"""The two ways into a backbone: a child that rewrites an output, and a subclass that shares the weights."""
+"""The ways into a backbone: a child that rewrites an output or a parameter, and a subclass that shares the weights."""
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,6 +45,56 @@ def become(module: nn.Module, cls: type[nn.Module]) -> None:
     if not (issubclass(cls, type(module)) or issubclass(type(module), cls)):
         raise TypeError(f"{type(module).__name__} and {cls.__name__} do not share their weights")
     module.__class__ = cls
+
+
+class Rewritten(nn.Module):
+    """A module of any class in which reading a parameter gives what a child makes of it.
+
+    The parameter itself keeps its name and its values; ``rewrites`` says which child rewrites which parameter.
+    """
+
+    plain: type[nn.Module]
+    rewrites: dict[str, str]
+
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)
+        child = self.__dict__.get("rewrites", {}).get(name)
+        return value if child is None else self._modules[child](value)  # type: ignore[misc]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return blank, (type(self).plain,), self.__dict__  # no module has this class under its name
+
+
+@cache
+def rewritten(plain: Any) -> type[Rewritten]:
+    """The subclass of a class whose parameters can be rewritten."""
+    return type(f"Rewritten{plain.__name__}", (Rewritten, plain), {"plain": plain})
+
+
+def blank(plain: type[nn.Module]) -> Rewritten:
+    cls = rewritten(plain)  # type: ignore[arg-type]
+    return cls.__new__(cls)
+
+
+def rewrite(module: Any, parameter: str, name: str, op: nn.Module) -> None:
+    """Add ``op`` as the child ``name`` of a module; reading ``parameter`` gives ``op(parameter)`` from now on."""
+    check_free(module, name)
+    if not isinstance(module, Rewritten):
+        become(module, rewritten(type(module)))  # type: ignore[arg-type]
+        module.rewrites = {}
+    module.rewrites[parameter] = name
+    module.add_module(name, op)
+
+
+def fold_rewritten(backbone: Backbone) -> None:
+    """Write into every rewritten parameter what its child makes of it in evaluation, and make the modules plain."""
+    for module in [m for m in backbone.modules() if isinstance(m, Rewritten)]:
+        for parameter, child in module.rewrites.items():
+            weight: Any = module._parameters[parameter]
+            op: Any = module._modules.pop(child)
+            weight.copy_(op.eval()(weight))
+        del module.rewrites
+        become(module, module.plain)
 
 
 def check_free(module: nn.Module, name: str) -> None:

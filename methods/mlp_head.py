@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from methods.base import PEFTMethod
 from methods.inject import Backbone, check_free
+from methods.linear_probe import LinearProbe
 
 
 class HiddenLayers(nn.Sequential):
@@ -29,7 +29,7 @@ class HiddenLayers(nn.Sequential):
         return self(args[0])
 
 
-class MLPHead(PEFTMethod):
+class MLPHead(LinearProbe):
     """MLP head: hidden layers before the classifier train, on a frozen backbone ("Mlp-k" in VPT's tables).
 
     Args:

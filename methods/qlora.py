@@ -26,7 +26,7 @@ class NF4Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         d_x = g @ ctx.dense(g.dtype) if ctx.needs_input_grad[0] else None
-        return d_x, g.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None, None
+        return d_x, g.sum(0) if ctx.needs_input_grad[1] else None, None
 
 
 class NF4Linear(nn.Linear):
@@ -70,7 +70,8 @@ class NF4Linear(nn.Linear):
         return nf4.dequantize(self.weight, absmax, shape, dtype)
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return NF4Product.apply(x, bias, self.dense)
+        # as one matrix: torch 2.11 makes a view of more dimensions inside, which no update may then be added to
+        return NF4Product.apply(x.flatten(0, -2), bias, self.dense).view(*x.shape[:-1], self.out_features)
 
     def forward(self, input: Tensor) -> Tensor:
         return self.product(input, self.bias)

@@ -6,6 +6,7 @@ import torch
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
+from callbacks.score_report import Scored
 from callbacks.scorers import ClassSquares, Scorer
 from methods.adapter import transformer_blocks
 from methods.base import PEFTMethod
@@ -31,7 +32,7 @@ class SalientLinear(Op):
         self.linear = nn.Linear(len(channels), len(channels))
         self.scale, self.scale_on_x = scale, scale_on_x
         # rebuilt from the selection, which the checkpoint holds already
-        self.register_buffer("channels", channels, persistent=False)
+        self.register_buffer("channels", channels.long(), persistent=False)
         self.stream: Tensor | None = None  # block input between the two hooks of one forward pass
         nn.init.zeros_(self.linear.bias)
         if init == "zeros":
@@ -133,10 +134,11 @@ class SCT(PEFTMethod):
         with torch.no_grad():
             self.forward_features(batch[0])
 
-    def select(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    def importances(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Importance of each channel, by block; by queries and values of each in the mode ``qkv``."""
         present = scores["images"] > 0
         generator = torch.Generator().manual_seed(0)
-        selection: dict[str, Tensor] = {}
+        importances: dict[str, Tensor] = {}
         for name, target in zip(self.blocks(self.backbone), self.score_targets(), strict=True):
             squares = scores[target]  # (classes, channels)
             importance = squares[present].sqrt().mean(0)
@@ -146,16 +148,24 @@ class SCT(PEFTMethod):
                 importance = torch.rand(importance.shape, generator=generator)
             if self.sct_mode == "qkv":
                 thirds = importance.chunk(3)
-                selection |= {f"{name}.{part}": self.top(thirds[third]) for part, third in PARTS.items()}
+                importances |= {f"{name}.{part}": thirds[third] for part, third in PARTS.items()}
             else:
-                selection[name] = self.top(importance)
-        return selection
+                importances[name] = importance
+        return importances
+
+    def select(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: self.top(importance) for name, importance in self.importances(scores).items()}
+
+    def scored(self, scores: dict[str, Tensor]) -> list[Scored]:
+        assert self.selection is not None
+        chosen = self.selection
+        return [Scored(n, i, len(chosen[n]), channels=chosen[n]) for n, i in self.importances(scores).items()]
 
     def top(self, importance: Tensor) -> Tensor:
         """The K most important channels in ascending order; of equal ones the lower."""
         if self.sct_channels > len(importance):
             raise ValueError(f"sct_channels={self.sct_channels}: the backbone has only {len(importance)} channels")
-        return importance.sort(descending=True, stable=True).indices[: self.sct_channels].sort().values
+        return importance.sort(descending=True, stable=True).indices[: self.sct_channels].sort().values.to(torch.int32)
 
     # training
 

@@ -8,6 +8,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from callbacks.score_report import Scored
 from callbacks.scorers import SquaredGradients
 from methods.base import PEFTMethod
 from methods.inject import Backbone, Op, attach, detach, holders
@@ -246,6 +247,20 @@ class SPT(PEFTMethod):
             elif pieces:
                 selection[f"entries/{name}"] = torch.cat(pieces).to(torch.int32)
         return selection
+
+    def scored(self, scores: dict[str, Tensor]) -> list[Scored]:
+        entries, whole, modules = (self.chosen(kind) for kind in ("entries", "whole", "structured"))
+        rows = []
+        for part in self.pool():
+            score, last = scores[part.parameter], part.start + part.size
+            values = score.flatten()[part.start : last].view(-1 if part.vector else (-1, score.shape[-1]))
+            module = part.name.removesuffix(".weight") in modules
+            single = entries.get(part.parameter, torch.empty(0))
+            count = int(((single >= part.start) & (single < last)).sum())
+            if module or part.parameter in whole:
+                count = part.module if module else part.size
+            rows.append(Scored(part.name, values, count, module))
+        return rows
 
     def trains_entries(self, part: Part) -> bool:
         """Whether marked entries of a part train: the original leaves out those of norms, but counts them."""

@@ -223,6 +223,7 @@ class SSF(PEFTMethod):
         return [*super().head_names, "head.norm"] if norm and self.ssf_head_norm else super().head_names
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
         # one look at all scales costs a GPU one wait per step instead of one per layer
         ops = [module.ssf for module in holders(self.backbone, "ssf")]
         if float(torch.cat([op.scale.detach() for op in ops]).abs().min()) >= SMALLEST_SCALE:
@@ -230,6 +231,7 @@ class SSF(PEFTMethod):
                 op.looked = True
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(outputs, batch, batch_idx)
         for module in holders(self.backbone, "ssf"):
             module.ssf.looked = None
 

@@ -1,6 +1,6 @@
 """Visual prompt tuning: learned tokens that frozen blocks attend to."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.models.swin_transformer import PatchMerging, SwinTransformer, SwinTransformerBlock, WindowAttention
@@ -32,13 +32,17 @@ class Prompt(Op):
     ) -> None:
         super().__init__()
         self.tokens = nn.Parameter(torch.empty(length, dim).uniform_(-bound, bound))
-        self.dropout = dropout
+        self.length, self.dropout = length, dropout
         self.shared = (project, norm)  # in a tuple: both belong to the backbone, which saves them once
+
+    def rows(self) -> Tensor:
+        """The tokens (P, d) of every image."""
+        return self.tokens
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, P, C) for the images of a feature (B, ..., C)."""
         project, norm = self.shared
-        tokens = project(self.tokens).to(x.dtype).repeat(len(x), 1, 1)
+        tokens = project(self.rows()).to(x.dtype).repeat(len(x), 1, 1)
         return norm(F.dropout(tokens, self.dropout, self.training))  # every image drops its own elements
 
     def insert(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -46,7 +50,7 @@ class Prompt(Op):
         return torch.cat([x, self(x)], dim=1), *rest
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return output[:, : -len(self.tokens)]
+        return output[:, : -self.length]
 
 
 class PromptedWindowAttention(WindowAttention):
@@ -102,6 +106,17 @@ def join(module: nn.Module, args: tuple[Any, ...], tokens: tuple[Tensor, Tensor]
     return torch.cat([x.flatten(1, 2), prompts], dim=1).unsqueeze(1)
 
 
+def resize_prompt(tokens: Tensor, length: int, how: str) -> Tensor:
+    """Prompts (P, d) as (length, d); unchanged where they are to be refused."""
+    if how == "truncate":
+        return tokens[:length]
+    if how == "tile":
+        return tokens.repeat(-(-length // len(tokens)), 1)[:length]
+    if how == "interpolate":
+        return F.interpolate(tokens.T[None], length, mode="linear", align_corners=True)[0].T.contiguous()
+    return tokens
+
+
 class VPT(PEFTMethod):
     """Visual prompt tuning (Jia et al., ECCV 2022, arXiv:2203.12119).
 
@@ -110,9 +125,12 @@ class VPT(PEFTMethod):
         prompt_deep: New prompts at every block (VPT-Deep) or prompts at the first one only (VPT-Shallow).
         prompt_project: Width of the prompts, which one learned layer maps to the backbone's; 0 for none.
         prompt_dropout: Probability of dropping an element of a prompt.
+        prompt_resize: What ``init_from`` does where the other run has another number of prompts: refuse, keep the first
+            ones, repeat them, or interpolate linearly between them.
     """
 
     mergeable = False
+    fewest_prompts = 1
 
     def __init__(
         self,
@@ -120,17 +138,27 @@ class VPT(PEFTMethod):
         prompt_deep: bool = True,
         prompt_project: int = 0,
         prompt_dropout: float = 0.0,
+        prompt_resize: Literal["error", "truncate", "tile", "interpolate"] = "error",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if prompt_length <= 0:
-            raise ValueError(f"prompt_length={prompt_length}: expected at least 1 prompt token")
+        if prompt_length < self.fewest_prompts:
+            raise ValueError(f"prompt_length={prompt_length}: expected at least {self.fewest_prompts} prompt token")
         if prompt_project < 0:
             raise ValueError(f"prompt_project={prompt_project}: expected a width, or 0 for no projection")
         if not 0 <= prompt_dropout < 1:
             raise ValueError(f"prompt_dropout={prompt_dropout}: expected a probability of at least 0 and below 1")
         self.prompt_length, self.prompt_deep = prompt_length, prompt_deep
-        self.prompt_project, self.prompt_dropout = prompt_project, prompt_dropout
+        self.prompt_project, self.prompt_dropout, self.prompt_resize = prompt_project, prompt_dropout, prompt_resize
+
+    def free_options(self) -> set[str]:
+        length = {"prompt_length"} if self.prompt_resize != "error" else set()
+        return super().free_options() | {"prompt_resize"} | length
+
+    def resize_start(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        tensors = super().resize_start(tensors)
+        prompts = {name: tokens for name, tokens in tensors.items() if name.endswith("prompt.tokens")}
+        return tensors | {name: resize_prompt(t, self.prompt_length, self.prompt_resize) for name, t in prompts.items()}
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)

@@ -30,6 +30,8 @@ TINY_OPTIONS: dict[str, dict[str, Any]] = {
     "sct": {"sct_channels": 8},
     "spt": {"spt_budget": 0.03, "spt_alpha": 0.5, "spt_beta": 1.3},
 }
+# a method that changes how another one trains is tested on this one
+STACK = {name: name if method.alone else f"lora+{name}" for name, method in METHODS.items()}
 CLASSES = ("daisy", "rose", "tulip")
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
@@ -66,14 +68,20 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def composed(method: str) -> type[PEFTMethod]:
+    """The class of a method, or of a stack such as ``lora+velora``, for classification."""
+    return compose(*(METHODS[name] for name in STACK.get(method, method).split("+")), task=Classification)
+
+
 @pytest.fixture
 def build(weights: Path) -> Callable[..., PEFTMethod]:
     """``build("ssf", ssf_init="identity")``: a method on the tiny pretrained backbone, not adapted yet."""
 
     def make(method: str, **options: Any) -> PEFTMethod:
-        options = {"pretrained": str(weights), "num_classes": 3, "lr": 1e-2} | TINY_OPTIONS.get(method, {}) | options
+        defaults: dict[str, Any] = {"backbone": BACKBONE, "backbone_args": TINY, "pretrained": str(weights)}
+        defaults |= {"num_classes": 3, "lr": 1e-2}
         seed_everything(0, verbose=False)
-        return compose(METHODS[method], task=Classification)(backbone=BACKBONE, backbone_args=TINY, **options)
+        return composed(method)(**defaults | TINY_OPTIONS.get(method, {}) | options)
 
     return make
 

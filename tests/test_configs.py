@@ -1,4 +1,4 @@
-"""Every shipped YAML file parses, as its own first lines say."""
+"""Every shipped YAML file parses, as its own first lines say; recipes have tests of their own."""
 
 import re
 import shlex
@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import yaml
 
+from commands.lightning import RECIPES
 from lightning_modules import compose
 from lightning_modules.classification import Classification
 from methods import METHODS
 from tests.conftest import ROOT
 from train import LIGHTNING, main
 
-FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+SWEEP = ROOT / "configs/sweep/wandb.yaml"  # what W&B reads, and no config
+FILES = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if RECIPES not in path.parents and path != SWEEP)
 every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT / "configs")))
 
 
@@ -44,7 +46,8 @@ def test_file_parses(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     content = yaml.safe_load(path.read_text())
     options = []
     if "class_path" not in content.get("model", {}):
-        options += ["--method", path.stem if path.stem in METHODS else "ssf"]
+        named = re.search(r"--method (\w+)", path.read_text())  # by the command in the file's header
+        options += ["--method", named.group(1) if named else "ssf"]
     if "class_path" not in content.get("data", {}):
         options += ["--config", "configs/data/fashion_mnist_1k.yaml"]
     resolved = leaves(printed(["fit", *options, "--config", str(path)], capsys))
@@ -79,3 +82,22 @@ def test_a_method_has_its_values_and_no_more(method: str) -> None:
     parameters = {n: p for base in reversed(cls.__mro__) for n, p in signature(base.__init__).parameters.items()}
     for name, value in options.items():
         assert value != parameters[name].default, f"{name}: {value} is the default"
+
+
+def test_every_command_of_a_sweep_parses(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    sweep = yaml.safe_load(SWEEP.read_text())
+    assert (ROOT / sweep["program"]).is_file()
+    assert sweep["method"] in ("grid", "random", "bayes")
+    assert sweep["metric"]["name"].startswith("val/"), "test images choose nothing"
+    head, program, *command = sweep["command"][1:]
+    assert (head, program) == ("${interpreter}", "${program}")
+    place = command.index("${args}")
+    assert all(parameter.keys() == {"values"} for parameter in sweep["parameters"].values())
+    longest = max(len(parameter["values"]) for parameter in sweep["parameters"].values())
+    for number in range(longest):
+        chosen = {k: p["values"][min(number, len(p["values"]) - 1)] for k, p in sweep["parameters"].items()}
+        args = [f"--{key}={value}" for key, value in chosen.items()]
+        resolved = leaves(printed([*command[:place], *args, *command[place + 1 :]], capsys))
+        assert resolved["seed_everything"] == chosen["seed_everything"]
+        assert resolved["model.init_args.lr"] == chosen["model.lr"]

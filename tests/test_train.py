@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import pytest
 import torch
 import wandb
 import yaml
+from lightning.pytorch.loggers import WandbLogger
 
 from commands.lightning import GraftCLI, expand, run_folder
 from methods import METHODS
@@ -92,6 +94,14 @@ def test_help_in_a_process_of_its_own() -> None:
         assert f"\n  {command} " in answer.stdout, command
 
 
+def test_help_of_fit_is_whole_in_a_process_of_its_own() -> None:
+    # it leaves without taking the modules apart, so what it printed has to be out by then
+    answer = subprocess.run([sys.executable, "train.py", "fit", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert "--test_after_fit" in answer.stdout
+    assert answer.stdout.endswith("\n")
+
+
 def test_no_arguments_give_the_overview(call: Callable[..., Answer]) -> None:
     assert call().out == call("-h").out == call("--help").out
 
@@ -119,7 +129,7 @@ def test_help_names_every_argument(method: str, call: Callable[..., Answer]) -> 
 def test_unknown_command(call: Callable[..., Answer]) -> None:
     answer = call("fitt")
     assert answer.code == 2
-    assert "unknown command 'fitt'; expected fit, validate, test, predict" in answer.err
+    assert "unknown command 'fitt'; expected fit, score, validate, test, predict" in answer.err
 
 
 @pytest.mark.parametrize(
@@ -151,7 +161,7 @@ def test_refused_by_this_project(
 def test_unknown_data(model: list[str], call: Callable[..., Answer]) -> None:
     answer = call("fit", *model, "--data", "ImageDatset")
     assert answer.code == 1
-    assert "unknown data 'ImageDatset'; nearest: ImageDataset; known: " in answer.err
+    assert "unknown data 'ImageDatset'; nearest: ImageDataset" in answer.err
 
 
 def test_data_of_one_class(images: Path, model: list[str], call: Callable[..., Answer], tmp_path: Path) -> None:
@@ -283,7 +293,70 @@ def test_config_of_a_run_repeats_it(fitted: Path, call: Callable[..., Answer], t
     assert ours == theirs
 
 
+# score
+
+
+@pytest.fixture(scope="session")
+def gps(model: list[str]) -> list[str]:
+    """GPS on the tiny backbone."""
+    return ["--method", "gps", *[option for option in model if option.startswith("--model.") and "decay" not in option]]
+
+
+def test_score_then_fit(gps: list[str], base: list[str], call: Callable[..., Answer], tmp_path: Path) -> None:
+    answer = call("score", *gps, *base, "--run_root", tmp_path / "first")
+    assert answer.code == 0, answer.err
+    (folder,) = folders(tmp_path / "first")
+    assert folder.name.startswith("score-")
+    assert f"picture and table are in {folder}" in answer.out
+    assert f"--score.cache_dir {folder}" in answer.out
+    left = {path.name.partition("-")[0] for path in folder.iterdir()} - {"hparams.yaml", "metrics.csv"}
+    assert left == {"config.yaml", "result.json", "scores.csv", "scores.png", "gps"}, "no checkpoint, no curves"
+    summary = json.loads((folder / "result.json").read_text())
+    assert (summary["score/images"], summary["steps"]) == (24, 0)
+
+    # from the files alone: a fit with another k, and the same fit from the config of the pass
+    for options in (
+        [*gps, *base, "--model.gps_k=2", "--score.cache_dir", folder],
+        ["--config", folder / "config.yaml"],
+    ):
+        root = tmp_path / str(len(options))
+        assert call("fit", *options, "--run_root", root).code == 0
+        fitted = json.loads((folders(root)[0] / "result.json").read_text())
+        assert (fitted["score/images"], fitted["steps"]) == (0, 2)
+        factor = 2 if "--method" in options else 1
+        assert fitted["score/selected"] == factor * summary["score/selected"]
+
+
+def test_score_takes_the_config_of_a_fit(
+    gps: list[str], base: list[str], call: Callable[..., Answer], tmp_path: Path
+) -> None:
+    assert call("fit", *gps, *base, "--run_root", tmp_path / "fit").code == 0
+    (fitted,) = folders(tmp_path / "fit")
+    assert call("score", "--config", fitted / "config.yaml", "--run_root", tmp_path / "score").code == 0
+    (folder,) = folders(tmp_path / "score")
+    assert (folder / "scores.csv").read_text() == (fitted / "scores.csv").read_text()
+    answer = call("score", "--ckpt_path", fitted / "checkpoints/last.ckpt", *base, "--run_root", tmp_path / "again")
+    assert answer.code == 1
+    assert "holds a selection: leave it out to score anew" in answer.err
+
+
+def test_nothing_to_score(model: list[str], base: list[str], call: Callable[..., Answer], tmp_path: Path) -> None:
+    answer = call("score", *model, *base, "--run_root", tmp_path)
+    assert answer.code == 1
+    assert "SSF chooses nothing from data; methods that do: child_tuning, gps, " in answer.err
+    assert not folders(tmp_path)
+
+
 # checkpoints
+
+
+def test_last_is_the_last_epoch(base: list[str], model: list[str], call: Callable[..., Answer], tmp_path: Path) -> None:
+    # accuracy stays as it is, so the first epoch is the best one
+    options = ("--trainer.max_epochs=3", "--model.lr=1e-12", "--model.min_lr=0", "--run_root", tmp_path)
+    assert call("fit", *model, *base, *options).code == 0
+    (folder,) = folders(tmp_path)
+    epochs = {p.stem: torch.load(p, weights_only=True)["epoch"] for p in (folder / "checkpoints").iterdir()}
+    assert epochs == {"best": 0, "last": 2}
 
 
 def test_conflict_with_the_checkpoint(
@@ -420,23 +493,23 @@ def test_wandb_offline(base: list[str], model: list[str], images: Path, tmp_path
     args = ["fit", *model, *base, "--run_root", str(tmp_path), "--config", str(ROOT / "configs/logger/wandb.yaml")]
     cli = GraftCLI.run(args)
     folder = Path(cli.trainer.default_root_dir)
-    run = wandb.run
-    assert run is not None
-    try:
-        assert Path(run.dir).is_relative_to(folder / "wandb")
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        for part in ("model", "data", "trainer", "checkpoint"):
-            assert run.config[part] == config[part], part
-        assert run.config["seed_everything"] == 0
-        assert (run.group, run.job_type) == (f"SSFClassification-{images.name}", "train")
-        assert run.name == f"SSFClassification-{images.name}-s0"
-        assert run.project == "graft"
-        assert set(run.tags or ()) == {"SSFClassification", images.name, BACKBONE}
-        assert {"val/acc1", "cost/trainable_params"} <= set(run.summary.keys())
-    finally:
-        run.finish()
+    assert wandb.run is None, "finished, so that the next run of this process is one of its own"
+    (run,) = (logger.experiment for logger in cli.trainer.loggers if isinstance(logger, WandbLogger))
+    assert Path(run.dir).is_relative_to(folder / "wandb")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    for part in ("model", "data", "trainer", "checkpoint"):
+        assert run.config[part] == config[part], part
+    assert run.config["seed_everything"] == 0
+    assert (run.group, run.job_type) == (f"SSFClassification-{images.name}", "train")
+    assert run.name == f"SSFClassification-{images.name}-s0"
+    assert run.project == "graft"
+    assert set(run.tags or ()) == {"SSFClassification", images.name, BACKBONE}
     (stored,) = (folder / "wandb").glob("offline-run-*/*.wandb")
-    assert b"ssf_head_norm" in stored.read_bytes()
+    deadline = time.monotonic() + 60
+    words = (b"ssf_head_norm", b"val/acc1", b"cost/trainable_params")
+    while not all(word in stored.read_bytes() for word in words):  # another process writes it, a moment later
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     assert (folder / "metrics.csv").exists(), "the CSV logger of the same file"
 
 

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from callbacks.cost import Cost, forward_gflops
+from callbacks.saved_bytes import SavedBytes
 from datamodules import ImageDataset
 from methods import PEFTMethod
 from tests.conftest import TINY
@@ -45,6 +46,15 @@ def test_counts(build: Build, data: Data, trainer: MakeTrainer) -> None:
     assert 0.05 < cost.values["cost/peak_mem_gib"] < 100
 
 
+def test_storage_of_a_method_with_a_packed_file(build: Build, data: Data, trainer: MakeTrainer) -> None:
+    """One bit a weight and eight bytes a matrix, not what a training checkpoint holds."""
+    model, cost = build("bi_adapter", bi_head=True), Cost()
+    trainer(callbacks=[cost], max_steps=1).fit(model, datamodule=data())
+    width, classes = TINY["embed_dim"], 3
+    matrices = 2 * TINY["depth"] * (32 * width // 8 + 8)
+    assert cost.values["cost/storage_bytes"] == matrices + width * classes // 8 + 8
+
+
 def test_gflops(build: Build) -> None:
     model = build("linear_probe")
     model.configure_model()
@@ -63,6 +73,30 @@ def test_counting_flops_changes_nothing(build: Build) -> None:
         assert [module.training for module in model.modules()] == modes
         assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_saved_activations_of_the_first_batch(build: Build, data: Data, trainer: MakeTrainer) -> None:
+    """What a counter finds by hand, once; the fit itself goes as it would have gone."""
+    models, cost = [], Cost()
+    for callbacks in ([cost], []):
+        models.append(build("lora", drop_path=0.1))
+        trainer(callbacks=callbacks, max_steps=4).fit(models[-1], datamodule=data(batch_size=6))
+    for name, tensor in models[0].delta_state_dict().items():
+        assert torch.equal(tensor, models[1].delta_state_dict()[name]), name
+    with SavedBytes(models[1]) as saved:
+        loss = models[1].train().loss((torch.randn(6, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1, 2])))
+    assert loss.isfinite()
+    assert cost.values["cost/saved_mib"] == pytest.approx(saved.bytes / 2**20, rel=1e-3)
+    assert cost.saved is None
+
+
+def test_a_run_that_fails_leaves_no_counter(build: Build, data: Data, trainer: MakeTrainer) -> None:
+    model, cost = build("lora"), Cost()
+    model.criterion = None  # type: ignore[assignment]
+    with pytest.raises(TypeError):
+        trainer(callbacks=[cost], max_steps=1).fit(model, datamodule=data())
+    x = torch.rand(4, requires_grad=True)
+    assert (x * x).grad_fn._saved_self is x  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(("epochs", "counted"), [(1, 24), (3, 48)])

@@ -71,6 +71,8 @@ def test_result_of_a_fit_and_its_test(
     printed = capsys.readouterr().out
     assert "SSFClassification in" in printed
     assert "test/acc1" in printed
+    stored = fitted["cost/storage_bytes"]
+    assert f"{stored:,} ({stored / 1024:,.1f} KB)" in printed
 
 
 def test_result_of_an_evaluation_alone(build: Build, data: Data, logged: MakeTrainer, tmp_path: Path) -> None:

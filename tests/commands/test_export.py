@@ -60,7 +60,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("method", ["lora", "dora", "lora+velora"])
 def test_peft_computes_the_same(
     method: str, options: dict[str, Any], build: Build, weights: Path, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning import Trainer
 from PIL import Image
+from timm.data import create_transform
 from torch import Tensor
 
 from datamodules import base
@@ -225,6 +226,7 @@ def test_batch_larger_than_the_train_split() -> None:
     with pytest.raises(ValueError, match="batch_size=7 is larger than the 6 training images"):
         Listed(batch_size=7).dataset("train", pictures())
     Listed(batch_size=7).dataset("test", pictures())  # evaluation keeps a small last batch
+    Listed(batch_size=7, drop_last=False).dataset("train", pictures())
 
 
 def test_class_without_training_images(capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,6 +255,28 @@ def test_resize_center_crop_by_hand() -> None:
     assert torch.equal(Listed(resize="center_crop").prepare(image), expected)
 
 
+def test_resize_square_crop_by_hand() -> None:
+    image = picture(1, 50, 31)
+    resized = image.resize((18, 18), Image.Resampling.BILINEAR).crop((1, 1, 17, 17))
+    expected = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+    module = Listed(resize="square_crop", crop_pct=0.85, interpolation="bilinear")  # 16 / 0.85 = 18.8
+    assert torch.equal(module.prepare(image), expected)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.1])
+def test_crop_pct_is_a_share(share: float) -> None:
+    with pytest.raises(ValueError, match=rf"crop_pct={share}: expected a share"):
+        Listed(crop_pct=share)
+
+
+def test_side_before_the_crop_is_timm_s() -> None:
+    module = Listed(resize="center_crop", crop_pct=0.9, image_size=224)
+    module.configure(INPUT)
+    image = picture(1, 300, 280)
+    expected: Any = create_transform(224, interpolation="bicubic", crop_pct=0.9, use_prefetcher=True)(image)
+    assert torch.equal(module.prepare(image), torch.as_tensor(expected))
+
+
 def test_image_size_wins_over_the_backbone() -> None:
     module = Listed()
     module.image_size = 8
@@ -277,7 +301,7 @@ def test_auto_cache_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(Listed(cache="ram").dataset("test", samples), base.CachedImages)
 
 
-@pytest.mark.parametrize("augmentation", ["none", "pad_crop", "crop", "rrc", "randaug"])
+@pytest.mark.parametrize("augmentation", ["none", "pad_crop", "crop", "rrc", "randaug", "flip_randaug"])
 @pytest.mark.parametrize("cache", ["ram", "none"])
 def test_augmentation(augmentation: Any, cache: Any) -> None:
     files = [
@@ -298,10 +322,21 @@ def test_augmentation(augmentation: Any, cache: Any) -> None:
     assert torch.equal(test[0][0], plain[0][0]), "evaluation is augmented"
 
 
+def test_strongest_draw_of_randaugment() -> None:
+    """A magnitude is drawn around 9; one that is cut off at 10 asks to posterize to no bits at all."""
+    transform: Any = Listed(augmentation="randaug").live_transform()
+    (policy,) = (part for part in transform.transforms if hasattr(part, "ops"))
+    assert any("Posterize" in op.name for op in policy.ops)
+    for op in policy.ops:
+        op.prob, op.magnitude = 1.0, 99
+        assert op(picture(0)).size == (24, 20)
+
+
 def test_augmentation_resizes_as_the_backbone_wants() -> None:
-    for augmentation in ("crop", "rrc", "randaug"):
+    for augmentation in ("crop", "rrc", "randaug", "flip_randaug"):
         resize: Any = Listed(augmentation=augmentation).live_transform().transforms[0]
         assert resize.interpolation.value == "bicubic", augmentation
+    assert list(resize.size) == [16, 16], "flip_randaug squashes the whole image"
 
 
 @pytest.mark.parametrize(
@@ -373,6 +408,8 @@ def test_train_loader_drops_the_rest_and_evaluation_does_not() -> None:
     assert [len(labels) for _, labels in module.train_dataloader()] == [3, 3]
     assert [len(labels) for _, labels in module.test_dataloader()] == [3, 3, 1]
     assert module.val_dataloader() == []
+    module.drop_last = False
+    assert [len(labels) for _, labels in module.train_dataloader()] == [3, 3, 1]
     module.eval_batch_size = 5
     assert [len(labels) for _, labels in module.predict_dataloader()] == [5, 2]
 

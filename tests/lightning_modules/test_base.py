@@ -165,7 +165,7 @@ def test_extra_loss_is_added_and_logged(build: Build, data: Data, trainer: MakeT
 
 def test_a_task_defines_a_loss() -> None:
     with pytest.raises(TypeError, match="TaskModule defines no loss"):
-        TaskModule().loss(None)
+        TaskModule().criterion(None, None)
 
 
 def test_random_state_depends_on_seed_and_epoch_alone(

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from callbacks.scorers import SignedGradients
 from methods import METHODS, PEFTMethod
 from methods.gps import supervised_contrastive, top_of_rows
-from tests.methods.golden import Golden, head_parameters
+from tests.methods.golden import Golden, head_parameters, score_in_a_fit
 
 COUNTS = {
     "vit_base_patch16_224": 167_424,
@@ -31,7 +31,8 @@ def scores(model: Any) -> dict[str, Tensor]:
 def masks(model: Any, selection: dict[str, Tensor]) -> dict[str, Tensor]:
     """1 where a backbone parameter trains."""
     kinds, found = model.kinds(), {}
-    for name, parameter in model.backbone.named_parameters():
+    plain = {name: p for name, p in model.backbone.named_parameters() if not name.endswith("_entries.values")}
+    for name, parameter in plain.items():
         found[name] = torch.full_like(parameter, float(kinds[name] == "whole"))
         if name in selection:
             found[name].view(-1)[selection[name]] = 1
@@ -104,7 +105,27 @@ def check_masked_gradients(model: Any, expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found, gradient.flatten(), atol=2e-5, rtol=0, msg=name)
 
 
-GOLDEN = {"gps": check_gps}
+def check_gps_in_a_fit(golden: Golden) -> None:
+    """The same scores and masks as a fit makes them before its first step."""
+    part = golden.part("score")
+    size = int(part["batch_size"])
+    views = zip(part["view1"].split(size), part["view2"].split(size), strict=True)
+    batches = list(zip(map(torch.cat, views), part["label"].long().split(size), strict=True))
+    for k in sorted({int(n.split(".")[1][1:]) for n in golden.tensors if n.startswith("mask.k")}):
+        model: Any = golden.build("gps", gps_k=k)
+        for name, score in score_in_a_fit(model, batches).items():
+            gradient = part[f"grad.{name}"]
+            assert (score - gradient).norm() <= 1e-4 * gradient.norm(), name
+        for name, mask in masks(model, model.selection).items():
+            assert torch.equal(mask.bool(), golden.tensors[f"mask.k{k}.{name}"].bool()), (k, name)
+
+
+def check(golden: Golden) -> None:
+    check_gps(golden)
+    check_gps_in_a_fit(golden)
+
+
+GOLDEN = {"gps": check}
 
 
 def test_ties_go_to_the_left() -> None:
@@ -153,3 +174,26 @@ def test_only_the_chosen_entries_move(build: Any, data: Any, trainer: Any) -> No
         rest[indices] = False
         assert torch.equal(after[rest], before[name].flatten()[rest])
         assert not torch.equal(after[indices], before[name].flatten()[indices])
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "beit_base_patch16_224": {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3},
+    "swin_tiny_patch4_window7_224": {"img_size": 32, "window_size": 4, "embed_dim": 12, "depths": (1, 1)},
+    "swinv2_tiny_window8_256": {"img_size": 32, "window_size": 4, "embed_dim": 12, "depths": (1, 1)},
+    "convnext_tiny": {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 16)},
+}
+
+
+@pytest.mark.parametrize("backbone", SMALL)
+def test_every_backbone(backbone: str, build: Any) -> None:
+    """All that was chosen trains, also where attention reads the bare weight of its qkv."""
+    args = SMALL[backbone] | ({"num_heads": (2, 2)} if "swin" in backbone else {})
+    model = build("gps", backbone=backbone, backbone_args=args, pretrained=False)
+    model.selection = model.select(scores(model))
+    model.configure_model()
+    images = torch.randn(2, 3, 32, 32)
+    model.loss((images, torch.tensor([0, 1]))).backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    with torch.no_grad():
+        assert torch.equal(model.merge()(images), model.eval()(images))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from methods import METHODS
-from tests.methods.golden import Golden, head_parameters
+from tests.methods.golden import Golden, head_parameters, score_in_a_fit
 
 COUNTS = {"vit_base_patch16_224": 111_744}
 IDENTITY: dict[str, Any] | None = {"sct_init": "zeros"}
@@ -32,19 +32,12 @@ def check_sct(golden: Golden) -> None:
     for name, mode in MODES.items():
         chosen = golden.part(f"select.{name}")
         model: Any = golden.build("sct", sct_mode=mode, sct_channels=len(next(iter(chosen.values()))))
-        scorer = model.build_scorer()
-        with scorer:
-            start = 0
-            for size in calibration["batch_sizes"].tolist():
-                batch = tuple(calibration[key][start : start + size] for key in ("input", "label"))
-                scorer.observe(batch[1].long())
-                model.score_loss(batch)
-                start += size
-        model.selection = model.select(scorer.sums)
+        sizes = calibration["batch_sizes"].tolist()
+        batches = zip(calibration["input"].split(sizes), calibration["label"].long().split(sizes), strict=True)
+        score_in_a_fit(model, list(batches))
         assert {n.removeprefix("blocks."): t.tolist() for n, t in model.selection.items()} == {
             n: t.tolist() for n, t in chosen.items()
         }
-        model.configure_model()
         ours = {}
         for key, value in golden.part(f"{name}.peft").items():
             path, _, kind = key.rpartition(".")

@@ -1,5 +1,7 @@
 """Chosen entries of frozen tensors."""
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from methods.sparse import EntriesLinear, dots, fold_entries, train_entries
+from methods.sparse import CHUNK, EntriesLinear, dots, fold_entries, train_entries
 
 
 def network() -> nn.Sequential:
@@ -57,8 +59,50 @@ def test_fold_is_exact_and_leaves_plain_modules() -> None:
     assert set(model.state_dict()) == set(network().state_dict())
 
 
+class Table(nn.Module):
+    """A module that reads parameters of its own, as class tokens and layer scales are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.scale = nn.Parameter(torch.randn(1, 4, 6)), nn.Parameter(torch.randn(6))
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x * self.scale + self.table, self.linear.weight)
+
+
+def test_parameters_of_any_module() -> None:
+    """Read as they are named, with gradients of the chosen entries; copies and folds like all others."""
+    dense, model = Table(), Table().requires_grad_(False)
+    chosen = {"table": torch.tensor([0, 3, 17]), "scale": torch.tensor([5])}
+    train_entries(model, chosen)
+    x = torch.randn(2, 4, 6)
+    assert torch.equal(model(x), dense(x))
+    assert set(Table().state_dict()) <= set(model.state_dict())
+    model(x).square().sum().backward()
+    dense(x).square().sum().backward()
+    for name, indices in chosen.items():
+        torch.testing.assert_close(
+            model._modules[f"{name}_entries"].values.grad, dense.get_parameter(name).grad.flatten()[indices]
+        )
+    with torch.no_grad():
+        for values in [p for p in model.parameters() if p.requires_grad]:
+            values += 1
+    expected = model(x)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(x), expected)
+        with torch.no_grad():
+            fold_entries(other)
+            assert torch.equal(other(x), expected)
+        assert type(other) is Table
+        assert set(other.state_dict()) == set(Table().state_dict())
+        assert vars(other).keys() == vars(Table()).keys()
+    assert torch.equal(model(x), expected)
+
+
 def test_entry_by_entry_is_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("methods.sparse.CHUNK", 64)  # several chunks
+    monkeypatch.setitem(CHUNK, "cpu", 64)  # several chunks
     g, x = torch.randn(30, 7), torch.randn(30, 11)
     rows, columns = torch.randint(7, (20,)), torch.randint(11, (20,))
     torch.testing.assert_close(dots(g, x, rows, columns), (g.t() @ x)[rows, columns])
@@ -97,7 +141,9 @@ def test_bad_choices_are_refused() -> None:
     model = network()
     with pytest.raises(ValueError, match=r"3\.weight: an index lies outside its 640 entries"):
         train_entries(model, {"3.weight": torch.tensor([640])})
-    with pytest.raises(ValueError, match="single entries of a BatchNorm1d cannot train"):
-        train_entries(nn.Sequential(nn.BatchNorm1d(3)), {"0.weight": torch.tensor([1])})
+    packed = nn.Sequential(nn.ReLU())
+    packed[0].weight = nn.Parameter(torch.zeros(4, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(ValueError, match=r"0\.weight: single entries of packed bytes cannot train"):
+        train_entries(packed, {"0.weight": torch.tensor([1])})
     train_entries(model, {"3.weight": torch.tensor([], dtype=torch.long)})
     assert not any(p.requires_grad for p in model.parameters())

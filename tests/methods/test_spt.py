@@ -20,7 +20,7 @@ from methods import METHODS, PEFTMethod
 from methods.sparse import Entries
 from methods.spt import Bottleneck
 from methods.spt_selection import Part, Sweep, largest, sweep
-from tests.methods.golden import Golden, head_parameters
+from tests.methods.golden import Golden, head_parameters, score_in_a_fit
 
 COUNTS: dict[str, int] = {}  # they depend on the scores
 IDENTITY: dict[str, Any] | None = {}
@@ -122,19 +122,19 @@ def located(model: PEFTMethod, name: str) -> Values:
 
 
 def check_scores(golden: Golden) -> None:
-    """Sums of squared gradients of the batches' mean losses, one batch after the other."""
-    model = task(golden.plain_backbone())
-    sums = {name: torch.zeros(p.shape) for name, p in model.backbone.named_parameters()}
-    size = int(golden.tensors["score.batch_size"])
-    batches = zip(golden.tensors["score.input"].split(size), golden.tensors["score.label"].split(size), strict=True)
-    for images, labels in batches:
-        model.zero_grad()
-        F.cross_entropy(model(images), labels.long()).backward()
-        for name, parameter in model.backbone.named_parameters():
-            sums[name] += parameter.grad.square()
-    stored = golden.part("score")
-    for name in model.score_targets():
-        torch.testing.assert_close(sums[name], fused(stored, [name])[name], **SCORES)
+    """Sums of squared gradients of the batches' mean losses, as a fit makes them, and what it chooses with them."""
+    settings, stored = golden.config["method"], golden.part("score")
+    options = {"spt_rank": settings["rank"], "spt_alpha": settings["alpha"], "spt_beta": settings["beta"]}
+    model = task(golden.plain_backbone(), settings["unit"], **options)
+    expected = fused(stored, model.score_targets())
+    choice = model.select(expected)
+    size = int(stored["batch_size"])
+    batches = list(zip(stored["input"].split(size), stored["label"].long().split(size), strict=True))
+    for name, score in score_in_a_fit(model, batches).items():
+        torch.testing.assert_close(score, expected[name], **SCORES)
+    assert model.selection is not None
+    assert model.selection.keys() == choice.keys()
+    assert all(torch.equal(model.selection[name], chosen) for name, chosen in choice.items())
 
 
 def check_selection(golden: Golden, kind: str) -> None:
@@ -548,3 +548,20 @@ def test_bad_values_are_refused() -> None:
     model.selection, model.scorer = None, None
     with pytest.raises(ValueError, match="has no selection"):
         model.configure_model()
+
+
+def test_only_the_chosen_entries_move(build: Any, data: Any, trainer: Any) -> None:
+    """Also under weight decay: the entries beside the chosen ones are bit for bit those of the backbone."""
+    model = build("spt", spt_granularity="unstructured_only", weight_decay=0.1, optimizer="adamw", lr=0.1)
+    before = {name: p.detach().clone() for name, p in model.backbone.named_parameters()}
+    trainer(max_steps=3).fit(model, datamodule=data())
+    chosen, merged = model.chosen("entries"), model.merge()
+    assert chosen
+    for name, tensor in before.items():
+        after = merged.get_parameter(name)
+        rest = torch.ones(after.numel(), dtype=torch.bool)
+        if name in chosen:
+            rest[chosen[name]] = False
+        elif name == "cls_token" or name.startswith("head") or f"whole/{name}" in model.selection:
+            continue
+        assert torch.equal(after.flatten()[rest], tensor.flatten()[rest]), name

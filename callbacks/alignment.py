@@ -1,0 +1,136 @@
+"""How well the updates of a network align with its features."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer
+from torch import Tensor, nn
+
+
+class Alignment(Callback):
+    """Log the alignment of weights with features (Everett et al., ICML 2024, arXiv:2407.05872) every few steps.
+
+    ``A = log_n(RMS(z W^T) / (RMS(W) RMS(z)))`` for a linear layer with n inputs: 1/2 for random weights, 1 for weights
+    that point where the features do. On a probe batch kept from the first step it is logged as
+    ``alignment/<layer>/A`` (W and z now), ``alpha`` (change of W, z of the first step: what learning rates have to
+    count on), ``omega`` (W of the first step, change of z) and ``u`` (both changes). Nothing is logged where one of
+    the two is zero. In a resumed run the first step is the one that it resumed at. The weights are those of the merged
+    model where the method has one, else the layer's own; multipliers do not matter.
+
+    Args:
+        every_n_steps: Steps between two measurements.
+        layers: Linear layers of the backbone by the end of their name, such as ``fc1`` or ``blocks.0.attn.qkv``.
+        images: Images of the probe batch on each device, at most.
+    """
+
+    def __init__(self, every_n_steps: int = 50, layers: list[str] | None = None, images: int = 8) -> None:
+        for name, value in {"every_n_steps": every_n_steps, "images": images}.items():
+            if value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1")
+        self.every_n_steps, self.layers, self.images = every_n_steps, layers, images
+        self.probe: Any = None
+        self.measured = -1
+        self.first_weights: dict[str, Tensor] = {}
+        self.first_inputs: dict[str, Tensor] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.probe, self.measured = None, -1
+        self.first_weights, self.first_inputs = {}, {}
+        if not self.chosen(pl_module):
+            known = [name for name, module in pl_module.backbone.named_modules() if isinstance(module, nn.Linear)]
+            raise ValueError(
+                f"layers={self.layers}: no linear layer of the backbone has such a name; it has {', '.join(known[:8])}"
+            )
+
+    def chosen(self, pl_module: Any) -> dict[str, nn.Module]:
+        """The measured layers by their name in the backbone."""
+        ends = tuple(f".{name}" for name in self.layers or [""])
+        return {
+            name: module
+            for name, module in pl_module.backbone.named_modules()
+            if isinstance(module, nn.Linear) and (self.layers is None or f".{name}".endswith(ends))
+        }
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        step = trainer.global_step
+        if self.probe is not None and (step % self.every_n_steps or step == self.measured):
+            return  # the second: a step of several batches is measured once
+        if self.probe is None:
+            self.probe = batch[0][: self.images].clone()
+        self.measured = step
+        for name, value in self.measure(trainer, pl_module).items():
+            pl_module.log(f"alignment/{name}", value)
+
+    @torch.no_grad()
+    def measure(self, trainer: Trainer, pl_module: Any) -> dict[str, float]:
+        """``<layer>/A`` and its variants; the same on all ranks."""
+        weights, inputs = self.weights(pl_module), self.inputs(pl_module)
+        if not self.first_weights:
+            self.first_weights = {name: weight.cpu() for name, weight in weights.items()}
+            self.first_inputs = {name: z.cpu() for name, z in inputs.items()}
+        found = {}
+        for name in weights.keys() & inputs.keys():
+            weight, z = weights[name], inputs[name]
+            w0, z0 = self.first_weights[name].to(weight.device), self.first_inputs[name].to(z.device)
+            pairs = {"A": (weight, z), "alpha": (weight - w0, z0), "omega": (w0, z - z0), "u": (weight - w0, z - z0)}
+            for kind, (w, x) in pairs.items():
+                found[f"{name}/{kind}"] = (squares(w, x), w.shape[1])
+        # sums of squares are added up over ranks, not logarithms; sorted, since every rank has to add the same ones
+        names = sorted(found)
+        sums: Any = trainer.strategy.reduce(torch.stack([found[name][0] for name in names]), reduce_op="sum")
+        values = {name: alignment(row, found[name][1]) for name, row in zip(names, sums.tolist(), strict=True)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def weights(self, pl_module: Any) -> dict[str, Tensor]:
+        """Weights (out, in) in fp32 that the layers stand for."""
+        plain = {f"backbone.{name}" for name in pl_module.plain_keys}
+        adds = any(p.requires_grad and name not in plain for name, p in pl_module.named_parameters())
+        merged = pl_module.merge() if adds and pl_module.mergeable else pl_module.backbone
+        known = dict(merged.named_modules())
+        return {name: known[name].weight.detach().float().clone() for name in self.chosen(pl_module) if name in known}
+
+    def inputs(self, pl_module: Any) -> dict[str, Tensor]:
+        """Inputs (rows, in) in fp32 of the layers that run on the probe batch."""
+        found: dict[str, Tensor] = {}
+        training = {module: module.training for module in pl_module.modules()}
+        with recording(self.chosen(pl_module), found):
+            pl_module.eval()  # no dropout, so that nothing is drawn
+            pl_module(self.probe)
+        for module, mode in training.items():
+            module.training = mode
+        return found
+
+
+@contextmanager
+def recording(layers: dict[str, nn.Module], found: dict[str, Tensor]) -> Iterator[None]:
+    """Keep the input of every layer that runs inside."""
+
+    def keep(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            found[name] = args[0].detach().float().flatten(0, -2)
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(keep(name)) for name, module in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def squares(weight: Tensor, z: Tensor) -> Tensor:
+    """Sums of squares of z W^T, z and W, then how many they are (6,)."""
+    parts = (z @ weight.T, z, weight)
+    return torch.stack([t.square().sum() for t in parts] + [z.new_tensor(t.numel()) for t in parts])
+
+
+def alignment(sums: list[float], fan_in: int) -> float | None:
+    """A from summed squares and counts; None where there is nothing to align or nothing to take a logarithm to."""
+    output, z, weight = (total / count for total, count in zip(sums[:3], sums[3:], strict=True))
+    if min(output, z, weight) <= 0 or fan_in < 2:
+        return None
+    return math.log(math.sqrt(output / (weight * z)), fan_in)

@@ -1,0 +1,133 @@
+"""Compare a benchmark on disk with what it should hold."""
+
+import copy
+import hashlib
+import io
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from datamodules.base import ImageDataModule, Samples, open_image
+
+MOST = 100_000  # of a longer list, evenly chosen images are read
+LEAK = 0.05  # dSprites and others hold some images twice by nature
+
+
+class Read(NamedTuple):
+    """What was read of an image."""
+
+    name: str
+    digest: bytes = b""
+    size: tuple[int, int] = (0, 0)
+    error: str = ""
+
+
+def check_data(data: ImageDataModule) -> None:
+    """Read every list of a benchmark (of all its tasks if none is named), print what it holds, and say what is wrong.
+
+    Ends with exit code 1 if lists or images are missing or broken, a list has not its published length, a label is
+    outside the classes, or images of the training list are in the test list.
+
+    Args:
+        data: The benchmark, as a fit would get it: ``--data VTAB --data.root DIR``.
+    """
+    tasks = getattr(data, "tasks", {})
+    named = [data.task] if getattr(data, "task", None) else list(tasks)  # type: ignore[attr-defined]
+    table = Table(title=f"{type(data).__name__} in {getattr(data, 'root', '')}", title_justify="left")
+    for name in ("task", "list", "images", "expected", "classes", "labels", "mean size", ""):
+        table.add_column(name, justify="left" if name in ("task", "list", "") else "right")
+    wrong: list[str] = []
+    for task in named or [""]:
+        one = copy.copy(data)
+        if task:
+            one.task = task  # type: ignore[attr-defined]
+        wrong += check_task(one, task, table)
+    Console(width=140).print(table)
+    for message in wrong:
+        print(f"- {message}")
+    if wrong:
+        raise ValueError(f"{len(wrong)} problems, listed above")
+    print("all there")
+
+
+def check_task(data: ImageDataModule, task: str, table: Table) -> list[str]:
+    """Add a row for each list of a task; returns what is wrong."""
+    wrong, missing = [], {}
+    images: dict[str, list[Read]] = {}
+    for name, expected in data.expected.items():
+        title, known = f"{task} {name}".strip(), "" if expected is None else f"{expected:,}"
+        try:
+            samples = data.samples_of(name)
+        except (OSError, ValueError) as error:
+            missing[name] = str(error)
+            table.add_row(task, name, "", known, "", "", "", "wrong")
+            continue
+        images[name] = read(title, samples)
+        found = problems(data, samples, images[name], expected)
+        wrong += [f"{title}: {problem}" for problem in found]
+        labels, sizes = samples.labels, [image.size for image in images[name] if not image.error] or [(0, 0)]
+        width, height = (sum(side) / len(sizes) for side in zip(*sizes, strict=True))
+        cells = f"{len(labels):,}", known, f"{len(labels.unique())} of {data.num_classes}"
+        span, size = f"{int(labels.min())} to {int(labels.max())}", f"{width:.0f} x {height:.0f}"
+        table.add_row(task, name, *cells, span, size, "wrong" if found else "")
+    for message in dict.fromkeys(missing.values()):  # one folder may be missing for several lists
+        names = ", ".join(name for name in missing if missing[name] == message)
+        wrong.append(f"{task} {names}: {message}".strip())
+    return wrong + [f"{task} {leak}".strip() for leak in leaks(data, images)]
+
+
+def read(title: str, samples: Samples) -> list[Read]:
+    """Decode the images of a list, in several threads."""
+
+    def look(index: int) -> Read:
+        name = samples.name(index)
+        try:
+            content = samples.content(index)
+            with open_image(io.BytesIO(content)) as image:
+                image.load()
+                return Read(name, hashlib.blake2b(content).digest(), image.size)
+        except (OSError, ValueError) as error:
+            return Read(name, error=str(error))
+
+    total = len(samples.labels)
+    indices = range(0, total, max(-(-total // MOST), 1))
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as threads:
+        return list(tqdm(threads.map(look, indices), desc=title, total=len(indices), leave=False, disable=None))
+
+
+def problems(data: ImageDataModule, samples: Samples, images: list[Read], expected: int | None) -> list[str]:
+    """What is wrong with one list."""
+    found = []
+    if expected is not None and len(samples.labels) != expected:
+        found.append(f"{len(samples.labels):,} images, expected {expected:,}")
+    outside = ((samples.labels < 0) | (samples.labels >= data.num_classes)).nonzero().flatten()
+    if len(outside):
+        first = f"{int(samples.labels[outside[0]])} of {samples.name(int(outside[0]))}"
+        found.append(f"{len(outside):,} labels outside 0 to {data.num_classes - 1}, first {first}")
+    broken = [image for image in images if image.error]
+    if broken:
+        first = f"{broken[0].name} ({broken[0].error})"
+        found.append(f"{len(broken):,} of {len(images):,} images cannot be read, first {first}")
+    return found
+
+
+def leaks(data: ImageDataModule, images: dict[str, list[Read]]) -> list[str]:
+    """Images that lie, byte for byte, in two lists that should share none; a few are only told."""
+    digests = {name: {image.digest: image.name for image in part if not image.error} for name, part in images.items()}
+    tune = getattr(data, "lists", {}).get("tune", {"train": "train", "val": "val"})
+    found = []
+    for one, other in [*((name, "test") for name in digests if name != "test"), (tune["train"], tune["val"])]:
+        shared = digests.get(one, {}).keys() & digests.get(other, {}).keys()
+        if not shared:
+            continue
+        examples = ", ".join(f"{digests[one][d]} = {digests[other][d]}" for d in sorted(shared)[:2])
+        message = f"{one} and {other} share {len(shared):,} of {len(digests[one]):,} images: {examples}"
+        if len(shared) > LEAK * len(digests[one]):
+            found.append(message)
+        else:
+            print(f"note: {message}")
+    return found

@@ -1,0 +1,234 @@
+"""Low-bit adapters: AdaptFormer or LoRA whose matrices train quantised to 1, 2, 4 or 8 bits."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods import low_bit
+from methods.adapter import transformer_blocks
+from methods.adaptformer import ParallelBottleneck
+from methods.base import PEFTMethod
+from methods.inject import Backbone, become, check_free
+from methods.lora import ends, linear_layers, reads_bare_weight
+from methods.low_rank import LoRALinear, LowRank, fold_low_rank
+
+SETTINGS = {
+    "method": "bi_form",
+    "bits": "bi_bits",
+    "h": "bi_dim",
+    "scale": "bi_scale",
+    "bihead": "bi_head",
+    "codebook": "bi_codebook",
+    "num_classes": "num_classes",
+}
+"""Names in the header of a packed file, and the options that they hold."""
+
+
+class LowBit(nn.Module):
+    """A layer with fp32 latents, which computes with the low-bit matrices that they stand for."""
+
+    bits: int
+    codebook: low_bit.Codebook
+    made: tuple[Any, tuple[Tensor, ...]] | None = None  # the matrices of an evaluation, and what they were made of
+
+    def make(self) -> tuple[Tensor, ...]:
+        """The low-bit matrices, from the latents as they are now."""
+        raise TypeError(f"{type(self).__name__} makes no matrices")
+
+    def snap(self, latent: Tensor) -> Tensor:
+        return low_bit.effective(latent, self.bits, self.codebook)
+
+    def matrices(self) -> tuple[Tensor, ...]:
+        """The low-bit matrices; in an evaluation without gradients they are made once."""
+        latents = list(self.parameters(recurse=False))
+        if self.training or (torch.is_grad_enabled() and any(latent.requires_grad for latent in latents)):
+            self.made = None
+            return self.make()
+        state = [(latent.data_ptr(), latent._version) for latent in latents]
+        if self.made is None or self.made[0] != state:
+            with torch.inference_mode(False), torch.no_grad():  # also for a later evaluation in another mode
+                self.made = state, self.make()
+        return self.made[1]
+
+    # a write through ``.data``, as averages of weights are swapped in, counts no version up: these two forget anyway
+
+    def train(self, mode: bool = True) -> "LowBit":
+        self.made = None
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.made = None
+        super()._load_from_state_dict(*args)
+
+
+class LowBitLinear(LowBit, nn.Linear):
+    """``y = x W^T`` with a low-bit W and no bias."""
+
+    def make(self) -> tuple[Tensor, ...]:
+        return (self.snap(self.weight),)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, *self.matrices())
+
+
+class LowBitLowRank(LowBit, LowRank):
+    """Low-rank update whose A and B, one pair for each block of rows, are low-bit."""
+
+    def make(self) -> tuple[Tensor, ...]:
+        count = len(self.rows)
+        return tuple(torch.cat([self.snap(part) for part in latent.chunk(count)]) for latent in (self.A, self.B))
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        A, B = self.matrices()
+        return A, B
+
+
+class BiAdapter(PEFTMethod):
+    """Low-bit adapters, Bi-AdaptFormer and Bi-LoRA (Jie et al., ICCV 2023, arXiv:2307.16867).
+
+    Args:
+        bi_form: ``adaptformer`` for a bottleneck parallel to every MLP, ``lora`` for updates of q and v.
+        bi_bits: Bits of a weight: 1, 2, 4 or 8; 32 for the same adapter without quantisation.
+        bi_dim: Width h of the bottleneck, or rank of each update; 32 and 1 in the paper.
+        bi_scale: Factor s of the adapter's output, searched per task in {0.01, 0.1, 1, 10, 100}.
+        bi_dropout: Dropout probability of the h channels.
+        bi_head: Whether the classifier is a 1-bit matrix without bias too (``bihead`` in the paper's code).
+        bi_codebook: Levels of the quantiser. ``official`` differs at 8 bits only, where it is 4.6 times less precise.
+    """
+
+    mergeable = False  # Bi-LoRA is
+
+    def __init__(
+        self,
+        bi_form: Literal["adaptformer", "lora"] = "adaptformer",
+        bi_bits: int = 1,
+        bi_dim: int = 32,
+        bi_scale: float = 1.0,
+        bi_dropout: float = 0.1,
+        bi_head: bool = False,
+        bi_codebook: low_bit.Codebook = "l1_optimal",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if bi_form not in ("adaptformer", "lora"):
+            raise ValueError(f"bi_form={bi_form!r}: expected adaptformer or lora")
+        if bi_bits not in low_bit.BITS:
+            raise ValueError(f"bi_bits={bi_bits}: expected 1, 2, 4, 8, or 32 for no quantisation")
+        if bi_codebook not in ("l1_optimal", "official"):
+            raise ValueError(f"bi_codebook={bi_codebook!r}: expected l1_optimal or official")
+        if bi_dim < 1:
+            raise ValueError(f"bi_dim={bi_dim}: expected a bottleneck of at least 1 channel")
+        if bi_scale <= 0:
+            raise ValueError(f"bi_scale={bi_scale}: expected a positive factor; at 0 nothing would train")
+        if not 0 <= bi_dropout < 1:
+            raise ValueError(f"bi_dropout={bi_dropout}: expected a probability of at least 0 and below 1")
+        self.bi_form, self.bi_bits, self.bi_dim, self.bi_scale = bi_form, bi_bits, bi_dim, bi_scale
+        self.bi_dropout, self.bi_head, self.bi_codebook = bi_dropout, bi_head, bi_codebook
+        self.mergeable = bi_form == "lora"  # the ReLU of the other form, beside the MLP, has no place in a plain model
+
+    def adapt(self, backbone: Backbone) -> None:
+        super().adapt(backbone)
+        if self.bi_form == "adaptformer":
+            self.add_bottlenecks(backbone)
+        else:
+            self.add_updates(backbone)
+        for name in self.head_names if self.bi_head else ():
+            head = backbone.get_submodule(name)
+            if not isinstance(head, nn.Linear) or not head.weight.std() > 0:
+                raise ValueError(
+                    f"bi_head: the classifier {name} must be a linear layer whose initial weights differ from each "
+                    "other; leave head_init=zero, or bi_head, out"
+                )
+            self.quantise(head, LowBitLinear, bits=1)
+            if head.bias is not None:  # a name of the plain model that stays in the state dict
+                zeros = torch.zeros_like(head.bias)
+                del head.bias
+                head.register_buffer("bias", zeros)
+
+    def add_bottlenecks(self, backbone: Backbone) -> None:
+        for block in transformer_blocks(backbone):
+            check_free(block, "adapter")
+            dim = block.norm2.weight.shape[0]
+            block.adapter = op = ParallelBottleneck(dim, self.bi_dim, self.bi_scale, self.bi_dropout, bias=False)
+            for linear in (op.down, op.up):
+                self.quantise(linear, LowBitLinear, self.bi_bits)
+            self.start(op.up.weight)
+            # as in AdaptFormer: the adapter reads the residual stream itself and is never dropped with the MLP
+            block.norm2.register_forward_pre_hook(op.read)
+            block.drop_path2.register_forward_hook(op.hook)
+
+    def add_updates(self, backbone: Backbone) -> None:
+        layers = {name: layer for name, layer in linear_layers(backbone).items() if ends(name, "qkv")}
+        if not layers or any(reads_bare_weight(backbone, name) for name in layers):
+            raise ValueError(
+                f"bi_form=lora: {type(backbone).__name__} has no fused qkv layers, or its attention reads their bare "
+                "weights, where an update would never be seen; try bi_form=adaptformer"
+            )
+        for name, linear in layers.items():
+            check_free(linear, "lora")
+            dim = linear.out_features // 3
+            if self.bi_dim > min(dim, linear.in_features):
+                raise ValueError(f"bi_dim={self.bi_dim} is more than {name} can have: expected 1 to {dim}")
+            rows = ((0, dim), (2 * dim, 3 * dim))
+            update: Any = LowRank(linear, self.bi_dim, self.bi_scale, rows, self.bi_dropout)
+            self.quantise(update, LowBitLowRank, self.bi_bits)
+            self.start(update.B)
+            become(linear, LoRALinear)
+            assert isinstance(linear, LoRALinear)
+            linear.lora = update
+
+    def quantise(self, layer: Any, cls: type[LowBit], bits: int) -> None:
+        if bits < 32:
+            become(layer, cls)
+            layer.bits, layer.codebook = bits, self.bi_codebook
+
+    def start(self, up: Tensor) -> None:
+        """The initial values of the projection back: small, as zeros would have no scale to snap to."""
+        if self.bi_bits < 32:
+            nn.init.trunc_normal_(up, std=1e-3, a=-2e-3, b=2e-3)
+
+    def fold(self, backbone: Backbone) -> None:
+        fold_low_rank(backbone)
+        for head in [module for module in backbone.modules() if isinstance(module, LowBitLinear)]:
+            head.weight.copy_(head.matrices()[0])
+            if head.bias is not None:
+                bias = head.bias
+                del head.bias
+                head.bias = nn.Parameter(bias)
+            for name in ("bits", "codebook", "made"):
+                vars(head).pop(name, None)
+            become(head, nn.Linear)
+        super().fold(backbone)
+
+    # the packed file
+
+    def stored(self) -> dict[str, Tensor]:
+        """The adapter's latents and the classifier by their names in a packed file, in its order."""
+        found: dict[str, Tensor] = {}
+        for name, module in self.backbone.named_modules():
+            if self.bi_form == "adaptformer" and isinstance(module, ParallelBottleneck) and ends(name, "adapter"):
+                found |= {f"{name}.down": module.down.weight, f"{name}.up": module.up.weight}
+            elif self.bi_form == "lora" and isinstance(module, LowRank) and ends(name, "qkv.lora"):
+                attention = name.removesuffix("qkv.lora")
+                for row, down, up in zip("qv", module.A.chunk(2), module.B.chunk(2), strict=True):
+                    found |= {f"{attention}lora_{row}.down": down, f"{attention}lora_{row}.up": up}
+        for name in self.head_names:
+            parameters = self.backbone.get_submodule(name).named_parameters()
+            found |= {f"{name}.{kind}": parameter for kind, parameter in parameters}
+        return found
+
+    def records(self, bits: int | None = None, head: bool | None = None) -> list[low_bit.Record]:
+        """What a packed file holds of this model, or of one that is the same but for its bits and 1-bit classifier."""
+        bits, head = self.bi_bits if bits is None else bits, self.bi_head if head is None else head
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.stored().items()}
+        heads = {f"{name}.{kind}" for name in self.head_names for kind in ("weight", "bias")}
+        found = [low_bit.Record(n, s, bits) for n, s in shapes.items() if n not in heads]
+        if head:
+            return found + [low_bit.Record(n, s, 1) for n, s in shapes.items() if n in heads and n.endswith("weight")]
+        return found + [low_bit.Record(n, s, 32) for n, s in shapes.items() if n in heads]
+
+    def storage_bytes(self) -> int:
+        records = self.records()
+        return super().storage_bytes() - sum(4 * record.size - record.nbytes for record in records)

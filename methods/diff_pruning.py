@@ -1,0 +1,124 @@
+"""Diff pruning: a difference to the pretrained weights that is learned to be sparse."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.base import PEFTMethod
+from methods.gps import top
+from methods.inject import Backbone, fold_rewritten, rewrite
+
+SURE = 1e4  # an alpha whose gate is open or shut whatever is drawn, and has no gradient
+
+
+class Diff(nn.Module):
+    """``W0 + z * w`` with hard concrete gates z: ``clamp(stretch(sigmoid(logit u + alpha)), 0, 1)``, u uniform.
+
+    Args:
+        parameter: The pretrained W0.
+        alpha: Initial alpha.
+        stretch: The sigmoid is stretched to (-stretch, stretch).
+    """
+
+    def __init__(self, parameter: Tensor, alpha: float, stretch: float) -> None:
+        super().__init__()
+        self.difference = nn.Parameter(torch.zeros_like(parameter, dtype=torch.float32))
+        self.alpha = nn.Parameter(torch.full((parameter.numel(),), float(alpha)))
+        self.stretch = stretch
+
+    def forward(self, parameter: Tensor) -> Tensor:
+        return parameter + (self.gates().view_as(parameter) * self.difference).to(parameter.dtype)
+
+    def gates(self) -> Tensor:
+        """Gates z (n,), without the noise in evaluation."""
+        noise = torch.zeros_like(self.alpha)
+        if self.training:
+            u = torch.empty_like(self.alpha).uniform_(1e-6, 1 - 1e-6)
+            noise = u.log() - (1 - u).log()
+        return ((2 * torch.sigmoid(self.alpha + noise) - 1) * self.stretch).clamp(0, 1)
+
+    @torch.no_grad()
+    def prune(self, count: int) -> None:
+        """Open the gates of the largest |alpha| for good and shut the others."""
+        kept = top(self.alpha.abs(), count)
+        self.alpha.fill_(-SURE).index_fill_(0, kept, SURE)
+
+
+class DiffPruning(PEFTMethod):
+    """Diff pruning (Guo et al., ACL 2021, arXiv:2012.07463).
+
+    Two numbers train for each parameter of the backbone, and stay in the checkpoint; the merged model differs from the
+    pretrained one in a share of them.
+
+    Args:
+        diff_fraction: Share of every tensor that differs in the end; the largest |alpha| are kept, as by Fu et al.
+        diff_burn_in: Share of the training after which the others are pruned.
+        diff_l0_weight: Weight of the expected number of differences.
+        diff_alpha_init: Initial alpha of the gates.
+        diff_alpha_lr: Peak learning rate of alpha; the differences have ``lr``.
+        diff_stretch: The gates' sigmoid is stretched to (-stretch, stretch): 1.5, or 3 in the code of Fu et al.
+    """
+
+    scales_over_widths = False
+
+    def __init__(
+        self,
+        diff_fraction: float = 0.005,
+        diff_burn_in: float = 0.5,
+        diff_l0_weight: float = 1.25e-7,
+        diff_alpha_init: float = 5.0,
+        diff_alpha_lr: float = 0.1,
+        diff_stretch: float = 1.5,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for name, share in {"fraction": diff_fraction, "burn_in": diff_burn_in}.items():
+            if not 0 < share < 1:
+                raise ValueError(f"diff_{name}={share}: expected a share above 0 and below 1")
+        if diff_stretch <= 1:
+            raise ValueError(f"diff_stretch={diff_stretch}: expected more than 1, or no gate could open fully")
+        if diff_l0_weight < 0 or diff_alpha_lr <= 0:
+            raise ValueError(f"{diff_l0_weight=}, {diff_alpha_lr=}: expected 0 or more, and a positive learning rate")
+        self.diff_fraction, self.diff_burn_in, self.diff_l0_weight = diff_fraction, diff_burn_in, diff_l0_weight
+        self.diff_alpha_init, self.diff_alpha_lr, self.diff_stretch = diff_alpha_init, diff_alpha_lr, diff_stretch
+        self.pruning: int | None = None  # optimizer steps before it
+
+    def adapt(self, backbone: Backbone) -> None:
+        super().adapt(backbone)
+        heads = tuple(f"{name}." for name in self.head_names)
+        for name, parameter in list(backbone.named_parameters()):
+            if not name.startswith(heads):
+                path, _, kind = name.rpartition(".")
+                op = Diff(parameter, self.diff_alpha_init, self.diff_stretch)
+                rewrite(backbone.get_submodule(path), kind, f"{kind}_diff", op)
+
+    def diffs(self) -> list[Diff]:
+        return [module for module in self.backbone.modules() if isinstance(module, Diff)]
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        alphas = [diff.alpha for diff in self.diffs()]
+        own = {id(alpha) for alpha in alphas}
+        groups = super().param_groups()
+        groups = [{**group, "params": [p for p in group["params"] if id(p) not in own]} for group in groups]
+        groups.append({"params": alphas, "weight_decay": 0.0, "lr": self.diff_alpha_lr})
+        return [group for group in groups if group["params"]]
+
+    def extra_loss(self) -> Tensor:
+        """Weight times the expected number of open gates: ``sum sigmoid(alpha)`` where they are stretched evenly."""
+        return self.diff_l0_weight * torch.stack([diff.alpha.sigmoid().sum() for diff in self.diffs()]).sum()
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.pruning = int(self.diff_burn_in * self.trainer.estimated_stepping_batches)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        if self.global_step == self.pruning:
+            for diff in self.diffs():
+                if diff.alpha.abs().max() < SURE / 2:  # not in a run that has pruned and is trained longer
+                    diff.prune(int(self.diff_fraction * diff.alpha.numel()))
+
+    def fold(self, backbone: Backbone) -> None:
+        fold_rewritten(backbone)
+        super().fold(backbone)

@@ -1,0 +1,226 @@
+"""DyT: in every block an adapter for all tokens, and a dispatcher that lets unimportant tokens skip the MLP."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from lightning import Callback
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+from callbacks.kept_tokens import KeptTokens
+from datamodules.base import PADDING
+from methods.adapter import transformer_blocks
+from methods.base import PEFTMethod
+from methods.inject import Backbone, attach, check_free
+from methods.token_dispatch import Adapter, AttentionDispatch, Dispatch, LayerDispatch, MixedAdapter
+
+
+class DyT(PEFTMethod):
+    """Dynamic Tuning (Zhao et al., NeurIPS 2024, arXiv:2403.11808).
+
+    Args:
+        dyt_dim: Width d of the adapters; 8 for VTAB-1k, 64 on larger sets.
+        dyt_scale: Factor s of the adapters' output, bias included; 1 for VTAB-1k, 0.1 on larger sets.
+        dyt_dropout: Probability of dropping a hidden unit of an adapter.
+        dyt_rate: Share r of patch tokens that the loss asks to be kept, over all blocks; the paper takes 0.5 where the
+            MLP or the attention is dispatched and 0.7 where both are.
+        dyt_place: What unimportant tokens skip. ``attention_mlp`` has two dispatchers and two adapters in every block,
+            ``layer`` one for both.
+        dyt_rate_weight: Weight alpha of the squared distance between kept share and r.
+        dyt_temperature: Temperature tau of the relaxed decisions while training.
+        dyt_teacher: What a second pass, in which no token skips, adds to the loss: its own loss and the divergence of
+            the first pass from it (``kl``), its own loss only (``complete``), or nothing (``none``: no second pass).
+        dyt_experts: Adapters per block, mixed for each image by a router; 1 for a plain adapter.
+        dyt_router: Whether the weights of the experts are a ``softmax`` of the router or its ``linear`` output.
+        dyt_attention_mask: Whether skipping tokens are no ``keys`` for the others while training, as in inference, or
+            full attention runs and only its output is masked (``output_only``, Eq. 5 of the paper).
+        dyt_skip: In evaluation skipping tokens are left out of the computation (``gather``), or computed and masked
+            (``dense``); ``auto`` gathers except under torch.compile. Training is always dense.
+        dyt_drop_last: Whether evaluation leaves patch tokens out of the last dispatched MLP and its adapter where the
+            backbone pools the class token; the logits are the same, the patch tokens of ``forward_features`` are not.
+        dyt_sync_rate: Whether the kept share in the loss is that of all processes rather than of each.
+    """
+
+    mergeable = False
+    dynamic = True
+
+    def __init__(
+        self,
+        dyt_dim: int = 8,
+        dyt_scale: float = 1.0,
+        dyt_dropout: float = 0.1,
+        dyt_rate: float = 0.5,
+        dyt_place: Literal["mlp", "attention", "attention_mlp", "layer"] = "mlp",
+        dyt_rate_weight: float = 2.0,
+        dyt_temperature: float = 5.0,
+        dyt_teacher: Literal["kl", "complete", "none"] = "kl",
+        dyt_experts: int = 1,
+        dyt_router: Literal["softmax", "linear"] = "softmax",
+        dyt_attention_mask: Literal["keys", "output_only"] = "keys",
+        dyt_skip: Literal["auto", "dense", "gather"] = "auto",
+        dyt_drop_last: bool = True,
+        dyt_sync_rate: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if dyt_dim < 1:
+            raise ValueError(f"dyt_dim={dyt_dim}: expected an adapter of at least 1 channel")
+        if dyt_experts < 1:
+            raise ValueError(f"dyt_experts={dyt_experts}: expected at least 1 adapter per block")
+        if not 0 < dyt_rate <= 1:
+            raise ValueError(f"dyt_rate={dyt_rate}: expected a share above 0 and at most 1, such as 0.5")
+        if not 0 <= dyt_dropout < 1:
+            raise ValueError(f"dyt_dropout={dyt_dropout}: expected a probability of at least 0 and below 1")
+        if dyt_temperature <= 0:
+            raise ValueError(f"dyt_temperature={dyt_temperature}: expected a positive temperature, 5 in the paper")
+        if dyt_rate_weight <= 0:
+            raise ValueError(f"dyt_rate_weight={dyt_rate_weight}: expected a positive weight; at 0 no token would skip")
+        self.dyt_dim, self.dyt_scale, self.dyt_dropout = dyt_dim, dyt_scale, dyt_dropout
+        self.dyt_rate, self.dyt_place, self.dyt_rate_weight = dyt_rate, dyt_place, dyt_rate_weight
+        self.dyt_temperature, self.dyt_teacher = dyt_temperature, dyt_teacher
+        self.dyt_experts, self.dyt_router, self.dyt_attention_mask = dyt_experts, dyt_router, dyt_attention_mask
+        self.dyt_skip, self.dyt_drop_last, self.dyt_sync_rate = dyt_skip, dyt_drop_last, dyt_sync_rate
+        self.terms: dict[str, Tensor] = {}  # of the last training loss
+        self.blocks(self.backbone)  # a backbone that cannot be dispatched is refused before any image is read
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [*super().configure_callbacks(), KeptTokens()]
+
+    def blocks(self, backbone: Backbone) -> list[Any]:
+        """The blocks of a backbone that is one sequence of tokens."""
+        if not hasattr(backbone, "num_prefix_tokens"):
+            raise ValueError(
+                f"DyT drops tokens from one sequence, and {type(backbone).__name__} has windows or no tokens: use a ViT"
+            )
+        blocks = transformer_blocks(backbone)
+        if self.dyt_place != "mlp" and not all(isinstance(block, Block) for block in blocks):
+            raise ValueError(
+                f"dyt_place={self.dyt_place!r}: the attention of {type(backbone).__name__} rotates tokens by their "
+                "place in the full sequence; expected dyt_place=mlp"
+            )
+        return blocks
+
+    def adapt(self, backbone: Backbone) -> None:
+        super().adapt(backbone)
+        blocks = self.blocks(backbone)
+        for block in blocks:
+            if self.dyt_place in ("attention", "attention_mlp"):
+                attention = self.new(AttentionDispatch, backbone)
+                self.add(block, "dyt_attention", attention)
+                block.norm1.register_forward_pre_hook(attention.enter)
+                block.attn.register_forward_pre_hook(attention.keys, with_kwargs=True)
+                block.drop_path1.register_forward_hook(attention.hook)
+            if self.dyt_place in ("mlp", "attention_mlp"):
+                mlp = self.new(Dispatch, backbone)
+                self.add(block, "dyt_mlp", mlp)
+                block.norm2.register_forward_pre_hook(mlp.enter)
+                block.drop_path2.register_forward_hook(mlp.hook)
+                # only the class token is read behind the last block, so what happens to patches there is never seen
+                pools_class_token = getattr(backbone, "global_pool", "") == "token" and backbone.num_prefix_tokens > 0
+                mlp.prefix_only = self.dyt_drop_last and block is blocks[-1] and pools_class_token
+            if self.dyt_place == "layer":
+                layer = self.new(LayerDispatch, backbone)
+                block.register_forward_pre_hook(layer.enter)
+                block.attn.register_forward_pre_hook(layer.keys, with_kwargs=True)
+                attach(block, "dyt_layer", layer)
+        self.kept: Any = nn.ModuleList(MeanMetric() for _ in [*self.dispatches, "all"])
+
+    def new(self, kind: type[Dispatch], backbone: Backbone) -> Any:
+        sizes = (backbone.embed_dim, self.dyt_dim, self.dyt_scale, self.dyt_dropout)
+        adapter = Adapter(*sizes) if self.dyt_experts == 1 else MixedAdapter(self.dyt_experts, self.dyt_router, *sizes)
+        op = kind(backbone.embed_dim, adapter, self.dyt_temperature, backbone.num_prefix_tokens, self.dyt_skip)
+        op.mask_keys = self.dyt_attention_mask == "keys"
+        return op
+
+    @staticmethod
+    def add(block: Any, name: str, op: Dispatch) -> None:
+        check_free(block, name)
+        block.add_module(name, op)
+
+    @property
+    def dispatches(self) -> dict[str, Dispatch]:
+        """The dispatchers with their adapters by name, in the order in which they run."""
+        return {name: m for name, m in self.backbone.named_modules() if isinstance(m, Dispatch)}
+
+    def forward(self, x: Tensor, complete: bool = False) -> Tensor:
+        """Outputs of the task for images x (B, 3, H, W); ``complete`` lets no token skip."""
+        ops = self.dispatches.values()
+        for op in ops:
+            op.complete = complete
+        try:
+            return super().forward(x)
+        finally:
+            for op in ops:
+                op.complete = False
+
+    @contextmanager
+    def masks(self) -> Iterator[list[Tensor]]:
+        """Collect the masks (B, N) of the patch tokens, one for each dispatcher that runs inside the context."""
+        ops, found = self.dispatches.values(), list[Tensor]()
+        for op in ops:
+            op.record = found
+        try:
+            yield found
+        finally:
+            for op in ops:
+                op.record = None
+
+    # training
+
+    def loss(self, batch: Any) -> Tensor:
+        """The task's loss and, while training, the terms of the teacher and of the rate."""
+        if not (self.training and self.adapted):
+            return super().loss(batch)
+        inputs, targets = self.prepare(batch)
+        with self.masks() as masks:
+            outputs = self(inputs)
+        kept = torch.cat([mask.flatten() for mask in masks]).mean()
+        if self.dyt_sync_rate and self.trainer.world_size > 1:
+            kept = self.all_gather(kept, sync_grads=True).mean()  # type: ignore[union-attr]
+        terms = {
+            "task_loss": self.criterion(outputs, targets),
+            "rate_loss": self.dyt_rate_weight * (kept - self.dyt_rate) ** 2,
+        }
+        if self.dyt_teacher != "none":
+            teacher = self(inputs, complete=True)
+            terms["complete_loss"] = self.criterion(teacher, targets)
+            if self.dyt_teacher == "kl":
+                log_p, log_q = teacher.detach().float().log_softmax(-1), outputs.float().log_softmax(-1)
+                terms["distill_loss"] = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+        self.terms = {name: term.detach() for name, term in terms.items()} | {"kept": kept.detach()}
+        return torch.stack(list(terms.values())).sum()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.log_dict({f"train/{name}": value for name, value in self.terms.items()})
+        return loss
+
+    # evaluation
+
+    def validation_step(self, batch: Any, *indices: int) -> Any:
+        with self.masks() as masks:
+            output = super().validation_step(batch, *indices)
+        self.log_kept("val", batch, masks)
+        return output
+
+    def test_step(self, batch: Any, *indices: int) -> Any:
+        with self.masks() as masks:
+            output = super().test_step(batch, *indices)
+        self.log_kept("test", batch, masks)
+        return output
+
+    def log_kept(self, split: str, batch: Any, masks: list[Tensor]) -> None:
+        """Log the share of patch tokens that ran, in each dispatched branch and in all, over the real images.
+
+        Where ``dyt_drop_last`` applies that is 0 in the last block.
+        """
+        real = (batch[1] != PADDING).view(len(batch[1]), -1).any(1)
+        kept = torch.stack(masks)[:, real].float().mean(-1)  # (dispatchers, images)
+        names = [name.removeprefix("blocks.") for name in self.dispatches]
+        for name, values, metric in zip([*names, "all"], [*kept, kept], self.kept, strict=True):
+            metric.update(values)
+            self.log(f"{split}/kept/{name}", metric, on_step=False, on_epoch=True)

@@ -1,0 +1,292 @@
+"""E2VPT: prompts in the sequence and in the keys and values, pruned and trained once more."""
+
+from math import log
+from typing import Any, Literal
+
+import torch
+from timm.layers import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from callbacks.delta_file import check_delta
+from callbacks.scorers import AbsoluteGradients, Scorer, SignedGradients
+from methods.inject import Backbone, become, check_free
+from methods.vpt import VPT, Prompt
+
+TOKEN, SEGMENT = "prompt_masks.token", "prompt_masks.segment"
+SCORERS: dict[str, type[Scorer]] = {
+    "removal": AbsoluteGradients,
+    "paper": AbsoluteGradients,
+    "code": SignedGradients,
+}
+
+
+class Masks(nn.Module):
+    """Factors rho (P,) of the prompts and sigma (P, R) of their segments, the same in every block.
+
+    They are 1 and no part of the computation, unless they train or are scored.
+
+    Args:
+        length: Number P of prompts.
+        segments: Number R of segments.
+        layout: Where the channels of a segment are.
+        train: Whether the factors train.
+    """
+
+    def __init__(self, length: int, segments: int, layout: str, train: bool) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.ones(length), requires_grad=train)
+        self.segment = nn.Parameter(torch.ones(length, segments), requires_grad=train)
+        self.layout = layout
+
+    @property
+    def active(self) -> bool:
+        return self.token.requires_grad or self.segment.requires_grad
+
+    def forward(self, width: int) -> Tensor:
+        """Factors of all channels (P, width)."""
+        return self.token[:, None] * spread(self.segment, width, self.layout)
+
+
+class MaskedPrompt(Prompt):
+    """Prompts with factors on tokens and segments."""
+
+    masks: tuple[Masks]  # in a tuple, as they belong to the backbone
+
+    def rows(self) -> Tensor:
+        masks = self.masks[0]
+        return self.tokens * masks(self.tokens.shape[1]) if masks.active else self.tokens
+
+
+class PrunedPrompt(Prompt):
+    """Kept tokens, of which only kept channels train; the other channels are zero.
+
+    A pruned token is zero and still attended to. All of a block are the same, so that one stands for them: the last of
+    the sequence, whose attention score ``KeyValueAttention`` raises by the logarithm of their number.
+    """
+
+    kept: Tensor
+    channels: Tensor
+
+    def prune(self, kept: Tensor, channels: Tensor, zero: bool) -> None:
+        """Keep ``channels`` (K, c) of the tokens ``kept`` (K,), and one zero token if there is to be one."""
+        self.width, self.length = self.tokens.shape[1], len(kept) + zero
+        # made anew from the selection, which the checkpoint holds already
+        self.register_buffer("kept", kept.to(self.tokens.device), persistent=False)
+        self.register_buffer("channels", channels.to(self.tokens.device), persistent=False)
+        self.tokens = nn.Parameter(self.select(self.tokens.detach()))
+
+    def select(self, tokens: Tensor) -> Tensor:
+        """What is kept (K, c) of tokens (P, d)."""
+        return tokens[self.kept].gather(1, self.channels)
+
+    def rows(self) -> Tensor:
+        return self.tokens.new_zeros(self.length, self.width).scatter(1, self.channels, self.tokens)
+
+
+class KeyValueAttention(Attention):
+    """Self-attention whose keys and values also hold learned ones, ``softmax(q [k; p]^T / sqrt(d)) [v; p]``."""
+
+    kv_prompt: Tensor | None  # (1, heads, Q, d) for both, (2, heads, Q, d) for keys and for values
+    pruned: int  # number of zero prompts that the last token stands for
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        if attn_mask is not None or is_causal:
+            raise ValueError("key-value prompts and an attention mask together: expected attention to all tokens")
+        batch, length, _ = x.shape
+        q, k, v = self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.kv_prompt is not None:  # behind the norm and in no position, so that they are keys as they stand
+            prompts = self.kv_prompt.unsqueeze(1).expand(-1, batch, -1, -1, -1)
+            k = torch.cat([k, prompts[0].to(k.dtype)], dim=2)
+            v = torch.cat([v, prompts[-1].to(v.dtype)], dim=2)
+            q = q.contiguous()  # a view of the projection would keep its keys and values for the backward pass too
+        bias = None
+        if self.pruned:  # t equal keys are one key with log t on its score
+            bias = q.new_zeros(1, 1, 1, k.shape[2])
+            bias[..., length - 1] = log(self.pruned)
+        dropout = self.attn_drop.p if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+        out = self.norm(out.transpose(1, 2).flatten(2))
+        if self.gate is not None:
+            out = out * self.gate(x).sigmoid()
+        return self.proj_drop(self.proj(out))
+
+
+class E2VPT(VPT):
+    """Effective and efficient visual prompt tuning (Han et al., ICCV 2023, arXiv:2307.13770).
+
+    Args:
+        kv_length: Learned keys and values per block, beside the prompts in the sequence.
+        kv_shared: Whether a block's learned keys are its learned values too.
+        prompt_segments: Segments of a prompt, which are scored and pruned as one.
+        prompt_layout: Segment of channel c: ``interleaved`` c mod R (published code), ``contiguous`` pieces (paper).
+        prompt_train_masks: Train the factors on tokens and segments in the first fit, as the published code does.
+        prune_score: Of a segment, the mean gradient of its factor over batches, ``code`` with its sign and else
+            absolute; of a token likewise, or the loss without it minus the loss with it (``removal``). A LayerNorm
+            ignores a token's length, so that the gradients of token factors are close to noise.
+        prune_tokens: Percentage of the prompts that ``prune_rewind`` prunes; at least one stays.
+        prune_segments: Percentage of each prompt's segments that it prunes; at least four stay.
+        prune_mode: Whether pruned prompts are attended to as ``zero`` tokens (published code), or removed.
+    """
+
+    fewest_prompts = 0
+    fewest_segments = 4
+
+    def __init__(
+        self,
+        kv_length: int = 5,
+        kv_shared: bool = True,
+        prompt_segments: int = 16,
+        prompt_layout: Literal["interleaved", "contiguous"] = "interleaved",
+        prompt_train_masks: bool = False,
+        prune_score: Literal["removal", "paper", "code"] = "removal",
+        prune_tokens: int = 50,
+        prune_segments: int = 50,
+        prune_mode: Literal["zero", "remove"] = "zero",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if kv_length < 0:
+            raise ValueError(f"kv_length={kv_length}: expected a number of key-value prompts, or 0 for none")
+        if prompt_segments < 1:
+            raise ValueError(f"prompt_segments={prompt_segments}: expected at least 1 segment")
+        for name, percent in {"prune_tokens": prune_tokens, "prune_segments": prune_segments}.items():
+            if not 0 <= percent < 100:
+                raise ValueError(f"{name}={percent}: expected a percentage from 0 to 99")
+        self.kv_length, self.kv_shared = kv_length, kv_shared
+        self.prompt_segments, self.prompt_layout = prompt_segments, prompt_layout
+        self.prompt_train_masks = prompt_train_masks
+        self.prune_score, self.prune_mode = prune_score, prune_mode
+        self.prune_tokens, self.prune_segments = prune_tokens, prune_segments
+        self.prunable = self.prompt_length > 0
+
+    def build_backbone(self) -> None:
+        super().build_backbone()
+        backbone = self.backbone  # refused here, before any data are read
+        blocks = backbone.blocks if isinstance(backbone, VisionTransformer) else [backbone]
+        odd = next((b for b in blocks if not isinstance(b, Block) or type(b.attn) is not Attention), None)
+        if odd is not None:
+            raise ValueError(
+                f"{type(backbone).__name__} with {type(odd).__name__}: key-value prompts need blocks of plain "
+                "self-attention over all tokens. Use a ViT, or method vpt for a Swin"
+            )
+
+    # training
+
+    def adapt_vit(self, backbone: Backbone) -> None:
+        pruned = 0
+        if self.prompt_length:
+            width = self.prompt_project or backbone.embed_dim
+            if width % self.prompt_segments:
+                raise ValueError(
+                    f"prompt_segments={self.prompt_segments}: expected a divisor of the prompts' width {width}"
+                )
+            if self.selection is not None:
+                self.check_selection(**self.selection)
+            if self.selection is None:
+                check_free(backbone, "prompt_masks")
+                backbone.prompt_masks = Masks(
+                    self.prompt_length, self.prompt_segments, self.prompt_layout, self.prompt_train_masks
+                )
+            elif self.prune_mode == "zero":
+                pruned = self.prompt_length - len(self.selection["tokens"])
+            super().adapt_vit(backbone)
+        heads = backbone.blocks[0].attn.num_heads
+        for block in backbone.blocks if self.kv_length or pruned else ():
+            check_free(block.attn, "kv_prompt")
+            become(block.attn, KeyValueAttention)
+            block.attn.pruned, block.attn.kv_prompt = pruned, None
+            if self.kv_length:
+                prompts = torch.empty(1 if self.kv_shared else 2, heads, self.kv_length, block.attn.head_dim)
+                for part in prompts:
+                    nn.init.kaiming_uniform_(part)  # fan-in Q d, as torch reads three dimensions
+                block.attn.kv_prompt = nn.Parameter(prompts)
+
+    def new_prompt(self, backbone: Backbone, dim: int, project: nn.Module, norm: nn.Module) -> Prompt:
+        prompt: Any = super().new_prompt(backbone, dim, project, norm)
+        if self.selection is None:
+            become(prompt, MaskedPrompt)
+            prompt.masks = (backbone.prompt_masks,)
+            return prompt
+        tokens, segments = (self.selection[name].to(torch.int64) for name in ("tokens", "segments"))
+        mask = torch.zeros(len(tokens), self.prompt_segments, device=tokens.device).scatter(1, segments, 1.0)
+        channels = spread(mask, dim, self.prompt_layout).nonzero()[:, 1].view(len(tokens), -1)
+        become(prompt, PrunedPrompt)
+        prompt.prune(tokens, channels, zero=self.prune_mode == "zero" and len(tokens) < self.prompt_length)
+        return prompt
+
+    def description(self) -> dict[str, Any]:
+        names = ("prompt_length", "prompt_segments", "prompt_layout")
+        return super().description() | {name: getattr(self, name) for name in names}
+
+    # scoring of a fitted model, and the second fit
+
+    @property
+    def score_data(self) -> dict[str, Any]:
+        return {"batch_size": self.trainer.datamodule.batch_size, "shuffle": True}  # type: ignore[attr-defined]
+
+    def score_key(self) -> str:
+        return f"{super().score_key()} {self.prune_score} {self.description()}"
+
+    def build_scorer(self) -> Scorer:
+        if not hasattr(self.backbone, "prompt_masks"):
+            raise ValueError("the prompts of this model are pruned already: score the first fit")
+        removal = self.prune_score == "removal"
+        scorer = SCORERS[self.prune_score](self.backbone, [SEGMENT] if removal else [TOKEN, SEGMENT])
+        if removal:
+            scorer.sums[TOKEN] = self.gains = torch.zeros(self.prompt_length, device=self.device)
+        return scorer
+
+    def score_loss(self, batch: Any) -> Tensor:
+        factors, without = self.backbone.prompt_masks.token, []
+        with torch.no_grad():
+            for index in range(len(factors)) if self.prune_score == "removal" else ():
+                value = factors[index].clone()
+                factors[index] = 0
+                without.append(self.loss(batch))
+                factors[index] = value
+        loss = self.loss(batch)
+        if without:
+            self.gains += torch.stack(without) - loss.detach()
+        return loss
+
+    def select(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        lost = fewer(self.prompt_length, self.prune_tokens, 1)
+        tokens = highest(scores[TOKEN], lost)
+        lost = fewer(self.prompt_segments, self.prune_segments, self.fewest_segments)
+        return {"tokens": tokens, "segments": highest(scores[SEGMENT], lost)[tokens]}
+
+    def check_selection(self, tokens: Tensor, segments: Tensor) -> None:
+        """Refuse numbers of tokens (K,) and their segments (K, S) that this model cannot keep."""
+        if tokens.dim() != 1 or segments.dim() != 2 or len(tokens) != len(segments) or not segments.numel():
+            shapes = f"{tuple(tokens.shape)} and {tuple(segments.shape)}"
+            raise ValueError(f"kept tokens and segments of shapes {shapes}: expected (K,) and (K, S)")
+        for name, kept, size in (("tokens", tokens, self.prompt_length), ("segments", segments, self.prompt_segments)):
+            if kept.min() < 0 or kept.max() >= size or (kept.diff() <= 0).any():
+                raise ValueError(f"kept {name} {kept.tolist()}: expected ascending numbers from 0 to {size - 1}")
+
+    def rewind(self, initial: dict[str, Tensor]) -> None:
+        kept = {name: value for name, value in initial.items() if "prompt_masks" not in name}
+        for name, module in self.named_modules():
+            if isinstance(module, PrunedPrompt):
+                kept[f"{name}.tokens"] = module.select(kept[f"{name}.tokens"].to(module.kept.device))
+        check_delta(self.delta_state_dict(), kept)
+        self.load_state_dict(kept, strict=False)
+
+
+def spread(segments: Tensor, width: int, layout: str) -> Tensor:
+    """Values of segments (P, R) for the channels (P, width) of each."""
+    times = width // segments.shape[1]
+    return segments.repeat(1, times) if layout == "interleaved" else segments.repeat_interleave(times, dim=1)
+
+
+def fewer(size: int, percent: int, least: int) -> int:
+    """How many of ``size`` a percentage prunes while ``least`` stay."""
+    return max(min(size * percent // 100, size - least), 0)
+
+
+def highest(scores: Tensor, lost: int) -> Tensor:
+    """Positions of all but the ``lost`` lowest scores (..., S) in ascending order; of equal ones the first is lost."""
+    return scores.sort(stable=True).indices[..., lost:].sort().values

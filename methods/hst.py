@@ -1,0 +1,282 @@
+"""HST: a pyramid beside a frozen ViT, fed by its blocks, which alone predicts."""
+
+import math
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from timm.layers import DropPath
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.base import PEFTMethod
+from methods.inject import Backbone
+
+Size = tuple[int, int]
+
+
+class MetaTokens(nn.Module):
+    """Learned tokens that every block sees anew, after the patches; what a block makes of them is its summary.
+
+    Attention does not know the order of tokens, so behind the patches is as good as before the class token.
+
+    Args:
+        depth: Number L of blocks.
+        length: Number M of tokens per block.
+        dim: Width D of a token.
+    """
+
+    def __init__(self, depth: int, length: int, dim: int) -> None:
+        super().__init__()
+        bound = math.sqrt(6 / (length * dim + dim))  # Xavier uniform of one block's tokens (1, M, D)
+        # one tensor of all blocks: a matrix, which weight decay takes hold of as in the released code
+        self.tokens = nn.Parameter(torch.empty(depth, length, dim).uniform_(-bound, bound))
+
+    def insert(self, index: int, block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Forward pre-hook of block ``index``: its tokens in the place of those of the block before."""
+        x, *rest = args
+        tokens = self.tokens[index].to(x.dtype).expand(len(x), -1, -1)
+        return torch.cat([x[:, : -tokens.shape[1]] if index else x, tokens], dim=1), *rest
+
+
+class Shrink(nn.Module):
+    """Convolutions from a map (B, C', H, W) to a smaller one, as normed tokens (B, h w, C)."""
+
+    def __init__(self, dim: int, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Size]:
+        x = self.layers(x)
+        return self.norm(x.flatten(2).mT), (x.shape[2], x.shape[3])
+
+
+class SideBlock(nn.Module):
+    """Takes in one ViT block: globally by cross attention, position by position by addition, then an MLP.
+
+    Args:
+        dim: Width C of the stage.
+        heads: Attention heads.
+        drop_path: Probability of dropping a branch for an image.
+    """
+
+    def __init__(self, dim: int, heads: int, drop_path: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
+        self.q, self.k, self.v, self.proj = (nn.Linear(dim, dim) for _ in range(4))
+        self.fc1, self.fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, t: Tensor, meta: Tensor, grid: Tensor) -> Tensor:
+        """New tokens (B, n, C), given the block's meta tokens (B, M, C) and its patches on the same grid (B, n, C)."""
+        context = torch.cat([meta, grid.mean(1, keepdim=True)], dim=1)
+        t = t + self.drop_path(self.attend(self.norm1(t), context))
+        t = t + grid
+        return t + self.drop_path(self.fc2(F.gelu(self.fc1(self.norm2(t)))))
+
+    def attend(self, t: Tensor, context: Tensor) -> Tensor:
+        """Cross attention of tokens (B, n, C) to few others (B, M + 1, C): linear in n."""
+        projected = self.q(t), self.k(context), self.v(context)
+        q, k, v = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in projected)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Stage(nn.Module):
+    """One resolution of the pyramid: a side block for each of its ViT blocks.
+
+    Args:
+        shrink: What makes the stage's tokens of the map before.
+        dim: Width C of the stage.
+        heads: Attention heads.
+        width: Width D of the ViT.
+        meta_tokens: Number M of meta tokens.
+        drop_paths: Drop path rates of the ViT blocks, which are also those of the side blocks.
+    """
+
+    def __init__(
+        self, shrink: Shrink, dim: int, heads: int, width: int, meta_tokens: int, drop_paths: list[float]
+    ) -> None:
+        super().__init__()
+        self.shrink = shrink
+        # one projection for all blocks of the stage, patches and meta tokens alike
+        self.bridge = nn.Linear(width, dim) if drop_paths else nn.Identity()
+        self.meta_norms = nn.ModuleList(nn.LayerNorm(dim) if meta_tokens else nn.Identity() for _ in drop_paths)
+        self.blocks = nn.ModuleList(SideBlock(dim, heads, rate) for rate in drop_paths)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+
+    def forward(self, x: Tensor, outputs: Iterator[Tensor], grid: Size) -> Tensor:
+        """Map (B, C, h, w) of the map before and the next outputs (B, gh gw + M, D) of ViT blocks."""
+        t, size = self.shrink(x)
+        patches = grid[0] * grid[1]
+        for block, meta_norm, output in zip(self.blocks, self.meta_norms, outputs, strict=False):  # later ones wait
+            # projected before it is resized: equal, because the weights of a bilinear mean add up to 1, and smaller
+            bridged = self.bridge(output)
+            fine = bridged[:, :patches].mT.unflatten(2, grid)
+            fine = F.interpolate(fine, size, mode="bilinear").flatten(2).mT
+            t = block(t, meta_norm(bridged[:, patches:]), fine)
+        return self.norm(t).mT.unflatten(2, size)
+
+
+class SideNetwork(nn.Module):
+    """Four stages of strides 4, 8, 16 and 32, in turn.
+
+    Args:
+        channels: Channels of an image.
+        dims: Width of each stage.
+        heads: Attention heads of each stage.
+        width: Width D of the ViT.
+        meta_tokens: Number M of meta tokens per ViT block.
+        drop_paths: Drop path rates of the ViT blocks of each stage.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        dims: list[int],
+        heads: list[int],
+        width: int,
+        meta_tokens: int,
+        drop_paths: list[list[float]],
+    ) -> None:
+        super().__init__()
+        stem = (
+            nn.Conv2d(channels, dims[0], 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(dims[0]),
+            nn.ReLU(),
+            nn.Conv2d(dims[0], dims[0], 2, stride=2),
+        )
+        downs = (Shrink(dim, nn.Conv2d(last, dim, 3, stride=2, padding=1)) for last, dim in pairwise(dims))
+        shrinks = [Shrink(dims[0], *stem), *downs]
+        self.stages = nn.ModuleList(
+            Stage(shrink, dim, count, width, meta_tokens, rates)
+            for shrink, dim, count, rates in zip(shrinks, dims, heads, drop_paths, strict=True)
+        )
+        self.apply(init_weights)
+
+    def forward(self, x: Tensor, outputs: Iterable[Tensor], grid: Size) -> list[Tensor]:
+        """Maps (B, C_s, H / stride, W / stride) of images (B, 3, H, W) and the outputs of all ViT blocks."""
+        maps, waiting = [], iter(outputs)
+        for stage in self.stages:
+            x = stage(x, waiting, grid)
+            maps.append(x)
+        return maps
+
+
+def init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    elif isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, std=math.sqrt(2 / (module.kernel_size[0] ** 2 * module.out_channels)))
+    if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+class HST(PEFTMethod):
+    """Hierarchical side-tuning (Lin et al., 2023, arXiv:2310.05393).
+
+    Args:
+        hst_dims: Widths of the four stages; the paper's dense tasks take 64, 128, 256, 384.
+        hst_heads: Attention heads of each stage.
+        hst_ends: Index of the last ViT block of each stage; by default the blocks are dealt out evenly.
+        meta_tokens: Meta tokens of every ViT block, 0 for none.
+        tune_norm: Whether the norms of the ViT blocks train; without them and meta tokens nothing in the backbone does.
+    """
+
+    mergeable = False
+
+    def __init__(
+        self,
+        hst_dims: list[int] = [32, 48, 64, 72],  # noqa: B006
+        hst_heads: list[int] = [2, 4, 8, 12],  # noqa: B006
+        hst_ends: list[int] | None = None,
+        meta_tokens: int = 1,
+        tune_norm: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if len(hst_dims) != 4 or min(hst_dims) < 1:
+            raise ValueError(f"hst_dims={hst_dims}: expected four widths, of strides 4, 8, 16 and 32")
+        if len(hst_heads) != 4 or min(hst_heads) < 1 or any(d % h for d, h in zip(hst_dims, hst_heads, strict=True)):
+            raise ValueError(f"hst_heads={hst_heads}: expected four numbers that divide hst_dims={hst_dims}")
+        if meta_tokens < 0:
+            raise ValueError(f"meta_tokens={meta_tokens}: expected a number of tokens, or 0 for none")
+        self.hst_dims, self.hst_heads, self.hst_ends = list(hst_dims), list(hst_heads), hst_ends
+        self.meta_tokens, self.tune_norm = meta_tokens, tune_norm
+
+    def adapt(self, backbone: Backbone) -> None:
+        super().adapt(backbone)
+        if not isinstance(backbone, VisionTransformer):
+            raise ValueError(f"HST needs a plain ViT, and {type(backbone).__name__} is none: use a ViT or DeiT")
+        if len(self.head_names) > 1 or not isinstance(backbone.patch_drop, nn.Identity):
+            raise ValueError(
+                "HST needs a ViT with one classifier and all of its patches: leave distillation and patch_drop_rate out"
+            )
+        depth, width = len(backbone.blocks), backbone.embed_dim
+        starts = [-1, *self.ends(depth)]
+        rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in backbone.blocks]
+        shares = [rates[first + 1 : last + 1] for first, last in pairwise(starts)]
+        channels = backbone.patch_embed.proj.in_channels
+        self.side = SideNetwork(channels, self.hst_dims, self.hst_heads, width, self.meta_tokens, shares)
+        if self.meta_tokens:
+            self.meta = MetaTokens(depth, self.meta_tokens, width)
+            for index, block in enumerate(backbone.blocks):
+                block.register_forward_pre_hook(partial(self.meta.insert, index))
+        if self.head_names:  # a dense task has its own head
+            self.resize_head(self.hst_dims[-1])
+            self.head_norm = nn.BatchNorm1d(self.hst_dims[-1], eps=1e-6, affine=False)
+
+    def ends(self, depth: int) -> list[int]:
+        """Index of the last block of each stage."""
+        # the released ViT-L keeps the ends of ViT-B, so that half of its blocks are never used
+        ends = self.hst_ends or [round((stage + 1) * depth / 4) - 1 for stage in range(4)]
+        if len(ends) != 4 or ends != sorted(ends) or ends[0] < -1 or ends[-1] != depth - 1:
+            raise ValueError(f"hst_ends={ends}: expected four ascending block indices, the last one {depth - 1}")
+        return ends
+
+    def trainable_names(self) -> Iterable[str]:
+        names = [name for name, _ in self.backbone.named_parameters()] if self.tune_norm else []
+        return [*super().trainable_names(), *(n for n in names if n.startswith("blocks.") and is_block_norm(n))]
+
+    def frozen_layers(self) -> str:
+        if self.meta_tokens or self.tune_norm:
+            raise ValueError(
+                f"with meta_tokens={self.meta_tokens} and tune_norm={self.tune_norm} HST trains in the backbone: pass "
+                "--model.meta_tokens 0 --model.tune_norm false"
+            )
+        return "image and every block"
+
+    def frozen_features(self, x: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.backbone.forward_intermediates(x, output_fmt="NLC", intermediates_only=True)
+        return x, *(output.contiguous() for output in outputs)  # as a product of matrices would do; equal from a cache
+
+    def forward_frozen(self, features: tuple[Tensor, ...]) -> Tensor:
+        return self.forward_head(self.pyramid(*features)[-1].flatten(2).mT)
+
+    def pyramid(self, x: Tensor, *outputs: Tensor) -> list[Tensor]:
+        return self.side(x, outputs, self.backbone.patch_embed.dynamic_feat_size(x.shape[-2:]))
+
+    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
+        return self.pyramid(*self.frozen_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.forward_pyramid(x)[-1].flatten(2).mT
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        if self.training and len(features) < 2:
+            raise ValueError("batch_size=1: HST norms its features over the batch, expected at least 2 images a device")
+        return self.backbone.head(self.head_norm(features.mean(1)))
+
+    def on_validation_start(self) -> None:
+        """Average over ranks what their BatchNorms saw; --trainer.sync_batchnorm true makes them see the same."""
+        for name, buffer in self.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.copy_(self.trainer.strategy.reduce(buffer.clone(), reduce_op="mean"))
+
+
+def is_block_norm(name: str) -> bool:
+    return name.split(".")[2] in ("norm1", "norm2")

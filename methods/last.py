@@ -1,0 +1,166 @@
+"""LAST: low-rank attention beside a frozen ViT, fed by the token maps between its blocks."""
+
+import warnings
+from typing import Any, Literal, Self
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.base import PEFTMethod
+from methods.inject import Backbone, Op, attach
+
+
+class Tap(Op):
+    """Keeps what a module of the backbone has said until it is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Tensor | None = None
+
+    def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        self.seen = output
+        return output
+
+    def read(self) -> Tensor:
+        seen, self.seen = self.seen, None
+        assert seen is not None
+        assert not seen.requires_grad, "a gradient would enter the backbone"
+        return seen
+
+
+class LowRankAttention(nn.Module):
+    """``softmax(Q K^T / sqrt(r)) V A_up`` of normed tokens, all of rank r; the residual is added outside.
+
+    Args:
+        dim: Width D of a token.
+        rank: Width r of queries, keys and values.
+        heads: Attention heads, which share the rank.
+        bias: Whether the four projections have biases.
+        dropout: Probability of dropping a value before the up projection.
+    """
+
+    def __init__(self, dim: int, rank: int, heads: int, bias: bool, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.q, self.k, self.v = (nn.Linear(dim, rank, bias=bias) for _ in range(3))  # kaiming_uniform(a=sqrt(5))
+        self.up = nn.Linear(rank, dim, bias=bias)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Update (B, n, D) of tokens (B, n, D)."""
+        x = self.norm(x)
+        q, k, v = (f(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.up(self.dropout(x))
+
+
+class LAST(PEFTMethod):
+    """Low-rank attention side-tuning (Tang et al., 2024, arXiv:2402.04009).
+
+    The paper's code is not public: where its text leaves something open, this is our reading.
+
+    Args:
+        last_gap: Number g of ViT blocks between two maps that the side network reads; it divides the depth.
+        last_depth: Attention modules T for each of these maps.
+        last_rank: Width r of queries, keys and values.
+        last_heads: Attention heads, which share the rank.
+        last_bias: Whether the projections have biases.
+        last_dropout: Probability of dropping a value before the up projection.
+        last_up_init: Up projections start at ``zeros``, so that step 0 is the linear probe's, or ``xavier`` uniform.
+    """
+
+    mergeable = False
+
+    def __init__(
+        self,
+        last_gap: int = 1,
+        last_depth: int = 1,
+        last_rank: int = 16,
+        last_heads: int = 1,
+        last_bias: bool = False,
+        last_dropout: float = 0.0,
+        last_up_init: Literal["zeros", "xavier"] = "zeros",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for name, value in {"last_gap": last_gap, "last_depth": last_depth, "last_rank": last_rank}.items():
+            if value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1")
+        if last_heads < 1 or last_rank % last_heads:
+            raise ValueError(f"last_heads={last_heads}: expected a number that divides last_rank={last_rank}")
+        if not 0 <= last_dropout < 1:
+            raise ValueError(f"last_dropout={last_dropout}: expected a probability below 1")
+        self.last_gap, self.last_depth, self.last_up_init = last_gap, last_depth, last_up_init
+        self.attention: dict[str, Any] = {
+            "rank": last_rank,
+            "heads": last_heads,
+            "bias": last_bias,
+            "dropout": last_dropout,
+        }
+
+    def adapt(self, backbone: Backbone) -> None:
+        super().adapt(backbone)
+        if not isinstance(backbone, VisionTransformer):
+            raise ValueError(f"LAST needs a plain ViT, and {type(backbone).__name__} is none: use a ViT or DeiT")
+        depth, gap = len(backbone.blocks), self.last_gap
+        if depth % gap:
+            divisors = ", ".join(str(d) for d in range(1, depth + 1) if depth % d == 0)
+            raise ValueError(f"last_gap={gap} does not divide the {depth} blocks here; use one of {divisors}")
+        self.sources = ["norm_pre", *(f"blocks.{i}" for i in range(gap - 1, depth, gap))]  # of z_0 ... z_m
+        for name in self.sources:
+            attach(backbone.get_submodule(name), "last", Tap())
+        self.side = nn.ModuleList(
+            nn.ModuleList(LowRankAttention(backbone.embed_dim, **self.attention) for _ in range(self.last_depth))
+            for _ in self.sources[1:]
+        )
+        for name, parameter in self.side.named_parameters():
+            if name.endswith("up.weight") and self.last_up_init == "xavier":
+                nn.init.xavier_uniform_(parameter)
+            elif ".up." in name:
+                nn.init.zeros_(parameter)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of the side network; the backbone never drops anything."""
+        super().train(mode)
+        if self.adapted:
+            self.backbone.eval()
+        return self
+
+    def on_fit_start(self) -> None:
+        warnings.filterwarnings("ignore", ".*in eval mode at the start of training")  # here that is the point
+
+    def token_maps(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``z_0`` ... ``z_m``, (B, n, D) each, without a graph."""
+        with torch.no_grad():
+            self.backbone.forward_features(x)
+        return tuple(self.backbone.get_submodule(name).last.read() for name in self.sources)
+
+    def side_tokens(self, maps: tuple[Tensor, ...]) -> Tensor:
+        """``y = u_m - (z_0 + ... + z_{m-1})`` with ``u_0 = z_0`` and ``u_i = F_i(u_{i-1} + z_i)``, (B, n, D).
+
+        Carried as ``d_i = u_i - (z_0 + ... + z_i)`` in fp32: ``u`` grows with every map, ``d`` holds what was learned.
+        """
+        total = maps[0].float()
+        d = torch.zeros_like(total)
+        for z, modules in zip(maps[1:], self.side, strict=True):
+            total = total + z
+            for module in modules:  # type: ignore[attr-defined]
+                d = d + module(total + d)
+        return (maps[-1] + d).to(maps[-1].dtype)
+
+    def frozen_layers(self) -> str:
+        return f"input and every {self.last_gap} blocks"
+
+    def frozen_features(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.token_maps(x)
+
+    def forward_frozen(self, features: tuple[Tensor, ...]) -> Tensor:
+        return self.forward_head(self.backbone.norm(self.side_tokens(features)))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        if not self.adapted:
+            return super().forward_features(x)
+        return self.backbone.norm(self.side_tokens(self.token_maps(x)))

@@ -1,0 +1,68 @@
+"""Mixout: full fine-tuning in which weights fall back to their pretrained values at random."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.base import PEFTMethod
+from methods.inject import Backbone, fold_rewritten, rewrite
+
+
+class Mix(nn.Module):
+    """``W0 + dropout(W - W0)``, which is ``((1 - B) W + B W0 - q W0) / (1 - q)`` with B of probability q.
+
+    Args:
+        weight: The pretrained W0.
+        probability: The probability q.
+    """
+
+    def __init__(self, weight: Tensor, probability: float) -> None:
+        super().__init__()
+        self.delta = nn.Parameter(torch.zeros_like(weight, dtype=torch.float32))
+        self.probability = probability
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + F.dropout(self.delta, self.probability, self.training).to(weight.dtype)
+
+
+class Mixout(PEFTMethod):
+    """Mixout (Lee et al., ICLR 2020, arXiv:1909.11299).
+
+    Everything trains; weights of linear and convolutional layers are mixed, as in the authors' layers. What trains of
+    those is the difference to the pretrained weight, so that weight decay pulls towards that and not towards zero.
+
+    Args:
+        mixout_probability: Probability q with which an entry has its pretrained value in a forward pass of training.
+    """
+
+    def __init__(self, mixout_probability: float = 0.9, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 0 <= mixout_probability < 1:
+            raise ValueError(
+                f"mixout_probability={mixout_probability}: expected a probability of at least 0 and below 1; at 1 "
+                "nothing would train"
+            )
+        self.mixout_probability = mixout_probability
+
+    def mixed(self) -> list[str]:
+        """Names of the mixed weights."""
+        heads = tuple(f"{name}." for name in self.head_names)
+        layers = {f"{n}.weight" for n, m in self.backbone.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+        return [n for n, _ in self.backbone.named_parameters() if n in layers and not n.startswith(heads)]
+
+    def adapt(self, backbone: Backbone) -> None:
+        super().adapt(backbone)
+        for name in self.mixed():
+            module = backbone.get_submodule(name.removesuffix(".weight"))
+            rewrite(module, "weight", "mixout", Mix(module.weight, self.mixout_probability))
+
+    def trainable_names(self) -> Iterable[str]:
+        mixed = self.mixed()
+        return [n for n, _ in self.backbone.named_parameters() if n not in mixed and not n.endswith(".mixout.delta")]
+
+    def fold(self, backbone: Backbone) -> None:
+        fold_rewritten(backbone)
+        super().fold(backbone)

@@ -1,0 +1,174 @@
+"""SaRA: the pretrained weights that are closest to zero train."""
+
+import os
+from math import exp
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from callbacks.scorers import Magnitudes
+from methods.base import PEFTMethod
+from methods.inject import Backbone
+from methods.sparse import TrainsEntries
+
+SMALLEST_SIDE = 64  # matrices with a shorter side, or so few chosen entries, have no penalty, as in the released code
+FEWEST_ENTRIES = 100
+
+
+class SaRA(TrainsEntries, PEFTMethod):
+    """Training the smallest weights, sparse and of low rank (Hu et al., ICLR 2025, arXiv:2409.06633).
+
+    Args:
+        sara_fraction: Share of the eligible weights that train, those with the smallest |w|; a threshold overrides it.
+        sara_threshold: Weights with |w| below it train; the paper takes 2e-4 to 2e-3 for Stable Diffusion.
+        sara_scope: Eligible are the ``matrices`` of linear and convolutional layers, or ``all`` parameters but the
+            classifier's, as in the released code.
+        sara_rank_weight: Weight of the nuclear norm of the trained entries of one matrix, drawn anew for every step.
+        sara_rank_convs: Whether kernels of convolutions, flattened to matrices, are drawn too.
+        sara_progressive: Share of the training after which entries that have grown over the threshold stop; null for
+            never.
+        sara_reset_moments: Whether the optimizer forgets its moments of the entries at that step.
+        sara_lr_rule: Whether entries train with lr * exp(-350 threshold), the paper's rule at ``lr`` 1e-3.
+    """
+
+    scorer = Magnitudes
+
+    def __init__(
+        self,
+        sara_fraction: float = 0.01,
+        sara_threshold: float | None = None,
+        sara_scope: Literal["matrices", "all"] = "matrices",
+        sara_rank_weight: float = 5e-4,
+        sara_rank_convs: bool = False,
+        sara_progressive: float | None = 0.5,
+        sara_reset_moments: bool = False,
+        sara_lr_rule: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not 0 < sara_fraction < 1:
+            raise ValueError(f"sara_fraction={sara_fraction}: expected a share above 0 and below 1")
+        if sara_threshold is not None and sara_threshold <= 0:
+            raise ValueError(f"sara_threshold={sara_threshold}: expected a positive number; no |w| is below it")
+        if sara_rank_weight < 0:
+            raise ValueError(f"sara_rank_weight={sara_rank_weight}: expected 0 or a positive number")
+        if sara_progressive is not None and not 0 < sara_progressive < 1:
+            raise ValueError(f"sara_progressive={sara_progressive}: expected a share above 0 and below 1, or null")
+        self.sara_fraction, self.sara_threshold, self.sara_scope = sara_fraction, sara_threshold, sara_scope
+        self.sara_rank_weight, self.sara_rank_convs = sara_rank_weight, sara_rank_convs
+        self.sara_progressive, self.sara_reset_moments = sara_progressive, sara_reset_moments
+        self.sara_lr_rule = sara_lr_rule
+        self.reselection: int | None = None  # optimizer steps before it
+        self.settled = False  # whether some entries have stopped
+        self.kept: list[tuple[Any, Tensor]] = []  # values before a step
+
+    # choice
+
+    def score_targets(self) -> list[str]:
+        if self.sara_scope == "all":
+            return super().score_targets()
+        layers = {f"{n}.weight" for n, m in self.backbone.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+        return [name for name in super().score_targets() if name in layers]
+
+    def select(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All entries with |w| below the threshold, which stands in the selection too.
+
+        Raises:
+            ValueError: If that is nothing or everything.
+        """
+        everything, threshold = torch.cat([score.flatten() for score in scores.values()]), self.sara_threshold
+        if threshold is None:  # equals of the first entry that is too many are left out
+            threshold = float(everything.kthvalue(int(self.sara_fraction * len(everything)) + 1).values)
+        chosen = {n: (s.flatten() < threshold).nonzero().flatten().to(torch.int32) for n, s in scores.items()}
+        count = sum(map(len, chosen.values()))
+        if count in (0, len(everything)):
+            given = f"sara_fraction={self.sara_fraction}" if self.sara_threshold is None else f"sara_{threshold=}"
+            raise ValueError(
+                f"{given} selects {count} of {len(everything)} weights: their |w| lie between "
+                f"{float(everything.min()):.3g} and {float(everything.max()):.3g}; expected some of them and not all"
+            )
+        return chosen | {"threshold": torch.tensor(threshold, dtype=torch.float64)}
+
+    @property
+    def threshold(self) -> float:
+        """The threshold that the selection was made with."""
+        assert self.selection is not None
+        return float(self.selection["threshold"])
+
+    def chosen(self) -> dict[str, Tensor]:
+        return {name: indices for name, indices in super().chosen().items() if name != "threshold"}
+
+    # training
+
+    def adapt(self, backbone: Backbone) -> None:
+        super().adapt(backbone)
+        for entries in self.entries():
+            entries.register_buffer("active", torch.ones(len(entries.values), dtype=torch.bool))
+
+    def load_start(self, start: dict[str, Any]) -> None:
+        super().load_start(start)
+        for entries in self.entries():
+            entries.active.fill_(True)
+
+    @property
+    def entries_lr(self) -> float:
+        return super().entries_lr * (exp(-350 * self.threshold) if self.sara_lr_rule else 1.0)
+
+    def extra_loss(self) -> Tensor | None:
+        """The nuclear norm penalty of one matrix, the same on every rank: a decomposition of each would cost more."""
+        paths = [path for path in self.matrices() if self.sara_rank_weight > 0]
+        if not paths:
+            return super().extra_loss()
+        entropy = (int(os.environ.get("PL_GLOBAL_SEED", 0)), self.global_step)
+        layer: Any = self.backbone.get_submodule(paths[np.random.default_rng(entropy).integers(len(paths))])
+        if len(layer.weight_entries.values) <= FEWEST_ENTRIES:
+            return super().extra_loss()
+        return self.sara_rank_weight * self.nuclear_norm(layer.weight_entries, layer._parameters["weight"])
+
+    def matrices(self) -> list[str]:
+        """Layers whose entries the penalty keeps at a low rank."""
+        kinds = (nn.Linear, nn.Conv2d) if self.sara_rank_convs else (nn.Linear,)
+        layers: dict[str, Any] = {name: m for name, m in self.backbone.named_modules() if isinstance(m, kinds)}
+        weights = {name: m._parameters["weight"] for name, m in layers.items() if "weight_entries" in m._modules}
+        return [name for name, weight in weights.items() if min(weight.flatten(1).shape) > SMALLEST_SIDE]
+
+    @staticmethod
+    def nuclear_norm(entries: Any, weight: Tensor) -> Tensor:
+        """``||P * M||_*``: the sum of singular values of the matrix that holds the active entries and zeros."""
+        matrix = entries.values.new_zeros(weight.numel())
+        matrix = matrix.index_copy(0, entries.indices.long(), entries.values * entries.active)
+        return torch.linalg.svdvals(matrix.view(len(weight), -1)).sum()
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.sara_progressive is not None:
+            self.reselection = int(self.sara_progressive * self.trainer.estimated_stepping_batches)
+        self.settled = any(not entries.active.all() for entries in self.entries())
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Choose again, once, if it is time: of what trains, the entries that are still small go on."""
+        super().on_train_batch_start(batch, batch_idx)
+        if self.global_step == self.reselection and not self.settled:
+            for entries in self.entries():
+                entries.active.copy_(entries.values.detach().abs() < self.threshold)
+                if self.sara_reset_moments:
+                    self.trainer.optimizers[0].state.pop(entries.values, None)
+            self.settled = True
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Drop the gradients of entries that have stopped, before they count in the norm for clipping."""
+        super().on_before_optimizer_step(optimizer)
+        for entries in self.entries() if self.settled else []:
+            self.kept.append((entries, entries.values.detach().clone()))
+            if entries.values.grad is not None:
+                entries.values.grad.mul_(entries.active)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step; neither moments nor weight decay move an entry that has stopped."""
+        super().optimizer_step(*args, **kwargs)
+        with torch.no_grad():
+            for entries, before in self.kept:
+                entries.values.copy_(entries.values.where(entries.active, before))
+        self.kept.clear()

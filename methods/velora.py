@@ -1,0 +1,316 @@
+"""VeLoRA: trained layers keep one number for every few channels of what their gradient needs."""
+
+import difflib
+from contextlib import nullcontext
+from math import gcd
+from typing import Any
+
+import torch
+import torch.distributed
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from callbacks.score_before_fit import unchanged
+from methods.base import BATCH_NORM, PEFTMethod
+from methods.inject import Backbone, become, check_free, holders
+from methods.lora import ends, linear_layers
+from methods.low_rank import LoRALinear
+from methods.qlora import QLoRALinear
+from methods.ssf import SSFLinear
+from methods.sub_tokens import (
+    CompressedAddedLowRank,
+    CompressedFoldedLowRank,
+    CompressedLinear,
+    CompressedScaleShift,
+    Direction,
+    Init,
+    unit,
+)
+
+
+def compresses(layer: Any) -> bool:
+    """Whether a layer trains now; in an evaluation it computes as it did without VeLoRA."""
+    return layer.training and (torch.is_grad_enabled() or layer.velora.due)
+
+
+class VeLoRALinear(nn.Linear):
+    """A trained linear layer that keeps z of its input."""
+
+    velora: Direction
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not compresses(self):
+            return super().forward(input)
+        return CompressedLinear.apply(input, self.weight, self.bias, self.velora(input), self.velora.s)
+
+
+class VeLoRALoRALinear(LoRALinear):
+    """A linear layer whose low-rank update keeps z of what its A sees."""
+
+    velora: Direction
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not compresses(self):
+            return super().forward(input)
+        if self.lora.drops:
+            return self.unfolded(input)
+        lora, velora = self.lora, self.velora
+        options = (velora(input), velora.s, lora.rows, lora.scale)
+        return CompressedFoldedLowRank.apply(input, self.weight, self.bias, *lora.factors(), *options)
+
+    def unfolded(self, input: Tensor) -> Tensor:
+        """The same with the update added to the frozen product, as under dropout."""
+        lora, velora, y = self.lora, self.velora, self.product(input, self.bias)
+        seen, (A, B) = lora.seen(input), lora.factors()
+        options = (velora(seen), velora.s, lora.rows, lora.scale)
+        return CompressedAddedLowRank.apply(y, seen, A, B, lora.mask(y, len(A)), *options)
+
+
+class VeLoRAQLoRALinear(VeLoRALoRALinear, QLoRALinear):
+    """The same over a weight in four bits."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.unfolded(input) if compresses(self) else super().forward(input)
+
+
+class VeLoRASSFLinear(SSFLinear):
+    """A linear layer whose scale and shift keep z of the frozen product, in place of the layer's output."""
+
+    velora: Direction
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not compresses(self):
+            return super().forward(input)
+        x = F.linear(input, self.weight, self.bias)
+        return CompressedScaleShift.apply(x, self.ssf.scale, self.ssf.shift, self.velora(x), self.velora.s)
+
+
+def by_default(name: str, layer: Any) -> bool:
+    """Whether a layer is compressed where the user says nothing: what attention and GELU keep anyway is left out."""
+    if isinstance(layer, SSFLinear):  # their inputs are the outputs behind qkv and fc1
+        return layer.out_features <= layer.in_features
+    if isinstance(layer, LoRALinear):
+        return not ends(name, "attn.proj")
+    return layer.out_features < layer.in_features
+
+
+COMPRESSED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: VeLoRALinear,
+    LoRALinear: VeLoRALoRALinear,
+    QLoRALinear: VeLoRAQLoRALinear,
+    SSFLinear: VeLoRASSFLinear,
+}
+PLAIN = {compressed: plain for plain, compressed in COMPRESSED.items()}
+
+
+def trains(layer: Any) -> bool:
+    """Whether a layer is of a kind that can be compressed, and keeps something for a gradient."""
+    return type(layer) in COMPRESSED and (type(layer) is not nn.Linear or layer.weight.requires_grad)
+
+
+class VeLoRA(PEFTMethod):
+    """Rank-1 sub-token projections of saved activations (Miles et al., NeurIPS 2024, arXiv:2405.17991).
+
+    Stacks on a method and lowers the memory that its training takes: ``lora+velora``, ``ssf+velora``, ``full+velora``.
+    Outputs stay the same, some gradients become approximate.
+
+    Args:
+        velora_targets: Layers by the end of their name, such as ``fc2`` or ``down``; by default the updates of LoRA
+            (but at ``attn.proj``, whose input attention keeps), trained linear layers with fewer outputs than inputs,
+            and scale-shifts behind proj and fc2.
+        velora_size: Channels M of a sub-token, of which one number is kept; by default the paper's 16 for updates and
+            adapters and 32 for layers of the backbone, or their largest common divisor with the width.
+        velora_sizes: Sizes that differ from ``velora_size``, by the end of the layer's name.
+        velora_scale: Factor s of the approximate gradients.
+        velora_init: Where v points: to the mean of the first training batch and never again elsewhere, to each
+            batch's own mean, to a running average of means, anywhere, or along the first singular vector.
+        velora_decay: Weight of the old v in a running average.
+        velora_pad: Whether zeros may fill the last sub-token of a token where the size does not divide the width.
+    """
+
+    alone = False
+
+    def __init__(
+        self,
+        velora_targets: list[str] | None = None,
+        velora_size: int | None = None,
+        velora_sizes: dict[str, int] | None = None,
+        velora_scale: float = 1.0,
+        velora_init: Init = "batch_average_once",
+        velora_decay: float = 0.9,
+        velora_pad: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        sizes = {"velora_size": velora_size} | {f"velora_sizes[{n!r}]": m for n, m in (velora_sizes or {}).items()}
+        for name, size in sizes.items():
+            if size is not None and size < 1:
+                raise ValueError(f"{name}={size}: expected at least 1 channel")
+        if velora_targets is not None and not velora_targets:
+            raise ValueError("velora_targets is empty: expected names such as fc2, or leave it out")
+        if velora_scale <= 0:
+            raise ValueError(f"velora_scale={velora_scale}: expected a positive factor; at 0 nothing would train")
+        if not 0 <= velora_decay < 1:
+            raise ValueError(f"velora_decay={velora_decay}: expected a weight of at least 0 and below 1")
+        self.velora_targets, self.velora_size, self.velora_sizes = velora_targets, velora_size, dict(velora_sizes or {})
+        self.velora_pad = velora_pad
+        self.velora_options = velora_scale, velora_init, velora_decay
+        self.velora_moves = velora_init in ("batch_average", "running_average")
+        self.velora_drawn = False
+
+    def decorate(self, backbone: Backbone) -> None:
+        super().decorate(backbone)
+        targets = self.find_compressible(backbone)
+        unknown = [end for end in self.velora_sizes if not any(ends(name, end) for name in targets)]
+        if unknown:
+            raise ValueError(f"velora_sizes names {', '.join(unknown)}, which no compressed layer's name ends with")
+        for name, layer in targets.items():
+            check_free(layer, "velora")
+            layer.velora = Direction(self.size(name, layer), *self.velora_options)
+            become(layer, COMPRESSED[type(layer)])
+
+    def find_compressible(self, backbone: Backbone) -> dict[str, Any]:
+        """The layers that are to be compressed.
+
+        Raises:
+            ValueError: If there are none, or a target is unknown or frozen.
+        """
+        every = linear_layers(backbone, tuple(self.head_names))
+        trained = {name: layer for name, layer in every.items() if trains(layer)}
+        if not trained:
+            raise ValueError(
+                f"{self.method_name()}: VeLoRA saves memory of linear layers and scale-shifts that train, and here are "
+                "none that it knows; a frozen layer keeps no input. Stack it on a method that has some: lora+velora"
+            )
+        if self.velora_targets is None:
+            return {name: layer for name, layer in trained.items() if by_default(name, layer)} or trained
+        found: dict[str, Any] = {}
+        for target in self.velora_targets:
+            hits = [name for name in every if ends(name, target)]
+            if not hits:
+                known = sorted({name.rpartition(".")[2] for name in every})
+                near = difflib.get_close_matches(target, known, n=5, cutoff=0.4) or known[:5]
+                raise ValueError(
+                    f"velora_targets: no linear layer's name ends with {target!r}; near: {', '.join(near)}"
+                )
+            if not any(name in trained for name in hits):
+                known = sorted({name.rpartition(".")[2] for name in trained})
+                raise ValueError(
+                    f"velora_targets: {target} does not train as a linear layer or scale-shift here, so VeLoRA saves "
+                    f"nothing there (a frozen layer keeps no input); what trains: {', '.join(known)}"
+                )
+            found |= {name: trained[name] for name in hits if name in trained}
+        return found
+
+    def size(self, name: str, layer: Any) -> int:
+        """Channels M of a layer's sub-tokens."""
+        width = layer.out_features if isinstance(layer, SSFLinear) else layer.in_features
+        size = next((m for end, m in self.velora_sizes.items() if ends(name, end)), self.velora_size)
+        if size is None:
+            assert self.plain_keys is not None
+            adapter = isinstance(layer, LoRALinear) or f"{name}.weight" not in self.plain_keys
+            return gcd(width, 16 if adapter else 32)
+        if size > width:
+            raise ValueError(f"velora_size={size} is more than the {width} channels of {name}")
+        if width % size and not self.velora_pad:
+            fits = [m for m in range(1, width + 1) if width % m == 0]
+            near = sorted(sorted(fits, key=lambda m: abs(m - size))[:4])
+            raise ValueError(
+                f"velora_size={size} does not divide the {width} channels of {name}: expected one such as "
+                f"{', '.join(map(str, near))}, or velora_pad=true"
+            )
+        return size
+
+    def undecorate(self, backbone: Backbone) -> None:
+        for layer in holders(backbone, "velora"):
+            become(layer, PLAIN[type(layer)])
+            del layer.velora
+        super().undecorate(backbone)
+
+    # where v points
+
+    def directions(self) -> dict[str, Direction]:
+        return {n.removesuffix(".velora"): m for n, m in self.backbone.named_modules() if isinstance(m, Direction)}
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.velora_drawn = False
+        idle = self.idle()
+        if idle:
+            shown = ", ".join(idle[:4]) + (f" and {len(idle) - 4} more" if len(idle) > 4 else "")
+            rank_zero_warn(
+                f"velora: nothing is saved at {shown}: another operation keeps the same tensor, or the layer is never "
+                "called. Compress all that keep a tensor or none; choose by velora_targets"
+            )
+
+    def idle(self) -> list[str]:
+        """Compressed layers whose tensor autograd keeps all the same; found with one image."""
+        kept: set[int] = set()
+        seen: dict[nn.Module, Tensor] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept.add(tensor.untyped_storage().data_ptr())
+            return tensor.detach()
+
+        directions = self.directions()
+        dues = [direction.due for direction in directions.values()]
+        hooks = [d.register_forward_pre_hook(lambda d, args: seen.update({d: args[0]})) for d in directions.values()]
+        with unchanged(self), torch.enable_grad():
+            self.eval()
+            for layer in holders(self.backbone, "velora"):
+                layer.training = True
+            for direction in directions.values():
+                direction.due = False
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                output: Any = self(self.example_input())  # type: ignore[operator]
+        del output
+        for direction, due, hook in zip(directions.values(), dues, hooks, strict=True):
+            direction.due = due
+            hook.remove()
+        return [n for n, d in directions.items() if d not in seen or seen[d].untyped_storage().data_ptr() in kept]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        if self.velora_drawn and not self.velora_moves:
+            return
+        self.velora_drawn = True
+        for direction in self.directions().values():
+            direction.due |= self.velora_moves
+        if not self.velora_moves:
+            self.calibrate(batch)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        if self.velora_moves:  # ranks went their own way for one batch
+            directions = self.directions().values()
+            for direction, total in zip(directions, over_ranks([d.v for d in directions]), strict=True):
+                direction.v.copy_(unit(total))
+
+    def calibrate(self, batch: Any) -> None:
+        """Draw every v that is not there yet, from this batch on all ranks; nothing else changes."""
+        directions = [direction for direction in self.directions().values() if direction.due]
+        if not directions:  # resumed, or random
+            return
+        moving = [m for m in self.modules() if isinstance(m, (BATCH_NORM, Direction))]
+        before = [(buffer, buffer.clone()) for module in moving for buffer in module.buffers()]
+        with unchanged(self), torch.no_grad():
+            self.train()
+            with self.trainer.precision_plugin.forward_context() if self._trainer else nullcontext():
+                self.loss(batch)
+            for buffer, value in before:
+                buffer.copy_(value)
+        for direction in directions:
+            if direction.due:  # never called: any v will do
+                direction.observe(torch.zeros_like(direction.v))
+        for direction, total in zip(directions, over_ranks([d.sums for d in directions]), strict=True):
+            direction.point(total)
+
+
+def over_ranks(tensors: list[Any]) -> list[Tensor]:
+    """Sums over all ranks, made at once."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(flat)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]

@@ -1,0 +1,43 @@
+"""What autograd keeps for the backward pass, against the least that the shapes allow."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from callbacks.saved_bytes import SavedBytes
+from tests.conftest import composed
+
+BATCH, TOKENS, WIDTH, DEPTH = 2, 197, 192, 12  # of ViT-Ti/16
+BLOCK = 10  # values of width C a token and block: inputs of two norms and of the GELU (4), q, k, v, attention's output
+
+# values beyond those: inputs of the layers that learn from them, which gradients alone would not need
+MINIMUM: dict[str, tuple[dict[str, Any], float]] = {
+    "bitfit": ({}, BLOCK),
+    "ln_tuning": ({}, BLOCK),
+    "ssf": ({}, BLOCK + 2),  # outputs of proj and fc2; the others' are kept anyway
+    "lora": ({}, BLOCK + 1),  # input of qkv
+    "dora": ({}, BLOCK + 1),
+    "qlora": ({}, BLOCK + 1),
+    "adapter": ({"adapter_dim": 64}, BLOCK + 2 * 64 / WIDTH),  # before and after its GELU
+    "adaptformer": ({"adaptformer_dim": 64}, BLOCK + 64 / WIDTH),
+    "vpt": ({}, BLOCK * (TOKENS + 10) / TOKENS),
+    "e2vpt": ({}, BLOCK * (TOKENS + 10) / TOKENS + 2 * 5 / TOKENS),  # keys and values of 5 more
+    "fact": ({}, BLOCK + 6),  # inputs of qkv, fc1 and fc2 (4)
+    "repadapter": ({}, BLOCK + 2 + 2 * 8 / WIDTH),  # its two inputs, and what stands between its layers
+    "convpass": ({}, BLOCK + 2 + 2 * 3 * 8 / WIDTH),  # and before and after each non-linearity
+    "full": ({}, BLOCK + 6),
+    "ssf+velora": ({}, BLOCK + 2 / 32),
+    "full+velora": ({}, BLOCK + 2 + 4 / 32),  # without the input of fc2
+}
+
+
+@pytest.mark.parametrize("method", MINIMUM)
+def test_at_most_a_tenth_more_than_the_shapes_ask_for(method: str) -> None:
+    options, least = MINIMUM[method]
+    model: Any = composed(method)(backbone="vit_tiny_patch16_224", pretrained=False, num_classes=10, **options)
+    model.configure_model()
+    model.train()
+    with SavedBytes(model) as saved:
+        model.loss((torch.randn(BATCH, 3, 224, 224), torch.zeros(BATCH, dtype=torch.long)))
+    assert saved.bytes <= 1.1 * least * BATCH * TOKENS * WIDTH * DEPTH * 4

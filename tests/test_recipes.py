@@ -1,0 +1,223 @@
+"""Every recipe parses for every task, holds the numbers of its source, and yields to what the user writes."""
+
+import contextlib
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import datamodules
+from commands.lightning import RECIPES, expand, read_recipe
+from lightning_modules import compose
+from lightning_modules.classification import Classification
+from methods import METHODS
+from tests.conftest import BACKBONE, TINY
+from tests.test_configs import leaves, printed
+from train import main
+
+NAMES = sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
+every_recipe = pytest.mark.parametrize("name", NAMES)
+BENCHMARKS = {"vtab": "VTAB", "fgvc": "FGVC", "few_shot": "FewShot", "imagenet": "ImageNet"}
+
+
+def resolved(capsys: pytest.CaptureFixture[str], name: str, *more: str) -> dict[str, Any]:
+    """What ``fit --recipe`` comes to, with the options of classes named as on the command line."""
+    config = leaves(printed(["fit", "--recipe", name, "--data.root", "DIR", *more], capsys))
+    return {key.replace(".init_args.", "."): value for key, value in config.items()}
+
+
+def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit):
+        main(args)
+    return capsys.readouterr().err
+
+
+def flags(name: str, task: str) -> dict[str, str]:
+    """What the recipe puts into the command line."""
+    args = expand(["fit", "--recipe", name, *([f"--data.task={task}"] if task else [])])
+    return dict(arg[2:].split("=", 1) for arg in args if "=" in arg)
+
+
+def text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+@every_recipe
+def test_every_value_is_one_of_its_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """All in one command line: the parser checks every occurrence of a flag, and the last one counts."""
+    recipe = read_recipe(name)
+    found = [pair for flags in recipe.get("tasks", {}).values() for pair in flags.items()]
+    found += [(key, value) for key, values in recipe.get("grid", {}).items() for value in values]
+    every = [f"--{key}={text(value)}" for key, value in dict.fromkeys(found)]
+    task = [f"--data.task={task}" for task in recipe.get("tasks", {})]
+    last = [f"--{key}={text(value)}" for key, value in recipe["all"].items()]
+    config = resolved(capsys, name, *task, *every, *last)
+    expected = leaves(recipe["all"])
+    assert {key: config[key] for key in expected} == expected
+    assert config["data.class_path"] == f"datamodules.{recipe['data']}"
+
+
+@every_recipe
+def test_every_task_gets_its_flags(name: str) -> None:
+    recipe = read_recipe(name)
+    for task, own in recipe.get("tasks", {"": {}}).items():
+        expected = recipe["all"] | own | ({"data.task": task} if task else {})
+        assert flags(name, task) == {key: text(value) for key, value in expected.items()}
+
+
+@every_recipe
+def test_method_and_data_accept_every_value(name: str, tmp_path: Path) -> None:
+    """What constructors check and a parser does not: ranges, and what goes together."""
+    recipe = read_recipe(name)
+    tiny = {"model.backbone": BACKBONE, "model.pretrained": False, "model.backbone_args": TINY, "data.root": tmp_path}
+    model = compose(*(METHODS[method] for method in recipe["method"].split("+")), task=Classification)
+    data = getattr(datamodules, recipe["data"])
+    searched = [{key: value} for key, values in recipe.get("grid", {}).items() for value in values]
+    for own in [*recipe.get("tasks", {}).values(), *searched, {}]:
+        options = recipe["all"] | own | tiny
+        for group, cls in {"model.": model, "data.": data}.items():
+            cls(**{key.removeprefix(group): value for key, value in options.items() if key.startswith(group)})
+
+
+@every_recipe
+def test_its_place_and_header(name: str) -> None:
+    benchmark, method = name.split("/")
+    recipe, header = read_recipe(name), (RECIPES / f"{name}.yaml").read_text().splitlines()
+    assert method.startswith(recipe["method"].replace("+", "_"))
+    assert recipe["data"] in (BENCHMARKS.get(benchmark), "ImageDataset")
+    command = shlex.split(header[0].removeprefix("# python train.py "))
+    assert command[:3] == ["fit", "--recipe", name]
+    assert ("--data.root" in command) != ("data.root" in recipe["all"])
+    assert expand(command)[0] == "fit"
+    assert header[1].startswith("# "), "where the numbers are from"
+    assert all(len(set(values)) == len(values) > 1 for values in recipe.get("grid", {}).values())
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "tasks" in read_recipe(name)])
+def test_the_tasks_are_those_of_the_benchmark(name: str) -> None:
+    recipe = read_recipe(name)
+    assert list(recipe["tasks"]) == list(getattr(datamodules, recipe["data"]).tasks)
+    options = [set(recipe["all"]) | set(flags) for flags in recipe["tasks"].values()]
+    for needed in ("model.lr", "model.weight_decay", "data.batch_size"):
+        assert all(needed in keys for keys in options), needed
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "values"),
+    [
+        ("vtab/ssf", "caltech101", {"model.lr": 1e-3, "model.weight_decay": 0.05, "model.drop_path": 0.1}),
+        ("vtab/ssf", "clevr_dist", {"model.lr": 0.05, "model.weight_decay": 0.05, "model.drop_path": 0.1}),
+        ("vtab/ssf", "smallnorb_azi", {"model.lr": 0.02, "model.weight_decay": 5e-5, "data.batch_size": 64}),
+        ("fgvc/ssf", "dogs", {"model.lr": 2.5e-4, "model.drop_path": 0.0, "model.ema_decay": 0.9998}),
+        ("fgvc/ssf", "flowers", {"model.lr": 0.01, "model.drop_path": 0.1, "model.ema_decay": 0.999}),
+        ("vtab/gps", "sun397", {"model.lr": 2.5e-3, "data.batch_size": 16, "model.drop_path": 0.0, "model.gps_k": 1}),
+        ("vtab/gps", "patch_camelyon", {"model.lr": 4e-3, "data.batch_size": 32, "model.gps_k": 2}),
+        ("vtab/gps", "smallnorb_ele", {"model.lr": 3e-4, "data.batch_size": 32, "model.drop_path": 0.2}),
+        ("fgvc/gps", "nabirds", {"model.lr": 1e-4, "model.drop_path": 0.1, "model.gps_k": 20}),
+        ("fgvc/gps", "dogs", {"model.lr": 1e-4, "data.batch_size": 64, "model.gps_k": 1, "model.ema_decay": 0.9998}),
+        ("vtab/sct", "cifar", {"model.lr": 0.013, "model.weight_decay": 1.0, "model.label_smoothing": 0.1}),
+        ("vtab/sct", "oxford_iiit_pet", {"model.lr": 7e-4, "model.weight_decay": 0.8}),
+        ("vtab/sct", "dmlab", {"model.label_smoothing": 0, "data.augmentation": "flip_randaug"}),
+        ("vtab/sct", "smallnorb_ele", {"model.lr": 1.1e-3, "model.weight_decay": 5e-4, "model.label_smoothing": 0}),
+        ("vtab/fact_tt", "clevr_dist", {"model.fact_form": "tt", "model.fact_rank": 4, "model.fact_scale": 10.0}),
+        ("vtab/fact_tt", "resisc45", {"model.fact_rank": 8, "model.fact_scale": 0.1}),
+        ("vtab/fact_tk", "cifar", {"model.fact_form": "tk", "model.fact_rank": 32, "model.fact_scale": 0.1}),
+        ("vtab/fact_tk", "sun397", {"model.fact_rank": 16, "model.fact_scale": 1.0}),
+    ],
+)
+def test_numbers_of_the_source(name: str, task: str, values: dict[str, Any]) -> None:
+    found = flags(name, task)
+    assert {key: found.get(key) for key in values} == {key: text(value) for key, value in values.items()}
+
+
+@pytest.mark.parametrize(("form", "parameters"), [("tt", 39_734), ("tk", 68_985)])
+def test_the_ranks_of_fact_average_to_the_known_count(form: str, parameters: int) -> None:
+    ranks = [flags["model.fact_rank"] for flags in read_recipe(f"vtab/fact_{form}")["tasks"].values()]
+    cores = [144 * r * r if form == "tt" else 144 * r + r**3 for r in ranks]
+    assert round(sum(2 * 768 * r + core for r, core in zip(ranks, cores, strict=True)) / len(ranks)) == parameters
+
+
+def test_what_the_user_writes_wins(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "decay.yaml").write_text("model: {init_args: {weight_decay: 0.25}}")
+    options = ["--config", str(tmp_path / "decay.yaml"), "--model.lr=0.5", "--data.task", "cifar"]
+    config = resolved(capsys, "vtab/gps", *options)
+    assert (config["model.lr"], config["model.weight_decay"], config["model.gps_k"]) == (0.5, 0.25, 1)
+    assert config["trainer.max_epochs"] == 100
+
+
+def test_other_data_and_a_stacked_method(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--data.task=cifar", "--method=ssf+bitfit"]
+    assert resolved(capsys, "vtab/ssf", *options)["model.class_path"] == "lightning_modules.SSFBitFitClassification"
+    assert resolved(capsys, "vtab/adapter", "--data", "ImageDataset")["data.class_path"] == "datamodules.ImageDataset"
+
+
+def test_the_last_task_counts() -> None:
+    args = expand(["fit", "--recipe", "vtab/gps", "--data.task", "dtd", "--data.task=patch_camelyon"])
+    assert "--model.gps_k=2" in args
+
+
+def test_a_task_by_another_of_its_names() -> None:
+    args = ["fit", "--recipe", "vtab/gps", "--data.task"]
+    assert expand([*args, "pets"])[:-1] == expand([*args, "oxford_iiit_pet"])[:-1]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--recipe", "vtab/gsp"], "unknown recipe 'vtab/gsp'; nearest: vtab/gps"),
+        (["--recipe", "mine.yaml"], "unknown recipe 'mine.yaml'"),
+        (["--recipe", "vtab/gps"], "--recipe vtab/gps needs a --data.task, one of: cifar, caltech101, dtd, oxford"),
+        (["--recipe=vtab/gps", "--data.task=cifer"], "unknown task 'cifer'; nearest: cifar"),
+        (["--recipe=fgvc/gps", "--data.task", "cifar"], "unknown task 'cifar'; nearest: cars"),
+        (["--recipe", "vtab/adapter", "--data", "ImageDataste"], "unknown data 'ImageDataste'; nearest: ImageDataset"),
+        (["--recipe=vtab/gps", "--data.task=cifar", "--method=ssf"], "--method ssf: --recipe vtab/gps is one of gps"),
+    ],
+)
+def test_refused_recipe(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in refused(["fit", *args], capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("method: [gps", "is no YAML: while parsing a flow sequence"),
+        ("", "says no method and data; expected the keys method, data, all, tasks, grid"),
+        ("- method", "says no method and data"),
+        ("{method: gps}", "says no method and data"),
+        ("{method: gps, data: VTAB, al: {}}", "'al'; nearest: all"),
+        ("{method: gps, data: VTAB, all: [1]}", "all is [1]; expected a dict"),
+        ("{method: gps, data: VTAB, tasks: {cifar: 1}}", "tasks.cifar is 1; expected a dict"),
+        ("{method: gpss, data: VTAB}", "unknown method 'gpss'; nearest: gps"),
+        ("{method: gps, data: VTABB}", "unknown data 'VTABB'; nearest: VTAB"),
+        ("{method: gps, data: VTAB, all: {model.lrr: 1}}", "did you mean --model.lr"),
+        ("{method: gps, data: VTAB, all: {model.gps_k: many}}", "many"),
+    ],
+)
+def test_bad_recipe_of_the_user(content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_text(content)
+    args = ["fit", "--recipe", str(tmp_path / "mine.yaml"), "--data.root", "DIR", "--data.task", "cifar"]
+    assert message in refused(args, capsys)
+
+
+def test_recipe_of_the_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = {"method": "gps", "data": "ImageDataset", "all": {"model.lr": "3e-3", "model.backbone_args.depth": 2}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    config = resolved(capsys, str(tmp_path / "mine.yaml"))
+    assert (config["model.lr"], config["model.backbone_args.depth"]) == (3e-3, 2)
+
+
+def test_the_list_names_every_recipe(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    main(["recipes"])
+    out = capsys.readouterr().out
+    assert all(name in out for name in NAMES)
+
+
+@pytest.mark.parametrize("args", [["--help"], ["fit", "--help"]])
+def test_help_shows_the_flag(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        main(args)
+    assert "--recipe" in capsys.readouterr().out

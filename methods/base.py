@@ -10,13 +10,13 @@ from typing import Any, Self
 import torch
 from lightning import Callback, LightningModule
 from lightning.pytorch.cli import instantiate_module
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from callbacks import delta_file as files
 from callbacks.score_before_fit import ScoreBeforeFit
 from callbacks.score_report import Scored
 from callbacks.scorers import Scorer
+from methods.init_from import copy_start, read_start
 from methods.inject import Backbone
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
@@ -164,7 +164,7 @@ class PEFTMethod(LightningModule):
         """Freeze the backbone, adapt it and unfreeze what trains; a no-op when done or while a selection is due."""
         if self.adapted:
             return
-        start = self.read_start()
+        start = read_start(self, self.init_from) if self.init_from is not None else None
         if start is not None:
             self.selection = start["peft"]["selection"]
         if self.scorer is not None and self.selection is None:
@@ -291,62 +291,9 @@ class PEFTMethod(LightningModule):
         """The other run's tensors, brought to the sizes of this one where a method knows how."""
         return tensors
 
-    def read_start(self) -> dict[str, Any] | None:
-        """The checkpoint of ``init_from``.
-
-        Raises:
-            FileNotFoundError: If there is nothing at ``init_from``.
-            ValueError: If the file is damaged, of another method, or of other options of this one.
-        """
-        if self.init_from is None:
-            return None
-        start = files.read_checkpoint(self.init_from, option="init_from")
-        here, there = self.method_name(), start["peft"]["method"]
-        if here != there:
-            raise ValueError(f"init_from={self.init_from!r} was trained with {there}, this run trains {here}")
-        defaults, options, saved = self.method_options(), dict(self.hparams), start["hyper_parameters"]
-        differences = [
-            f"{name}: {saved.get(name, default)!r} there, {options[name]!r} here"
-            for name, default in defaults.items()
-            if name in options and saved.get(name, default) != options[name] and name not in self.free_options()
-        ]
-        if differences:
-            raise ValueError(
-                f"init_from={self.init_from!r} was trained with other options: {'; '.join(sorted(differences))}. "
-                "Give this run the same"
-            )
-        return start
-
     def load_start(self, start: dict[str, Any]) -> None:
-        """Copy what the other run trained; its classifier only with ``init_head``, its optimizer never.
-
-        Raises:
-            ValueError: If it was trained on other weights or other classes, or a tensor does not fit.
-        """
-        heads = () if self.init_head else tuple(f"backbone.{name}." for name in self.head_names)
-        expected = {name: t for name, t in self.delta_state_dict().items() if not name.startswith(heads)}
-        found = {name: t for name, t in start["state_dict"].items() if not name.startswith(heads)}
-        here, there = (", ".join(names or []) for names in (getattr(self, "class_names", []), start.get("class_names")))
-        try:
-            if self.init_other_backbone and start["peft"].get("fingerprint") != self.fingerprint:
-                rank_zero_warn(
-                    f"init_from={self.init_from!r} was trained on other weights, of {start['peft']['backbone']}"
-                )
-                start["peft"]["fingerprint"] = self.fingerprint
-            files.check_backbone(self.description(), start["peft"])
-            if self.init_head and here and there and here != there:
-                raise ValueError(f"init_head: the classes are {there[:200]} there, {here[:200]} here")
-            found = self.resize_start(found)
-            files.check_delta(expected, found)
-        except ValueError as error:
-            raise ValueError(f"init_from={self.init_from!r}: {error}") from error
-        self.load_state_dict(self.state_dict() | found)
-        self.started_from = {"path": str(self.init_from), "sha256": files.fingerprint(found)}
-        trainer = self._trainer
-        if trainer is not None and trainer.world_size > 1:
-            digest = torch.tensor(int(self.started_from["sha256"][:15], 16), device=trainer.strategy.root_device)
-            if trainer.strategy.all_gather(digest).unique().numel() > 1:
-                raise ValueError(f"init_from={self.init_from!r}: the ranks read different files")
+        """Take over the values of the checkpoint of ``init_from``; the optimizer's never."""
+        copy_start(self, start)
 
     @classmethod
     def method_options(cls) -> dict[str, Any]:

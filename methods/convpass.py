@@ -45,27 +45,26 @@ class Bypass(Op):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, u: Tensor) -> Tensor:
-        """The scaled update of u (B, N, C) or (B, H, W, C)."""
+        """The hidden units (B, N, h) of u (B, N, C) or (B, H, W, C)."""
         hidden = quick_gelu(self.down(u)).flatten(1, -2)  # (B, N, h)
         prefix, patches = hidden[:, : self.prefix], hidden[:, self.prefix :]
         patches = self.conv(patches.unflatten(1, self.grid).permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
         # around an image of one pixel lies only padding: the centre tap is all that acts
         prefix = F.linear(prefix, self.conv.weight[:, :, 1, 1], self.conv.bias)
-        hidden = self.dropout(quick_gelu(torch.cat([prefix, patches], dim=1)))
-        # to scale the weight costs less than to scale the update, and a CPU takes a quarter of the time for its
-        # gradient when it lies in memory as (h, C)
-        weight = (self.scale * self.up.weight.t()).contiguous()
-        return F.linear(hidden, weight.t(), self.scale * self.up.bias).view_as(u)
+        return self.dropout(quick_gelu(torch.cat([prefix, patches], dim=1)))
 
     def read(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         self.tokens = output
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         assert self.tokens is not None, "the norm was not called before its branch"
-        update = self(self.tokens)
+        # a unit that is 1 carries the bias: update and sum are one product, and so are the gradients of both
+        hidden = F.pad(self(self.tokens), (0, 1), value=1.0)
         self.tokens = None
         # module is the branch's drop path: the bypass is dropped independently of the branch
-        return output + module.forward(update)
+        hidden = module.forward(hidden)
+        up = torch.cat([self.up.weight.t(), self.up.bias[None]]) * self.scale
+        return torch.addmm(output.flatten(0, -2), hidden.flatten(0, -2), up).view_as(output)
 
 
 class Convpass(PEFTMethod):

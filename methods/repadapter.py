@@ -46,10 +46,10 @@ class LinearAdapter(Op):
         shift = self.scale * self.up_bias
         if self.spatial:
             hidden = F.conv2d(u, self.down.weight[:, :, None, None], self.down.bias)
-            update = F.conv2d(self.dropout(hidden), self.up.t()[:, :, None, None], shift)
-        else:
-            update = F.linear(self.dropout(self.down(u)), self.up.t(), shift)
-        return u + update, *rest
+            return u + F.conv2d(self.dropout(hidden), self.up.t()[:, :, None, None], shift), *rest
+        # a unit that is 1 carries the bias: update and sum are one product, and so are the gradients of both
+        hidden = F.pad(self.dropout(self.down(u)), (0, 1), value=1.0).flatten(0, -2)
+        return torch.addmm(u.flatten(0, -2), hidden, torch.cat([self.up, shift[None]])).view_as(u), *rest
 
     def merge_into(self, layer: Any) -> None:
         """Fold M = I + s up down and c = s (up a + b) into a linear layer: W' = W M, bias' = bias + W c."""

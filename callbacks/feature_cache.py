@@ -61,7 +61,7 @@ class FeatureCache(Callback):
         if reason is not None:
             raise ValueError(f"features.cache={self.cache}: {reason}; or leave the cache out")
         # imported late: datamodules are not needed to import a method
-        from datamodules.base import FrozenFeatures
+        from datamodules.images import FrozenFeatures
 
         splits = trainer.datamodule.splits  # type: ignore[attr-defined]
         kept, widen = [split for split in ("train", "val") if split in splits], self.dtype != "same"

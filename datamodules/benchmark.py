@@ -4,8 +4,9 @@ import difflib
 from abc import abstractmethod
 from typing import Any, ClassVar, Literal
 
-from datamodules.base import ImageDataModule, Samples
+from datamodules.base import ImageDataModule
 from datamodules.files import existing
+from datamodules.images import Samples
 
 
 class TrainTest(ImageDataModule):

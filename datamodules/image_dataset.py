@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datamodules.base import IMAGE_SUFFIXES, ImageDataModule, open_image
+from datamodules.base import ImageDataModule
+from datamodules.images import IMAGE_SUFFIXES, open_image
 
 if TYPE_CHECKING:
     # a second of import that `--help` can do without: every function that needs it imports it

@@ -4,9 +4,9 @@ from typing import Any, Literal
 
 from timm.data import ImageNetInfo
 
-from datamodules.base import Samples
 from datamodules.benchmark import TrainTest
 from datamodules.files import Files, class_folders
+from datamodules.images import Samples
 
 WNIDS: list[str] = ImageNetInfo().label_names()  # class i is the i-th of the sorted 1,000
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from callbacks.kept_tokens import KeptTokens
-from datamodules.base import PADDING
+from datamodules.images import PADDING
 from methods.adapter import transformer_blocks
 from methods.base import PEFTMethod
 from methods.inject import Backbone, attach, check_free

@@ -11,10 +11,10 @@ import torch
 from lightning import Trainer
 from PIL import Image
 from timm.data import create_transform
-from torch import Tensor
 
 from datamodules import base
-from datamodules.base import PADDING, EpochSampler, ImageDataModule, Padded, open_image, to_rgb
+from datamodules.base import ImageDataModule
+from datamodules.images import open_image
 
 INPUT = {
     "input_size": (3, 16, 16),
@@ -69,61 +69,6 @@ def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 def pictures(count: int = 6, num_classes: int = 3) -> Bytes:
     return Bytes([encode(picture(seed)) for seed in range(count)], [seed % num_classes for seed in range(count)])
-
-
-def decoded(data: bytes) -> Image.Image:
-    return open_image(io.BytesIO(data))
-
-
-# colour modes
-
-
-def grey(value: int) -> Image.Image:
-    return Image.new("L", (5, 4), value)
-
-
-RED_PALETTE = Image.new("P", (5, 4), 1)
-RED_PALETTE.putpalette([0, 0, 0, 255, 0, 0])
-
-
-MODES = {
-    "grey": (encode(grey(77)), (77, 77, 77)),
-    "bilevel": (encode(Image.new("1", (5, 4), 1)), (255, 255, 255)),
-    "grey and alpha": (encode(Image.new("LA", (5, 4), (77, 9))), (77, 77, 77)),
-    "rgba": (encode(Image.new("RGBA", (5, 4), (10, 20, 30, 128))), (10, 20, 30)),
-    "palette": (encode(RED_PALETTE), (255, 0, 0)),
-    "transparent palette": (encode(RED_PALETTE, transparency=0), (255, 0, 0)),
-    "gif": (encode(RED_PALETTE, "GIF"), (255, 0, 0)),
-    "cmyk": (encode(Image.new("CMYK", (5, 4), (0, 255, 255, 0)), "TIFF"), (255, 0, 0)),
-    "16-bit png": (encode(Image.fromarray(np.full((4, 5), 0x80C0, np.uint16))), (128, 128, 128)),
-    "16-bit tiff": (encode(Image.fromarray(np.full((4, 5), 0xFFFF, np.uint16)), "TIFF"), (255, 255, 255)),
-    "bmp": (encode(Image.new("RGB", (5, 4), (10, 20, 30)), "BMP"), (10, 20, 30)),
-}
-
-
-@pytest.mark.parametrize(("data", "colour"), MODES.values(), ids=MODES)
-def test_modes_become_rgb(data: bytes, colour: tuple[int, int, int]) -> None:
-    image = to_rgb(decoded(data))
-    assert image.mode == "RGB"
-    assert image.size == (5, 4)
-    assert image.getpixel((2, 2)) == colour
-
-
-def test_cmyk_jpeg() -> None:
-    red = to_rgb(decoded(encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG"))).getpixel((8, 8))
-    assert isinstance(red, tuple)
-    assert red[0] > 240
-    assert max(red[1:]) < 15
-
-
-def test_exif_orientation_is_applied() -> None:
-    image = Image.new("RGB", (30, 20))
-    image.paste((255, 255, 255), (0, 0, 15, 20))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn clockwise to see it upright: the left half comes to the top
-    upright = to_rgb(decoded(encode(image, "JPEG", exif=exif, quality=95)))
-    assert upright.size == (20, 30)
-    assert [upright.getpixel((10, y))[0] > 128 for y in (5, 25)] == [True, False]  # type: ignore[index]
 
 
 def test_one_pixel() -> None:
@@ -187,12 +132,6 @@ def test_truncated_body_is_named_when_live() -> None:
     dataset = Listed(cache="none").dataset("test", samples)  # its header is whole
     with pytest.raises(ValueError, match=r"(?i)image 2 cannot be read: .*truncated"):
         dataset[2]
-
-
-def test_decompression_bomb_is_an_unreadable_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(OSError, match="decompression bomb"):
-        open_image(io.BytesIO(encode(picture(0))))
 
 
 def test_files_are_closed(tmp_path: Path) -> None:
@@ -368,38 +307,6 @@ def test_random_erasing_in_training_alone() -> None:
 
 
 # loaders
-
-
-def test_padding_evens_out_the_ranks() -> None:
-    samples = Listed().dataset("test", pictures(5))
-    padded = Padded(samples, 4)
-    assert len(padded) == 8
-    labels = [padded[index][1] for index in range(8)]
-    assert labels == [0, 1, 2, 0, 1, PADDING, PADDING, PADDING]
-    assert torch.equal(padded[7][0], samples[4][0])
-    assert len(Padded(samples, 5)) == 5
-
-
-def test_epoch_sampler_depends_on_seed_and_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset: Any = torch.arange(10)
-
-    def order(seed: int, epoch: int, world_size: int = 1, rank: int = 0) -> tuple[list[int], Tensor]:
-        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
-        sampler = EpochSampler(dataset, world_size, rank)
-        sampler.set_epoch(epoch)
-        return list(sampler), torch.rand(3, generator=sampler.generator)
-
-    first, draw = order(0, 0)
-    torch.manual_seed(123)  # the global generator plays no part
-    again, same_draw = order(0, 0)
-    assert first == again
-    assert torch.equal(draw, same_draw)
-    assert sorted(first) == list(range(10))
-    assert order(0, 1)[0] != first
-    assert not torch.equal(order(0, 1)[1], draw)
-    assert order(1, 0)[0] != first
-    shares = [order(0, 0, 2, rank)[0] for rank in (0, 1)]
-    assert sorted(shares[0] + shares[1]) == list(range(10))
 
 
 def test_train_loader_drops_the_rest_and_evaluation_does_not() -> None:

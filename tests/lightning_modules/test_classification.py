@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from callbacks.delta_file import read_checkpoint, write_adapter
 from datamodules import ImageDataset
-from datamodules.base import PADDING
+from datamodules.images import PADDING
 from methods import PEFTMethod
 
 Build = Callable[..., PEFTMethod]

@@ -11,6 +11,7 @@ import gc
 import importlib
 import os
 import sys
+from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 
@@ -87,7 +88,9 @@ def overview() -> str:
     lines = [str(__doc__), "commands:"]
     lines += [f"  {name:<12} {text}" for name, text in LIGHTNING.items()]
     for name in commands.NAMES:
-        source = (Path(commands.__path__[0]) / f"{name}.py").read_text()
+        spec = find_spec(f"commands.{name}")
+        assert spec is not None
+        source = Path(str(spec.origin)).read_text()
         lines.append(
             f"  {name:<12} {source.removeprefix(chr(34) * 3).partition(chr(10))[0].strip(chr(34)).rstrip('.')}"
         )

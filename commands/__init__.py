@@ -1,6 +1,6 @@
-"""What ``train.py`` runs: ``lightning.py`` holds Lightning's own subcommands, every other file one of ours.
+"""What ``train.py`` runs: ``lightning.py`` holds Lightning's own subcommands, every other module one of ours.
 
-A command of ours is a typed function named as its file. One whose only parameter is ``args`` gets the bare words.
+A command of ours is a typed function named as its module. One whose only parameter is ``args`` gets the bare words.
 """
 
 import pkgutil

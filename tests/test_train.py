@@ -90,7 +90,7 @@ def test_help_in_a_process_of_its_own() -> None:
     answer = subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert answer.returncode == 0
     assert not answer.stderr
-    for command in (*LIGHTNING, "merge", "methods", "prepare"):
+    for command in (*LIGHTNING, "grid", "merge", "methods", "prepare"):
         assert f"\n  {command} " in answer.stdout, command
 
 
@@ -106,7 +106,7 @@ def test_no_arguments_give_the_overview(call: Callable[..., Answer]) -> None:
     assert call().out == call("-h").out == call("--help").out
 
 
-@pytest.mark.parametrize("command", [*LIGHTNING, "merge", "methods", "prepare"])
+@pytest.mark.parametrize("command", [*LIGHTNING, "grid", "merge", "methods", "prepare"])
 def test_help_of_a_command(command: str, call: Callable[..., Answer]) -> None:
     answer = call(command, "--help")
     assert answer.code == 0

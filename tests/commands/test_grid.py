@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from commands import grid as command
-from commands.grid import Failed, Queue, take_options
+from commands.grid import plan, take_options
+from commands.grid.queue import Failed, Queue
+from commands.grid.workers import submit
 from commands.lightning import read_recipe
 from commands.prune_rewind import newest
 from tests.conftest import BACKBONE, ROOT, TINY
@@ -61,8 +62,8 @@ class Fake:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     runs = Fake()
-    monkeypatch.setattr(command, "execute", runs)
-    monkeypatch.setattr(command, "check", lambda args: None)
+    monkeypatch.setattr("commands.grid.queue.execute", runs)
+    monkeypatch.setattr("commands.grid.queue.check", lambda args: None)
     return runs
 
 
@@ -82,7 +83,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: object) -> str:
 def planned(folder: Path, args: list[str]) -> Queue:
     """A study that nobody works on yet."""
     queue, (own, rest) = Queue(folder), take_options(args)
-    queue.plan(*command.cells(own, rest), own.retries, own.stale_after)
+    queue.plan(*plan.cells(own, rest), own.retries, own.stale_after)
     return queue
 
 
@@ -192,10 +193,10 @@ def test_stopping_costs_no_try(tmp_path: Path, fake: Fake, monkeypatch: pytest.M
     def stop(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "execute", stop)
+    monkeypatch.setattr("commands.grid.queue.execute", stop)
     with pytest.raises(KeyboardInterrupt):
         call("--study", tmp_path, "--methods", "ssf", "--retries", 0)
-    monkeypatch.setattr(command, "execute", fake)
+    monkeypatch.setattr("commands.grid.queue.execute", fake)
     assert not list((tmp_path / "alive").glob("grid*"))
     assert call("--study", tmp_path) == 0
     assert len(fake.ran) == 1
@@ -214,7 +215,7 @@ def test_what_a_failing_run_leaves(options: list[str], tmp_path: Path, capsys: p
 WORKER = """
 import json, sys, time
 from pathlib import Path
-from commands import grid
+from commands.grid import queue
 
 def execute(args, log, apart):
     root = Path(args[args.index("--run_root") + 1])
@@ -225,8 +226,8 @@ def execute(args, log, apart):
     folder.mkdir(parents=True)
     (folder / "result.json").write_text('{"test/acc1": 0.5}')
 
-grid.execute = execute
-grid.Queue(Path(sys.argv[1])).work()
+queue.execute = execute
+queue.Queue(Path(sys.argv[1])).work()
 """
 
 
@@ -283,7 +284,7 @@ def test_workers_get_a_gpu_each(monkeypatch: pytest.MonkeyPatch, fake: Fake, tmp
         def terminate(self) -> None:
             pass
 
-    monkeypatch.setattr(command.subprocess, "Popen", Process)
+    monkeypatch.setattr(subprocess, "Popen", Process)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,MIG-5")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     call("--study", tmp_path, "--methods", "ssf")
@@ -315,7 +316,7 @@ def test_slurm_gets_a_job_array(
 def test_a_submitted_worker_works(options: list[str], tmp_path: Path) -> None:
     """submitit's own processes on this machine."""
     queue = planned(tmp_path, ["--methods", "ssf", "--", *options])
-    (job,) = command.submit(tmp_path, 1, ["cluster=local"])
+    (job,) = submit(tmp_path, 1, ["cluster=local"])
     assert job.result() == 0
     assert len(queue.trials("COMPLETE")) == 1
     assert newest(tmp_path / "ssf/s0", "result.json") is not None

@@ -1,20 +1,11 @@
-"""Fit and test methods x tasks x seeds, or search what a recipe leaves open, with any number of workers.
+"""Who does it: waiting cells in an Optuna journal, which workers take, run, and take over from dead ones."""
 
-Options after -- are those of `python train.py fit`, with {method} and {task} replaced. Every cell of the product is
-one such command line with a folder of its own in the study. A study is an Optuna journal file: the same command again
-goes on where it stopped, runs what failed again and what is finished never, and `python train.py grid --study DIR
---join` is one more worker of it, on any machine that sees the folder.
-"""
-
-import argparse
 import datetime
 import gc
 import hashlib
 import itertools
 import json
 import logging
-import os
-import re
 import shlex
 import signal
 import subprocess
@@ -24,200 +15,17 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass, field
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from commands.grid.plan import Cell, check, folder_of
+
 if TYPE_CHECKING:
     from optuna import Study, Trial
 
-ENTRY = Path(__file__).resolve().parent.parent / "train.py"
-OURS = ("--run_root", "--seed_everything", "--ckpt_path", "--method", "--recipe", "--data.task")
-
-
-def grid(args: list[str]) -> None:
-    """Plan what is not in the study yet, then work on it.
-
-    Args:
-        args: Options of this command, then ``--`` and options of ``fit``.
-
-    Raises:
-        ValueError: If a name is unknown, or the study holds a cell with other options.
-        SystemExit: With code 1 if cells have failed.
-    """
-    own, options = take_options(args)
-    queue = Queue(own.study)
-    if own.join:
-        queue.work()
-        return
-    if own.methods:
-        queue.plan(*(searches if own.search is not None else cells)(own, options), own.retries, own.stale_after)
-    elif not queue.names() or options:
-        raise ValueError(f"--study {own.study} has nothing planned: name --methods, then -- and the options of fit")
-    workers = own.workers or max(1, len(gpus()))
-    if own.slurm is not None:
-        submit(own.study, workers, own.slurm)
-        return
-    if workers == 1:
-        queue.work()
-    else:
-        spread(own.study, workers)
-    sys.exit(queue.conclude())
-
-
-def take_options(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Options of this command, and what stands after ``--``."""
-    names = "names separated by commas"
-    parser = argparse.ArgumentParser(
-        "train.py grid",
-        usage="train.py grid --methods M,... [options] -- [options of fit]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--study", type=Path, default=Path("runs/grid"), metavar="DIR", help="folder of everything (%(default)s)")
-    add("--methods", type=words, default=[], metavar="M,...", help=f"{names}; with --recipe those of its files")
-    add("--recipe", metavar="BENCHMARK", help="`vtab` gives each method vtab/METHOD; a folder of yours DIR/METHOD.yaml")
-    add("--tasks", type=words, default=[], metavar="T,...", help=f"{names} for --data.task or {{task}}, or all")
-    add("--seeds", type=seeds, default=[0], metavar="S,...", help="numbers separated by commas (0)")
-    add("--over", action="append", default=[], metavar="KEY=V,...", help="one more axis, such as data.shots=1,4,16")
-    text = "instead of the product: try all points of the recipes' `grid`, or N that TPE picks, choose by validation "
-    add("--search", nargs="?", type=int, const=0, metavar="N", help=f"{text}accuracy, write DIR/chosen/METHOD.yaml")
-    add("--workers", type=int, metavar="N", help="processes here, one GPU each in turn (as many as GPUs, or one)")
-    add("--join", action="store_true", help="only work on a planned study, until nothing is left")
-    text = "submit the workers as a job array, with parameters of submitit: --slurm timeout_min=600 gpus_per_node=1"
-    add("--slurm", nargs="*", metavar="KEY=VALUE", help=text)
-    add("--retries", type=int, default=2, metavar="N", help="how often a cell that fails is tried again (%(default)s)")
-    text = "after how many silent seconds a worker counts as dead (%(default)s)"
-    add("--stale_after", type=float, default=120.0, metavar="S", help=text)
-    place = args.index("--") if "--" in args else len(args)
-    return parser.parse_args(args[:place]), args[place + 1 :]
-
-
-def words(text: str) -> list[str]:
-    return list(dict.fromkeys(word for word in text.split(",") if word))
-
-
-def seeds(text: str) -> list[int]:
-    return [int(word) for word in words(text)]
-
-
-# what there is to do
-
-
-@dataclass
-class Cell:
-    """One command line.
-
-    Args:
-        study: Name of the Optuna study it is a trial of.
-        name: Its folder in the study's folder.
-        args: The command line but for the run folder.
-        about: What a report calls it.
-        values: Options that a search tries.
-    """
-
-    study: str
-    name: str
-    args: list[str]
-    about: dict[str, Any]
-    values: dict[str, Any] = field(default_factory=dict)
-
-
-def cells(own: argparse.Namespace, options: list[str]) -> tuple[list[Cell], dict[str, Any]]:
-    """Every combination of method, task, other axes and seed."""
-    from commands.lightning import nearest
-
-    axes = {}
-    for axis in own.over:
-        key, _, values = axis.partition("=")
-        axes[key.removeprefix("--")] = words(values) or nearest(axis, {"KEY=V,...": None}, "--over")
-    found = []
-    for label, task, *values, seed in itertools.product(own.methods, tasks_of(own, options), *axes.values(), own.seeds):
-        over = dict(zip(axes, values, strict=True))
-        named = [f"{key.rpartition('.')[2]}={value}" for key, value in over.items()]
-        # the report takes what varies the data from the results, and gives each model a row of its own
-        model = [name for name, key in zip(named, over, strict=True) if key.startswith("model.")]
-        args = command(own, options, label, task, ["--test_after_fit=true"])
-        args += [f"--{key}={value}" for key, value in over.items()] + [f"--seed_everything={seed}"]
-        about = {"label": " ".join([label, *model]), "task": task, "seed": seed}
-        found.append(Cell("grid", folder_of(label, task, *named, f"s{seed}"), args, about))
-    return found, {}
-
-
-def searches(own: argparse.Namespace, options: list[str]) -> tuple[list[Cell], dict[str, Any]]:
-    """Every point of the recipes' grids for each method and task, or as many without values as TPE may pick."""
-    import datamodules
-    from commands.lightning import read_recipe
-
-    if own.recipe is None:
-        raise ValueError("--search needs a --recipe: what it searches is the `grid` of the recipes")
-    found, grids = [], {}
-    for label, task in itertools.product(own.methods, tasks_of(own, options)):
-        recipe = read_recipe(recipe_of(own.recipe, label))
-        values = {key: list(points) for key, points in recipe.get("grid", {}).items()}
-        if not values or any(key.startswith("data.") for key in values):
-            raise ValueError(f"--recipe {own.recipe}: {label} has no `grid` of options to choose by validation images")
-        args = [*command(own, options, label, task, []), f"--seed_everything={own.seeds[0]}"]
-        if hasattr(getattr(datamodules, recipe["data"], None), "lists"):
-            args.append("--data.split=tune")  # last, so that it wins: test images choose nothing
-        name = folder_of("search", label, task)
-        grids[name] = {"grid": values, "recipe": recipe_of(own.recipe, label), "label": label, "task": task}
-        points = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
-        for number, point in enumerate([{}] * own.search if own.search else points):
-            about = {"label": label, "task": task, "seed": own.seeds[0]}
-            found.append(Cell(name, f"{name}/{number}", args, about, point))
-    return found, grids
-
-
-def command(own: argparse.Namespace, options: list[str], label: str, task: str | None, more: list[str]) -> list[str]:
-    """A command line without its seed."""
-    from commands.lightning import nearest, take
-    from methods import METHODS
-
-    taken = [flag for flag in OURS if take(options, flag)[0] is not None]
-    if taken:
-        raise ValueError(f"{taken[0]} after --: the grid sets it, see `python train.py grid --help`")
-    if own.recipe is None:
-        what = ["--method", "+".join(nearest(name, METHODS, "method") for name in label.split("+"))]
-    else:
-        what = ["--recipe", recipe_of(own.recipe, label)]
-    placed = [option.replace("{method}", label).replace("{task}", task or "") for option in options]
-    place = task is not None and not any("{task}" in option for option in options)
-    return ["fit", *what, *more, *placed, *([f"--data.task={task}"] if place else [])]
-
-
-def recipe_of(benchmark: str, label: str) -> str:
-    return f"{benchmark}/{label}.yaml" if Path(benchmark).is_dir() else f"{benchmark}/{label}"
-
-
-def tasks_of(own: argparse.Namespace, options: list[str]) -> list[str | None]:
-    """The tasks by their own names, all of the data if asked; one nameless task without ``--tasks``."""
-    import datamodules
-    from commands.lightning import nearest, read_recipe, take
-
-    name = take(options, "--data")[0]
-    if name is None and own.recipe is not None:
-        name = read_recipe(recipe_of(own.recipe, own.methods[0]))["data"]
-    data = getattr(datamodules, (name or "").rpartition(".")[2], None)
-    known = dict.fromkeys(getattr(data, "tasks", {}))
-    if own.tasks == ["all"]:
-        if not known:
-            raise ValueError("--tasks all: say which data, by --recipe or by --data after --")
-        return list(known)
-    names = [getattr(data, "aliases", {}).get(task, task) for task in own.tasks]
-    return [nearest(task, known, "task") if known else task for task in names] or [None]
-
-
-def folder_of(*names: str | None) -> str:
-    return "/".join(re.sub(r"[^\w.=+-]+", "_", name) for name in names if name is not None)
-
-
-# who does it
+ENTRY = Path(__file__).resolve().parents[2] / "train.py"
 
 
 class Queue:
@@ -521,78 +329,7 @@ def accuracy(root: Path, metric: str) -> float | None:
     return found
 
 
-def check(args: list[str]) -> None:
-    """Stop before anything is queued if a command line cannot be read."""
-    from commands.lightning import GraftCLI
-
-    try:
-        with redirect_stdout(StringIO()):
-            GraftCLI.run([*args, "--print_config"])
-    except SystemExit as stop:
-        if stop.code:
-            raise
-
-
 def write(path: Path, text: str) -> None:
     from callbacks.delta_file import write_atomically
 
     write_atomically(path, lambda temporary: temporary.write_text(text))
-
-
-def gpus() -> list[str]:
-    """What this process may use, as CUDA_VISIBLE_DEVICES names it."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [name for name in given.split(",") if name]
-    import torch
-
-    return [str(number) for number in range(torch.cuda.device_count())]
-
-
-def worker(study: Path) -> list[str]:
-    return [sys.executable, str(ENTRY), "grid", "--study", str(study.resolve()), "--join"]
-
-
-def spread(study: Path, workers: int) -> None:
-    """Let processes work on the study, each on a GPU of its own as far as there are."""
-    found, processes = gpus(), []
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        for number in range(workers):
-            environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))} | dict(os.environ)
-            if found:
-                environment["CUDA_VISIBLE_DEVICES"] = found[number % len(found)]
-            processes.append(subprocess.Popen(worker(study), env=environment))
-        for process in processes:
-            process.wait()
-    finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.wait()
-        signal.signal(signal.SIGTERM, before)
-
-
-def submit(study: Path, workers: int, settings: list[str]) -> list[Any]:
-    """Submit workers as a job array; a worker whose time is up is queued again and goes on."""
-    try:
-        import submitit
-    except ImportError as error:
-        raise ValueError("--slurm needs submitit: pip install submitit (or `.[grid]` of this project)") from error
-    command = worker(study)
-
-    class Worker(submitit.helpers.Checkpointable):
-        def __call__(self) -> int:
-            return subprocess.run(command).returncode
-
-    options: dict[str, Any] = {}
-    for setting in settings:
-        key, _, value = setting.partition("=")
-        options[key] = int(value) if value.isdigit() else value
-    executor = submitit.AutoExecutor(study.resolve() / "slurm", cluster=options.pop("cluster", None))
-    executor.update_parameters(name="graft-grid", **options)
-    with executor.batch():
-        jobs = [executor.submit(Worker()) for _ in range(workers)]
-    print(f"submitted {', '.join(job.job_id for job in jobs)}; logs in {executor.folder}")
-    print(f"when they are done: python train.py report {study}")
-    return list(jobs)

@@ -1,0 +1,136 @@
+"""What there is to do: the cells of a product or of searches, each one command line of ``fit``."""
+
+import argparse
+import itertools
+import re
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+OURS = ("--run_root", "--seed_everything", "--ckpt_path", "--method", "--recipe", "--data.task")
+
+
+@dataclass
+class Cell:
+    """One command line.
+
+    Args:
+        study: Name of the Optuna study it is a trial of.
+        name: Its folder in the study's folder.
+        args: The command line but for the run folder.
+        about: What a report calls it.
+        values: Options that a search tries.
+    """
+
+    study: str
+    name: str
+    args: list[str]
+    about: dict[str, Any]
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def cells(own: argparse.Namespace, options: list[str]) -> tuple[list[Cell], dict[str, Any]]:
+    """Every combination of method, task, other axes and seed."""
+    from commands.lightning import nearest
+
+    axes = {}
+    for axis in own.over:
+        key, _, values = axis.partition("=")
+        axes[key.removeprefix("--")] = words(values) or nearest(axis, {"KEY=V,...": None}, "--over")
+    found = []
+    for label, task, *values, seed in itertools.product(own.methods, tasks_of(own, options), *axes.values(), own.seeds):
+        over = dict(zip(axes, values, strict=True))
+        named = [f"{key.rpartition('.')[2]}={value}" for key, value in over.items()]
+        # the report takes what varies the data from the results, and gives each model a row of its own
+        model = [name for name, key in zip(named, over, strict=True) if key.startswith("model.")]
+        args = command(own, options, label, task, ["--test_after_fit=true"])
+        args += [f"--{key}={value}" for key, value in over.items()] + [f"--seed_everything={seed}"]
+        about = {"label": " ".join([label, *model]), "task": task, "seed": seed}
+        found.append(Cell("grid", folder_of(label, task, *named, f"s{seed}"), args, about))
+    return found, {}
+
+
+def searches(own: argparse.Namespace, options: list[str]) -> tuple[list[Cell], dict[str, Any]]:
+    """Every point of the recipes' grids for each method and task, or as many without values as TPE may pick."""
+    import datamodules
+    from commands.lightning import read_recipe
+
+    if own.recipe is None:
+        raise ValueError("--search needs a --recipe: what it searches is the `grid` of the recipes")
+    found, grids = [], {}
+    for label, task in itertools.product(own.methods, tasks_of(own, options)):
+        recipe = read_recipe(recipe_of(own.recipe, label))
+        values = {key: list(points) for key, points in recipe.get("grid", {}).items()}
+        if not values or any(key.startswith("data.") for key in values):
+            raise ValueError(f"--recipe {own.recipe}: {label} has no `grid` of options to choose by validation images")
+        args = [*command(own, options, label, task, []), f"--seed_everything={own.seeds[0]}"]
+        if hasattr(getattr(datamodules, recipe["data"], None), "lists"):
+            args.append("--data.split=tune")  # last, so that it wins: test images choose nothing
+        name = folder_of("search", label, task)
+        grids[name] = {"grid": values, "recipe": recipe_of(own.recipe, label), "label": label, "task": task}
+        points = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
+        for number, point in enumerate([{}] * own.search if own.search else points):
+            about = {"label": label, "task": task, "seed": own.seeds[0]}
+            found.append(Cell(name, f"{name}/{number}", args, about, point))
+    return found, grids
+
+
+def command(own: argparse.Namespace, options: list[str], label: str, task: str | None, more: list[str]) -> list[str]:
+    """A command line without its seed."""
+    from commands.lightning import nearest, take
+    from methods import METHODS
+
+    taken = [flag for flag in OURS if take(options, flag)[0] is not None]
+    if taken:
+        raise ValueError(f"{taken[0]} after --: the grid sets it, see `python train.py grid --help`")
+    if own.recipe is None:
+        what = ["--method", "+".join(nearest(name, METHODS, "method") for name in label.split("+"))]
+    else:
+        what = ["--recipe", recipe_of(own.recipe, label)]
+    placed = [option.replace("{method}", label).replace("{task}", task or "") for option in options]
+    place = task is not None and not any("{task}" in option for option in options)
+    return ["fit", *what, *more, *placed, *([f"--data.task={task}"] if place else [])]
+
+
+def recipe_of(benchmark: str, label: str) -> str:
+    return f"{benchmark}/{label}.yaml" if Path(benchmark).is_dir() else f"{benchmark}/{label}"
+
+
+def tasks_of(own: argparse.Namespace, options: list[str]) -> list[str | None]:
+    """The tasks by their own names, all of the data if asked; one nameless task without ``--tasks``."""
+    import datamodules
+    from commands.lightning import nearest, read_recipe, take
+
+    name = take(options, "--data")[0]
+    if name is None and own.recipe is not None:
+        name = read_recipe(recipe_of(own.recipe, own.methods[0]))["data"]
+    data = getattr(datamodules, (name or "").rpartition(".")[2], None)
+    known = dict.fromkeys(getattr(data, "tasks", {}))
+    if own.tasks == ["all"]:
+        if not known:
+            raise ValueError("--tasks all: say which data, by --recipe or by --data after --")
+        return list(known)
+    names = [getattr(data, "aliases", {}).get(task, task) for task in own.tasks]
+    return [nearest(task, known, "task") if known else task for task in names] or [None]
+
+
+def words(text: str) -> list[str]:
+    return list(dict.fromkeys(word for word in text.split(",") if word))
+
+
+def folder_of(*names: str | None) -> str:
+    return "/".join(re.sub(r"[^\w.=+-]+", "_", name) for name in names if name is not None)
+
+
+def check(args: list[str]) -> None:
+    """Stop before anything is queued if a command line cannot be read."""
+    from commands.lightning import GraftCLI
+
+    try:
+        with redirect_stdout(StringIO()):
+            GraftCLI.run([*args, "--print_config"])
+    except SystemExit as stop:
+        if stop.code:
+            raise

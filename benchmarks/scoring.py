@@ -9,14 +9,11 @@
 ``sct``         bytes that SCT's scoring pass holds, however many images pass
 
 Images and weights are noise. Times are medians of ratios: variants live in one process and take turns. Peak memory is
-that of a process of its own: what it has resident on a CPU, what torch has allocated on a GPU.
+what torch holds at once, beside models and batches.
 """
 
 import argparse
-import ctypes
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ import torch
 from step_time import Floor, Variant, clock, interleave
 from torch import Tensor
 
+from callbacks.saved_bytes import peak_bytes
 from lightning_modules import compose
 from lightning_modules.classification import Classification
 from methods import METHODS
@@ -78,57 +76,6 @@ def only(model: Any, names: list[str]) -> Any:
     return model
 
 
-# peak memory, each in a process of its own
-
-
-def peak_of(case: str, args: argparse.Namespace) -> int:
-    """Bytes by which a case raises the peak of a fresh process that holds its model and batches."""
-    command = [sys.executable, __file__, "--case", case, "--device", args.device]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{case}: {done.stderr}")
-    return int(done.stdout)
-
-
-def run_case(case: str, args: argparse.Namespace) -> int:
-    method, _, what = case.partition(":")
-    if method == "gps":
-        args.backbone, args.batch_size = "vit_base_patch16_224", 2
-        variant = Variant(method, Floor if what == "plain" else METHODS["gps"], args)
-        batch = batches_of(variant.model, args, args.batch_size)[0]
-        variant.optimizer = torch.optim.Adam([p for p in variant.model.parameters() if p.requires_grad], foreach=False)
-        before = reset_peak()
-        variant.step(batch)
-        variant.step(batch)
-        return peak() - before
-    model = model_of(method, "vit_small_patch16_224", args.device)
-    batches = batches_of(model, args, 8)
-    work = {"score": score, "plain": train if method == "spt" else forward}[what]
-    if what == "plain" and method == "spt":
-        only(model, model.score_targets())
-    before = reset_peak()
-    work(model, batches)
-    return peak() - before
-
-
-def reset_peak() -> int:
-    """Bytes in use; the peak counts from here."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed before, as by GPS's own scoring pass, is no part of it
-        Path("/proc/self/clear_refs").write_text("5")  # else the peak of the imports would stand
-    return peak()
-
-
-def peak() -> int:
-    """Largest number of bytes since ``reset_peak``: allocated on the GPU, or resident (on Linux) without one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
-
-
 # parts
 
 
@@ -140,7 +87,7 @@ def spt(args: argparse.Namespace) -> Row:
     works = {"plain": lambda: train(plain, batches), "score": lambda: score(model, batches)}
     ratio = interleave(works, "plain", args.rounds, 1, args.device)["score"]
     held = sum(4 * plain.backbone.get_parameter(name).numel() for name in plain.score_targets())
-    peaks = {what: peak_of(f"spt:{what}", args) for what in works}
+    peaks = {what: peak_bytes(work, args.device) for what, work in works.items()}
     return {
         "backbone": backbone,
         "batches": f"{BATCHES} x 8",
@@ -148,7 +95,7 @@ def spt(args: argparse.Namespace) -> Row:
         "peak_bytes_plain_backward": peaks["plain"],
         "peak_bytes_scoring": peaks["score"],
         "accumulator_bytes": held,
-        "peak_over_plain_plus_accumulator": round(peaks["score"] / (peaks["plain"] + held), 3),
+        "peak_over_plain_plus_accumulator": round(peaks["score"] / (peaks["plain"] + held), 5),
     }
 
 
@@ -183,10 +130,12 @@ def sweeps(args: argparse.Namespace) -> Row:
 
 def gps_memory(args: argparse.Namespace) -> Row:
     args.backbone, args.batch_size = "vit_base_patch16_224", 2
-    variant = Variant("gps", METHODS["gps"], args)
+    floor, variant = Variant("floor", Floor, args), Variant("gps", METHODS["gps"], args)
+    batch = batches_of(variant.model, args, args.batch_size)[0]
     entries = [m.values for m in variant.model.modules() if type(m).__name__ == "Entries"]
+    peaks = {v.name: peak_bytes(lambda v=v: v.step(batch), args.device) for v in (floor, variant)}
     optimizer = torch.optim.Adam(entries, lr=1e-3, foreach=False)
-    variant.model.loss(batches_of(variant.model, args, 2)[0]).backward()
+    variant.model.loss(batch).backward()
     optimizer.step()
     selected = sum(values.numel() for values in entries)
     state = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, Tensor) and t.numel() > 1]
@@ -200,8 +149,8 @@ def gps_memory(args: argparse.Namespace) -> Row:
         "dense_gradients_left": sum(p.grad is not None for p in frozen.values()),
         "largest_layer_bytes": max(4 * p.numel() for p in frozen.values()),
         "dense_gradient_and_adam_bytes": sum(12 * p.numel() for p in frozen.values()),
-        "peak_bytes_step": peak_of("gps:train", args),
-        "peak_bytes_step_floor": peak_of("gps:plain", args),
+        "peak_bytes_step": peaks["gps"],
+        "peak_bytes_step_floor": peaks["floor"],
     }
 
 
@@ -226,8 +175,8 @@ def sct(args: argparse.Namespace) -> Row:
         f"bytes_held_after_{BATCHES}_batches": held[BATCHES],
         "bytes_of_class_by_channel": 4 * (blocks * 100 * channels + 100),
         "bytes_of_the_features_themselves": 4 * blocks * tokens * channels * 8 * BATCHES,
-        "peak_bytes_scoring": peak_of("sct:score", args),
-        "peak_bytes_plain_forward": peak_of("sct:plain", args),
+        "peak_bytes_scoring": peak_bytes(lambda: score(model, batches), args.device),
+        "peak_bytes_plain_forward": peak_bytes(lambda: forward(model, batches), args.device),
     }
 
 
@@ -240,16 +189,12 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, help="file for the rows")
-    parser.add_argument("--case", help=argparse.SUPPRESS)  # one measurement of peak memory, in its own process
     args = parser.parse_args()
     unknown = set(args.parts.split(",")) - set(PARTS)
     if unknown:
         parser.error(f"unknown parts {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
     torch.set_num_threads(1)
     args.precision = "32-true"
-    if args.case:
-        print(run_case(args.case, args))
-        return
     rows = []
     for part in args.parts.split(","):
         rows.append({"part": part, "device": args.device, "torch": torch.__version__} | PARTS[part](args))

@@ -1,10 +1,11 @@
-"""How many bytes of activations autograd keeps for the backward pass."""
+"""How many bytes of activations autograd keeps for the backward pass, and how many torch holds at once."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 
 class SavedBytes:
@@ -41,3 +42,24 @@ class SavedBytes:
 
     def __exit__(self, *error: Any) -> None:
         self.hooks.__exit__(*error)
+
+
+def peak_bytes(work: Callable[[], Any], device: str = "cpu") -> int:
+    """Largest number of bytes of tensors that ``work`` holds at once, beside those that are there before.
+
+    On a CPU torch's profiler tells every allocation; what is resident depends on the system's allocator too.
+    """
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    held = largest = 0
+    for _, change in changes:
+        held += change
+        largest = max(largest, held)
+    return largest

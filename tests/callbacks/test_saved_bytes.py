@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from callbacks.saved_bytes import SavedBytes
+from callbacks.saved_bytes import SavedBytes, peak_bytes
 
 KB = torch.ones(16, 16).nbytes  # 1,024
 
@@ -81,3 +81,16 @@ def test_gradients_stay_and_nothing_leaks() -> None:
         module(x).backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad, 2 * (2 * x).exp())
+
+
+def test_peak_is_of_what_is_held_at_once() -> None:
+    before = torch.zeros(1000)
+
+    def work() -> None:
+        first = torch.zeros(2000)
+        del first
+        second = before + 1
+        third = torch.cat([second, second, second])
+        del second, third
+
+    assert peak_bytes(work) == 4 * (1000 + 3000)

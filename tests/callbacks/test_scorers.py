@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from callbacks.saved_bytes import peak_bytes
 from callbacks.scorers import AbsoluteGradients, ClassSquares, GradientScorer, SignedGradients, SquaredGradients
 
 
@@ -39,6 +40,23 @@ def test_streaming_equals_gradients_that_are_kept(scorer: type[GradientScorer], 
             nn.functional.cross_entropy(model(x), y).backward()
             assert all(p.grad is None for p in model.parameters())  # dropped at once
     assert torch.equal(made.sums["0.weight"], reduce(naive, gradients, torch.zeros_like(weight)))
+
+
+def test_memory_is_that_of_a_backward_pass_and_the_sums() -> None:
+    """A gradient is dropped when it is added: the sums never stand beside all gradients and all activations."""
+    model = nn.Sequential(*(nn.Linear(256, 256) for _ in range(8)))
+    x = torch.randn(64, 256)
+    sums = sum(4 * p.numel() for p in model.parameters())
+
+    def plain() -> None:
+        model(x).square().mean().backward()
+        model.zero_grad()
+
+    def score() -> None:
+        with SquaredGradients(model, [name for name, _ in model.named_parameters()]):
+            model(x).square().mean().backward()
+
+    assert sums < peak_bytes(score) <= sums + 0.5 * peak_bytes(plain)
 
 
 def test_model_is_as_before() -> None:

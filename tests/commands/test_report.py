@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 import datamodules
-from commands.report import PRINTED, averages, groups_of, printed, sources
+from commands.report.leaderboard import averages, groups_of
+from commands.report.printed import PRINTED, printed, sources
 from datamodules.vtab import GROUPS
 from train import main
 

@@ -30,7 +30,8 @@ class Leaderboard:
         self.lines: dict[tuple[str, str], list[Run]] = {}
         for run in runs:
             self.lines.setdefault((self.letters[run.protocol], run.label), []).append(run)
-        self.seeds = max(len({run.seed for run in line}) for line in self.lines.values())
+        # not of the row that has most: where each method lacks another seed, none would seem to lack one
+        self.seeds = max(len({run.seed for run in runs if run.protocol == protocol}) for protocol in self.letters)
         self.printed = [row for row in printed(dataset) if set(self.columns) <= row["accuracy"].keys()]
         usual = {c: Counter(run.images for run in runs if run.column == c) for c in self.columns}
         self.usual = {column: count.most_common(1)[0][0] for column, count in usual.items()}
@@ -83,7 +84,9 @@ class Leaderboard:
             row: dict[str, Any] = {"data": self.dataset, "method": key[1], "protocol": key[0]}
             row["seeds"] = len({run.seed for run in line})
             for name, values in (self.means(line) | self.cells(line)).items():
-                row |= {name: round(mean(values), 3), f"{name} std": deviation(values)} if values else {}
+                if values:
+                    row |= {name: round(mean(values), 3), f"{name} std": deviation(values)}
+                    row[f"{name} seeds"] = len(values)
             found.append(row | self.costs(line))
         for row in self.printed:
             about = {"data": self.dataset, "method": f"{row['method']} (printed)", "protocol": row["source"]}

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 import datamodules
-from commands.report import PRINTED, averages, groups_of, printed, sources
+from commands.report.leaderboard import averages, groups_of
+from commands.report.printed import PRINTED, printed, sources
 from datamodules.vtab import GROUPS
 from train import main
 
@@ -87,6 +88,28 @@ def test_what_is_missing_is_shown(tmp_path: Path) -> None:
     assert f"`{crashed}`: not tested" in text
     assert f"`{begun}`: not tested" in text
     assert "mean of tasks" not in {k for k, v in rows(tmp_path)["LoRA A"].items() if v}
+
+
+def test_a_missing_seed_is_in_the_csv(tmp_path: Path) -> None:
+    for task, seed in ((task, seed) for task in ("cifar", "dtd") for seed in (0, 1, 2)):
+        make(tmp_path, "SSF", task, seed, 70.0)
+        if (task, seed) != ("dtd", 2):
+            make(tmp_path, "LoRA", task, seed, 60.0)
+    written(tmp_path)
+    names = ("seeds", "cifar seeds", "dtd seeds", "natural seeds", "mean of tasks seeds")
+    found = rows(tmp_path)
+    assert [found["SSF A"][name] for name in names] == ["3", "3", "3", "3", "3"]
+    assert [found["LoRA A"][name] for name in names] == ["3", "3", "2", "2", "2"]
+
+
+def test_methods_that_each_lack_another_seed(tmp_path: Path) -> None:
+    for method, seeds in {"SSF": (0, 1), "LoRA": (1, 2)}.items():
+        for seed in seeds:
+            make(tmp_path, method, "dtd", seed, 70.0)
+    make(tmp_path, "SSF", "dtd", 42, 70.0, backbone="swin")  # no seed that protocol A would lack
+    text = written(tmp_path)
+    for method in ("SSF", "LoRA"):
+        assert f"| {method} | A | 2 | 70.00 ± 0.00 (2 of 3 seeds) |" in text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,127 @@
+"""The numbers of a table: accuracies over seeds, means over groups and tasks, costs, and papers' rows beside them."""
+
+import sys
+from collections import Counter
+from statistics import mean, stdev
+from typing import Any
+
+from commands.report.printed import printed
+from commands.report.runs import COSTS, Run
+
+
+class Leaderboard:
+    """The table of one data set: a row for each method and protocol, a column for each task.
+
+    Args:
+        dataset: Name of the datamodule.
+        runs: Its finished runs.
+    """
+
+    def __init__(self, dataset: str, runs: list[Run]) -> None:
+        self.dataset, self.runs = dataset, runs
+        groups, found = groups_of(dataset), dict.fromkeys(run.column for run in runs)
+        order = [task for tasks in groups.values() for task in tasks]
+        self.columns = sorted(found, key=lambda c: (order.index(c) if c in order else len(order), c))
+        self.sizes = {name: len(tasks) for name, tasks in groups.items()}
+        self.groups = {name: [c for c in self.columns if c in tasks] for name, tasks in groups.items()}
+        self.groups = {name: columns for name, columns in self.groups.items() if columns}
+        counts = Counter(run.protocol for run in runs)
+        self.letters = {protocol: letter(n) for n, (protocol, _) in enumerate(counts.most_common())}
+        self.lines: dict[tuple[str, str], list[Run]] = {}
+        for run in runs:
+            self.lines.setdefault((self.letters[run.protocol], run.label), []).append(run)
+        # not of the row that has most: where each method lacks another seed, none would seem to lack one
+        self.seeds = max(len({run.seed for run in runs if run.protocol == protocol}) for protocol in self.letters)
+        self.printed = [row for row in printed(dataset) if set(self.columns) <= row["accuracy"].keys()]
+        usual = {c: Counter(run.images for run in runs if run.column == c) for c in self.columns}
+        self.usual = {column: count.most_common(1)[0][0] for column, count in usual.items()}
+
+    @property
+    def complete(self) -> list[tuple[str, str]]:
+        """Rows without a missing task."""
+        return [key for key in self.order if {run.column for run in self.lines[key]} == set(self.columns)]
+
+    @property
+    def order(self) -> list[tuple[str, str]]:
+        """Rows: by protocol, then the whole ones, then the best."""
+
+        def rank(key: tuple[str, str]) -> tuple[Any, ...]:
+            columns = {run.column for run in self.lines[key]}
+            return key[0], -len(columns), -mean(run.accuracy for run in self.lines[key]), key[1]
+
+        return sorted(self.lines, key=rank)
+
+    def cells(self, line: list[Run]) -> dict[str, list[float]]:
+        """Accuracies of each task over seeds."""
+        return {c: [run.accuracy for run in line if run.column == c] for c in self.columns}
+
+    def means(self, line: list[Run]) -> dict[str, list[float]]:
+        """Mean of each group, of the groups and of the tasks, once for every seed that has all tasks of it."""
+        found: dict[str, list[float]] = {}
+        for seed in sorted({run.seed for run in line}):
+            own = {run.column: run.accuracy for run in line if run.seed == seed}
+            for name, value in averages(own, self.groups, self.columns).items():
+                found.setdefault(name, []).append(value)
+        return found
+
+    @property
+    def mean_names(self) -> dict[str, str]:
+        """Names of the means, and what the table calls them."""
+        names = {}
+        if len(self.groups) > 1:
+            for name, columns in self.groups.items():
+                size = self.sizes[name]
+                names[name] = name if len(columns) == size else f"{name} ({len(columns)} of {size})"
+            names["mean of groups"] = "mean of groups"
+        names["mean of tasks"] = f"mean of {len(self.columns)} tasks"
+        return names
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The table as plain values, for CSV."""
+        found = []
+        for key in self.order:
+            line = self.lines[key]
+            row: dict[str, Any] = {"data": self.dataset, "method": key[1], "protocol": key[0]}
+            row["seeds"] = len({run.seed for run in line})
+            for name, values in (self.means(line) | self.cells(line)).items():
+                if values:
+                    row |= {name: round(mean(values), 3), f"{name} std": deviation(values)}
+                    row[f"{name} seeds"] = len(values)
+            found.append(row | self.costs(line))
+        for row in self.printed:
+            about = {"data": self.dataset, "method": f"{row['method']} (printed)", "protocol": row["source"]}
+            found.append(about | averages(row["accuracy"], self.groups, self.columns) | row["accuracy"])
+        return found
+
+    def costs(self, line: list[Run]) -> dict[str, float]:
+        """Mean costs over tasks and seeds."""
+        found = {name: [run.result[name] for run in line if name in run.result] for name in COSTS}
+        return {name: mean(values) for name, values in found.items() if values}
+
+
+def groups_of(dataset: str) -> dict[str, tuple[str, ...]]:
+    """Groups of tasks of a datamodule, or all tasks as one group."""
+    import datamodules
+
+    data = getattr(datamodules, dataset, None)
+    module = sys.modules.get(getattr(data, "__module__", ""))
+    found = getattr(data, "groups", None) or getattr(module, "GROUPS", None)
+    return found or {"all": tuple(getattr(data, "tasks", ()))}
+
+
+def averages(own: dict[str, float], groups: dict[str, list[str]], columns: list[str]) -> dict[str, float]:
+    """Means of what is whole: a group needs all its columns."""
+    found = {name: mean(own[c] for c in tasks) for name, tasks in groups.items() if set(tasks) <= own.keys()}
+    if len(found) == len(groups) > 1:
+        found["mean of groups"] = mean(found.values())
+    if set(columns) <= own.keys():
+        found["mean of tasks"] = mean(own[c] for c in columns)
+    return found
+
+
+def letter(number: int) -> str:
+    return chr(ord("A") + number % 26) * (number // 26 + 1)
+
+
+def deviation(values: list[float]) -> float | None:
+    return round(stdev(values), 3) if len(values) > 1 else None

@@ -1,0 +1,147 @@
+"""Finished runs: what each is called, where it stands and what came out, read from the folders of ``fit``."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+# what must be equal before two numbers may stand side by side without a word (specs differ exactly there)
+PROTOCOL = (
+    *("backbone", "pretrained", "source", "split", "selection"),
+    *("resize", "interpolation", "normalization", "limit_test_batches"),
+)
+COSTS = {
+    "cost/trainable_params": "trained parameters",
+    "cost/storage_bytes": "storage (bytes)",
+    "cost/images_per_s": "training images/s",
+    "cost/peak_mem_gib": "peak memory (GiB)",
+}
+# where a run writes, and what columns and seeds say already
+PLACES = (
+    *("seed_everything", "run_root", "ckpt_path", "score.cache_dir", "checkpoint.dirpath", "test_after_fit"),
+    *("trainer.logger", "trainer.default_root_dir"),
+    *("data.init_args.task", "data.init_args.root", "data.init_args.shot_seed"),
+)
+
+
+@dataclass
+class Run:
+    """One finished run: what it is called, where it stands and what came out."""
+
+    folder: Path
+    label: str
+    dataset: str
+    column: str
+    seed: str
+    result: dict[str, Any]
+    options: dict[str, Any]
+
+    @property
+    def accuracy(self) -> float:
+        return 100 * float(self.result["test/acc1"])
+
+    @property
+    def protocol(self) -> tuple[str, ...]:
+        found = self.result | {"limit_test_batches": self.options.get("trainer.limit_test_batches")}
+        return tuple(str(found.get(key, "")) for key in PROTOCOL)
+
+    @property
+    def images(self) -> str:
+        """How many images it trained on."""
+        return str(self.result.get("images", {}).get("train"))
+
+    def row(self) -> dict[str, Any]:
+        about: dict[str, Any] = {"method": self.label, "data": self.dataset, "task": self.column, "seed": self.seed}
+        about |= {"accuracy": round(self.accuracy, 3)} | dict(zip(PROTOCOL, self.protocol, strict=True))
+        return about | {k: self.result.get(k) for k in COSTS} | {"folder": str(self.folder)}
+
+
+def collect(places: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """Finished runs below the folders, the newest of equal ones, and a line for each that is not finished."""
+    runs: list[Run] = []
+    cells: dict[Path, bool] = {}
+    unfinished = []
+    for place in places:
+        if not place.is_dir():
+            raise FileNotFoundError(f"{place}: no such folder")
+        cells |= {path.parent.resolve(): False for path in place.rglob("cell.json")}
+        # the newest last, so that it wins below
+        for path in sorted(place.rglob("config.yaml"), key=lambda path: path.stat().st_mtime_ns):
+            folder = path.parent.resolve()
+            cell = next((parent for parent in folder.parents if parent in cells), None)
+            about = json.loads((cell / "cell.json").read_text()) if cell is not None else {}
+            if "search" in about:
+                continue  # chosen by validation images, not tested
+            run = read(folder, about)
+            if run is not None:
+                runs.append(run)
+            elif cell is None:
+                unfinished.append(f"`{folder}`: not tested")
+            if cell is not None:
+                cells[cell] |= run is not None
+    for cell, done in cells.items():
+        about = json.loads((cell / "cell.json").read_text())
+        if not done and "search" not in about:
+            unfinished.append(f"{about['label']}, {about['task'] or 'its data'}, seed {about['seed']}: `{cell}`")
+    return newest(name_variants(runs)), unfinished
+
+
+def read(folder: Path, cell: dict[str, Any]) -> Run | None:
+    """A run that was fitted and tested.
+
+    Raises:
+        ValueError: If its files are damaged.
+    """
+    try:
+        file = folder / "result.json"
+        result = json.loads(file.read_text()) if file.is_file() else {}
+        if not isinstance(result, dict):
+            raise TypeError("expected one object")
+        if "test/acc1" not in result or "cost/trainable_params" not in result:
+            return None
+        file = folder / "config.yaml"
+        options = flat(yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+        column = str(result.get("data_task") or cell.get("task") or Path(result["data"]).name)
+        shots = result.get("shots")
+        seed = str(result["seed"]) + (f"/{result['shot_seed']}" if "shot_seed" in result else "")
+        dataset = str(result.get("dataset", result["data"]))
+        column = f"{column} {shots}-shot" if shots else column
+        return Run(folder, cell.get("label") or result["method"], dataset, column, seed, result, options)
+    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise ValueError(f"{file} is damaged ({type(error).__name__}: {error}); move its folder away") from error
+
+
+def flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in options.items():
+        name = f"{prefix}{key}"
+        if name not in PLACES:
+            found |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found
+
+
+def key_of(run: Run) -> tuple[Any, ...]:
+    return run.label, run.protocol, run.dataset, run.column, run.seed
+
+
+def name_variants(runs: list[Run]) -> list[Run]:
+    """Where runs of one name, task and seed differ in options, the options join the name."""
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        groups.setdefault(key_of(run), []).append(run)
+    differing: dict[str, dict[str, None]] = {}
+    for group in groups.values():
+        for name in dict.fromkeys(name for run in group for name in run.options):
+            if len({str(run.options.get(name)) for run in group}) > 1:
+                differing.setdefault(group[0].label, {})[name] = None
+    for run in runs:
+        names = differing.get(run.label, {})
+        run.label = " ".join([run.label, *(f"{n.rpartition('.')[2]}={run.options.get(n)}" for n in names)])
+    return runs
+
+
+def newest(runs: list[Run]) -> list[Run]:
+    return list({key_of(run): run for run in runs}.values())

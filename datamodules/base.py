@@ -4,6 +4,7 @@ import hashlib
 import os
 from abc import abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -20,11 +21,23 @@ from tqdm import tqdm
 from datamodules.images import CachedImages, EpochSampler, FrozenFeatures, LiveImages, Padded, Samples, to_rgb
 
 CACHE_LIMIT = 2 * 1024**3  # bytes of uint8 pixels that ``cache: auto`` keeps in memory
+shared: dict[str, Tensor] | None = None  # pixels of the splits that were read last, by their digest, while runs share
 NORMALIZATIONS = {
     "imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
     "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
+
+
+@contextmanager
+def shared_pixels() -> Iterator[None]:
+    """Inside, images are decoded and resized once for all runs of the process, up to ``CACHE_LIMIT``."""
+    global shared
+    shared = {}
+    try:
+        yield
+    finally:
+        shared = None
 
 
 class ImageDataModule(LightningDataModule):
@@ -225,6 +238,23 @@ class ImageDataModule(LightningDataModule):
 
     def cached(self, split: str, samples: Samples, augment: v2.Transform | None) -> CachedImages:
         """Decode and resize every image once."""
+        if shared is None:
+            return CachedImages(*self.decode(split, samples), augment)
+        try:
+            key = self.digest(samples)
+        except OSError:  # to decode them tells which
+            key = ""
+        if key in shared:
+            return CachedImages(samples, shared[key], augment)
+        kept, pixels = self.decode(split, samples)
+        if kept is samples:  # nothing was left out, which every run should say again
+            shared[key] = pixels
+            while sum(tensor.nbytes for tensor in shared.values()) > CACHE_LIMIT:
+                del shared[next(iter(shared))]
+        return CachedImages(kept, pixels, augment)
+
+    def decode(self, split: str, samples: Samples) -> tuple[Samples, Tensor]:
+        """The samples that can be read, and their uint8 pixels (N, 3, S, S)."""
         pixels = torch.empty(len(samples.labels), 3, self.size, self.size, dtype=torch.uint8)
         broken: dict[int, Exception] = {}
         for index in tqdm(range(len(pixels)), desc=f"caching {split}", leave=False, disable=None):
@@ -235,7 +265,7 @@ class ImageDataModule(LightningDataModule):
         kept = self.leave_out(split, samples, broken)
         if broken:
             pixels = pixels[[index for index in range(len(pixels)) if index not in broken]]
-        return CachedImages(kept, pixels, augment)
+        return kept, pixels
 
     def leave_out(self, split: str, samples: Samples, broken: dict[int, Exception]) -> Samples:
         if not broken:
@@ -289,15 +319,20 @@ class ImageDataModule(LightningDataModule):
             images = [transform(to_rgb(dataset.samples.open(i))) for _ in range(views) for i in indices]
             yield torch.stack(images), dataset.samples.labels[batches[number]]
 
-    def fingerprint(self, split: str) -> str:
-        """What tells the images of a split, as a model sees them without augmentation, from all others."""
-        how = (self.size, self.resize, self.crop_pct, str(self.interpolation), self.mean.tolist(), self.std.tolist())
+    def digest(self, samples: Samples) -> str:
+        """What tells these images, labels and their way to pixels from all others."""
+        how = (self.size, self.resize, self.crop_pct, str(self.interpolation))
         digest = hashlib.sha256(repr(how).encode())
-        samples = self.splits[split].samples  # type: ignore[attr-defined]
         for index, label in enumerate(samples.labels.tolist()):
             content = samples.content(index)
             digest.update(f"{label} {len(content)} ".encode() + content)
         return digest.hexdigest()
+
+    def fingerprint(self, split: str) -> str:
+        """What tells the images of a split, as a model sees them without augmentation, from all others."""
+        samples = self.splits[split].samples  # type: ignore[attr-defined]
+        whole = repr((self.digest(samples), self.mean.tolist(), self.std.tolist()))
+        return hashlib.sha256(whole.encode()).hexdigest()
 
     def view_transform(self) -> v2.Transform:
         """A random view as contrastive losses want it, from PIL to uint8 pixels (3, S, S)."""

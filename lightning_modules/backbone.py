@@ -3,10 +3,14 @@
 import difflib
 import pickle
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
+import torch
 from safetensors import SafetensorError
 from timm.data import resolve_input_data_config
 from timm.models import get_pretrained_cfg, load_state_dict
@@ -16,6 +20,18 @@ from methods.inject import Backbone
 
 CorruptFile = (EOFError, SafetensorError, pickle.UnpicklingError)
 LoadError = (RuntimeError, OSError, KeyError, ValueError, AttributeError, *CorruptFile)
+shared: dict[str, Backbone] | None = None  # the backbone that was read last, while runs share it
+
+
+@contextmanager
+def shared_backbone() -> Iterator[None]:
+    """Inside, a backbone is read once for all runs of the process that name it one after the other."""
+    global shared
+    shared = {}
+    try:
+        yield
+    finally:
+        shared = None
 
 
 def build_backbone(name: str, pretrained: bool | str, args: dict[str, Any]) -> Backbone:
@@ -35,6 +51,21 @@ def build_backbone(name: str, pretrained: bool | str, args: dict[str, Any]) -> B
     check_name(name, pretrained)
     if name.startswith("local-dir:") and not Path(name.removeprefix("local-dir:"), "config.json").is_file():
         raise FileNotFoundError(f"backbone={name!r}: no such folder, or no config.json in it. {remedy(name)}")
+    if pretrained is False:
+        return timm.create_model(name, pretrained=False, **args)
+    # weights that are read are none of the seed's draws, nor must it count for those whether they were read before
+    with torch.random.fork_rng(devices=[]):
+        if shared is None:
+            return read_backbone(name, pretrained, args)
+        key = repr((name, pretrained, sorted(args.items())))
+        if key not in shared:
+            shared.clear()
+            shared[key] = read_backbone(name, pretrained, dict(args))
+        return deepcopy(shared[key])
+
+
+def read_backbone(name: str, pretrained: str | Literal[True], args: dict[str, Any]) -> Backbone:
+    """A timm model with the weights that its tag or ``pretrained`` names; see ``build_backbone``."""
     if pretrained is True:
         try:
             return timm.create_model(name, pretrained=True, **args)
@@ -43,9 +74,6 @@ def build_backbone(name: str, pretrained: bool | str, args: dict[str, Any]) -> B
                 f"backbone={name!r}: its pretrained weights could not be loaded ({first_line(error)}). "
                 f"Nothing was trained. {remedy(name)}"
             ) from error
-    if pretrained is False:
-        return timm.create_model(name, pretrained=False, **args)
-
     path = Path(pretrained)
     if not path.is_file():
         raise FileNotFoundError(f"pretrained={pretrained!r}: no such file. {remedy(name)}")

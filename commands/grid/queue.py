@@ -112,17 +112,21 @@ class Queue:
 
     def work(self) -> None:
         """Take cells until none waits and none runs: one that runs elsewhere may yet come back."""
+        from datamodules.base import shared_pixels
+        from lightning_modules.backbone import shared_backbone
+
         before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
-            while True:
-                self.take_over()
-                waiting, running = self.trials("WAITING"), self.trials("RUNNING")
-                if waiting:
-                    self.take(waiting[0][0])
-                elif running:
-                    time.sleep(min(10.0, min(study.user_attrs["stale_after"] for study, _ in running) / 4))
-                else:
-                    break
+            with shared_backbone(), shared_pixels():
+                while True:
+                    self.take_over()
+                    waiting, running = self.trials("WAITING"), self.trials("RUNNING")
+                    if waiting:
+                        self.take(waiting[0][0])
+                    elif running:
+                        time.sleep(min(10.0, min(study.user_attrs["stale_after"] for study, _ in running) / 4))
+                    else:
+                        break
         finally:
             signal.signal(signal.SIGTERM, before)
 

@@ -13,7 +13,7 @@ from PIL import Image
 from timm.data import create_transform
 
 from datamodules import base
-from datamodules.base import ImageDataModule
+from datamodules.base import ImageDataModule, shared_pixels
 from datamodules.images import open_image
 
 INPUT = {
@@ -33,6 +33,9 @@ class Bytes:
 
     def open(self, index: int) -> Image.Image:
         return open_image(io.BytesIO(self.files[index]))
+
+    def content(self, index: int) -> bytes:
+        return self.files[index]
 
     def name(self, index: int) -> str:
         return f"image {index}"
@@ -230,6 +233,28 @@ def test_cache_changes_no_pixel() -> None:
     for index in range(6):
         assert torch.equal(cached[index][0], live[index][0])
         assert cached[index][1] == live[index][1]
+
+
+def test_shared_pixels_are_made_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    made: list[int] = []
+    original = ImageDataModule.decode
+    monkeypatch.setattr(ImageDataModule, "decode", lambda *args: (made.append(1), original(*args))[1])
+    with shared_pixels():
+        first, second = (Listed().dataset("test", pictures(5)) for _ in range(2))
+        assert len(made) == 1
+        assert all(torch.equal(a[0], b[0]) and a[1] == b[1] for a, b in zip(first, second, strict=True))  # type: ignore[call-overload]
+        Listed(resize="direct" if Listed().resize != "direct" else "center_crop").dataset("test", pictures(5))
+        Listed().dataset("test", pictures(4))
+        assert len(made) == 3
+        broken = Bytes([*pictures(5).files, b""], [0, 1, 2, 0, 1, 2])
+        for _ in range(2):  # every run says it
+            Listed(on_corrupt="skip", max_corrupt=0.5).dataset("test", broken)
+            assert "1 of 6 images cannot be read" in capsys.readouterr().out
+        monkeypatch.setattr(base, "CACHE_LIMIT", 5 * 3 * 16 * 16)
+        Listed(cache="ram").dataset("test", pictures(5, 2))
+        assert len(base.shared or ()) == 1
+    Listed().dataset("test", pictures(5))
+    assert len(made) == 7
 
 
 def test_auto_cache_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -424,22 +424,18 @@ class WidthScaled(LightningModule):
         except (TypeError, RuntimeError) as error:
             raise ValueError(f"base_width={self.base_width!r}: timm makes no such model: {error}") from error
 
-    def base_shapes(self, device: str) -> Shapes:
+    def base_shapes(self) -> Shapes:
         """Shapes of all parameters at the base width; of a method that chooses from data, without what it adds."""
-        base: Any = self.at_base_width(device)
+        base: Any = self.at_base_width("meta")
         if getattr(base, "scorer", None) is None:
-            with torch.random.fork_rng(devices=[]), torch.device(device):
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
                 base.adapt(base.backbone)
         return {name: parameter.shape for name, parameter in base.named_parameters()}
 
     def width_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimizer, with the learning rate of each kind of layer."""
-        try:
-            shapes = self.base_shapes("meta")
-        except NotImplementedError:  # to quantise weights takes their values
-            shapes = self.base_shapes("cpu")
         settings = {"lr": self.lr, "weight_decay": self.weight_decay, **self.scaling}
-        return build_param_groups(self, shapes, self.parameterization, self.optimizer_name, **settings)
+        return build_param_groups(self, self.base_shapes(), self.parameterization, self.optimizer_name, **settings)
 
     def fold(self, backbone: Backbone) -> None:
         """Put the multipliers into the weights of a backbone, in place."""

@@ -42,8 +42,8 @@ class NF4Linear(nn.Linear):
 
     def pack(self, kernel: str) -> None:
         """Replace the weight by its bytes."""
-        # on the CPU always: what a checkpoint was trained on must not depend on the device
-        packed, absmax = nf4.quantize(self.weight.cpu())
+        # on the CPU always, but for shapes alone: what a checkpoint was trained on must not depend on the device
+        packed, absmax = nf4.quantize(self.weight if self.weight.is_meta else self.weight.cpu())
         index, absmax2, offset = nf4.quantize_absmax(absmax)
         device, self.kernel = self.weight.device, kernel
         del self.weight

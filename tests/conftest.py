@@ -1,8 +1,9 @@
-"""Options and fixtures of the whole suite: a tiny backbone with a weight file, and a tiny folder of image files."""
+"""What the whole suite uses: a tiny backbone with a weight file, a tiny folder of image files, two ranks."""
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ import torch  # noqa: E402
 from lightning import Trainer, seed_everything  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
+from torch import nn  # noqa: E402
 
 from datamodules import ImageDataset  # noqa: E402
 from lightning_modules import compose  # noqa: E402
 from lightning_modules.classification import Classification  # noqa: E402
 from methods import METHODS, PEFTMethod  # noqa: E402
+from tests.ranks import TwoRanks  # noqa: E402
 
 BACKBONE = "vit_tiny_patch16_224"
 TINY: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -73,17 +76,41 @@ def composed(method: str) -> type[PEFTMethod]:
     return compose(*(METHODS[name] for name in STACK.get(method, method).split("+")), task=Classification)
 
 
+def build_tiny(weights: Path, method: str, **options: Any) -> PEFTMethod:
+    """A method on the tiny pretrained backbone, not adapted yet."""
+    defaults: dict[str, Any] = {"backbone": BACKBONE, "backbone_args": TINY, "pretrained": str(weights)}
+    defaults |= {"num_classes": 3, "lr": 1e-2}
+    seed_everything(0, verbose=False)
+    return composed(method)(**defaults | TINY_OPTIONS.get(method, {}) | options)
+
+
+def quiet_trainer(folder: Path, **options: Any) -> Trainer:
+    """A trainer on the CPU that prints nothing, keeps no checkpoints and writes what it must below ``folder``."""
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    defaults = {"accelerator": "cpu", "devices": 1, "max_epochs": 1, "enable_checkpointing": False}
+    return Trainer(default_root_dir=folder, **quiet | defaults | options)
+
+
+def perturb(model: nn.Module, scale: float = 0.05) -> None:
+    """Move every parameter that trains away from its initial value."""
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += scale * torch.randn(parameter.shape, generator=generator)
+
+
+def checkpoint_of(model: PEFTMethod) -> dict[str, Any]:
+    """What Lightning would save of a model, without its trainer's part."""
+    checkpoint: dict[str, Any] = {"state_dict": model.state_dict()}
+    model.on_save_checkpoint(checkpoint)
+    return checkpoint
+
+
 @pytest.fixture
 def build(weights: Path) -> Callable[..., PEFTMethod]:
-    """``build("ssf", ssf_init="identity")``: a method on the tiny pretrained backbone, not adapted yet."""
-
-    def make(method: str, **options: Any) -> PEFTMethod:
-        defaults: dict[str, Any] = {"backbone": BACKBONE, "backbone_args": TINY, "pretrained": str(weights)}
-        defaults |= {"num_classes": 3, "lr": 1e-2}
-        seed_everything(0, verbose=False)
-        return composed(method)(**defaults | TINY_OPTIONS.get(method, {}) | options)
-
-    return make
+    """``build("ssf", ssf_init="identity")``: see ``build_tiny``."""
+    return partial(build_tiny, weights)
 
 
 @pytest.fixture
@@ -94,11 +121,13 @@ def data(images: Path) -> Callable[..., ImageDataset]:
 
 @pytest.fixture
 def trainer(tmp_path: Path) -> Callable[..., Trainer]:
-    """``trainer(max_epochs=2)``: a quiet CPU trainer that writes below ``tmp_path``."""
+    """``trainer(max_epochs=2)``: see ``quiet_trainer``; it writes below ``tmp_path``."""
+    return partial(quiet_trainer, tmp_path)
 
-    def make(**options: Any) -> Trainer:
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        defaults = {"accelerator": "cpu", "devices": 1, "max_epochs": 1, "enable_checkpointing": False}
-        return Trainer(default_root_dir=tmp_path, **quiet | defaults | options)
 
-    return make
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator[TwoRanks]:
+    """``two_ranks(function, *args)``: what ``function(rank, *args)`` returns in each of two processes."""
+    ranks = TwoRanks()
+    yield ranks
+    ranks.stop()

@@ -3,7 +3,6 @@
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,18 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from lightning import Trainer, seed_everything
 from safetensors import safe_open
 
 from callbacks import feature_cache
 from callbacks.feature_cache import FeatureCache
 from datamodules import ImageDataset
-from lightning_modules import compose
-from lightning_modules.classification import Classification
 from lightning_modules.members import Members
-from methods import METHODS, PEFTMethod
-from tests.conftest import BACKBONE, ROOT, TINY
+from methods import PEFTMethod
+from tests.conftest import ROOT, build_tiny, quiet_trainer
+from tests.ranks import TwoRanks
 
 Build = Callable[..., PEFTMethod]
 Data = Callable[..., ImageDataset]
@@ -154,13 +151,9 @@ def test_killed_while_writing(weights: Path, images: Path, build: Build, data: D
     folder = tmp_path / "features"
     code = f"""
 import os, signal
-from lightning import Trainer, seed_everything
 from callbacks import feature_cache
 from datamodules import ImageDataset
-from lightning_modules import compose
-from lightning_modules.classification import Classification
-from lightning_modules.members import Members
-from methods import METHODS
+from tests.conftest import build_tiny, quiet_trainer
 
 class Killed(feature_cache.FeatureCache):
     def rows(self, *args):
@@ -169,13 +162,9 @@ class Killed(feature_cache.FeatureCache):
                 os.kill(os.getpid(), signal.SIGKILL)
             yield row
 
-seed_everything(0)
-model = compose(METHODS["last"], task=Classification)(
-    backbone={BACKBONE!r}, backbone_args={TINY!r}, pretrained={str(weights)!r}, num_classes=3)
 data = ImageDataset({str(images)!r}, batch_size=4, resize="direct")
-trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
-                  callbacks=[Killed("disk", {str(folder)!r})])
-trainer.fit(model, datamodule=data)
+trainer = quiet_trainer({str(tmp_path)!r}, callbacks=[Killed("disk", {str(folder)!r})])
+trainer.fit(build_tiny({str(weights)!r}, "last"), datamodule=data)
 """
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=200)
     assert run.returncode == -signal.SIGKILL, run.stderr.decode()
@@ -244,47 +233,29 @@ def test_last_drops_nothing_and_is_cached_under_drop_path(build: Build, data: Da
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-def two_ranks(rank: int, port: int, weights: str, images: str, folder: str) -> None:
-    """The same fit without a cache, with each kind of it, and as a member; in one of two processes."""
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "cache", "GROUP_RANK": "0"}
-    torch.set_num_threads(1)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+def fit_with_each_cache(rank: int, weights: Path, images: Path, folder: Path) -> dict[str, Any]:
+    """Deltas of the same fit without a cache, with each kind of it, and as a member; on one of two ranks."""
     kinds = {"none": FeatureCache(), "ram": FeatureCache("ram"), "disk": FeatureCache("disk", f"{folder}/features")}
-    for name, cache in (kinds | {"again": FeatureCache("disk", f"{folder}/features"), "members": kinds["ram"]}).items():
-        seed_everything(0, verbose=False)
-        model: Any = compose(METHODS["last"], task=Classification)(
-            backbone=BACKBONE, backbone_args=TINY, pretrained=weights, num_classes=3, lr=1e-2
-        )
+    kinds |= {"again": FeatureCache("disk", f"{folder}/features"), "members": kinds["ram"]}
+    found = {}
+    for name, cache in kinds.items():
+        model: Any = build_tiny(weights, "last")
         model.configure_model()  # before Lightning seeds the ranks again
         if name == "members":
             model = Members(model, {"lr": [1e-3, 1e-2]})
-        data = ImageDataset(root=images, batch_size=4, resize="direct")
-        run = Trainer(
-            default_root_dir=folder,
-            accelerator="cpu",
-            devices=2,
-            strategy="ddp",
-            max_epochs=2,
-            enable_model_summary=False,
-            callbacks=[cache],
-            **quiet,  # type: ignore[arg-type]
-        )
-        run.fit(model, datamodule=data)
+        run = quiet_trainer(folder, devices=2, strategy="ddp", max_epochs=2, callbacks=[cache])
+        run.fit(model, datamodule=ImageDataset(root=str(images), batch_size=4, resize="direct"))
         model = model.each()[1] if name == "members" else model
-        torch.save(model.delta_state_dict(), f"{folder}/{name}-{rank}.pt")
+        found[name] = model.delta_state_dict()
+    return found
 
 
-def test_two_ranks(weights: Path, images: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    mp.spawn(two_ranks, (port, str(weights), str(images), str(tmp_path)), nprocs=2)
-    expected = torch.load(tmp_path / "none-0.pt", weights_only=True)
-    for name in ("ram", "disk", "again", "members"):
-        for rank in (0, 1):
-            found = torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True)
-            assert all(torch.equal(found[key], tensor) for key, tensor in expected.items()), (name, rank)
+def test_two_ranks(two_ranks: TwoRanks, weights: Path, images: Path, tmp_path: Path) -> None:
+    ranks = two_ranks(fit_with_each_cache, weights, images, tmp_path)
+    expected = ranks[0].pop("none")
+    for found in ranks:
+        for name in ("ram", "disk", "again", "members"):
+            assert all(torch.equal(found[name][key], tensor) for key, tensor in expected.items()), name
     assert len(list((tmp_path / "features").iterdir())) == 2
 
 

@@ -1,7 +1,5 @@
 """Scoring before the fit."""
 
-import os
-import socket
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
-from lightning import Callback, LightningDataModule, Trainer, seed_everything
+from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from safetensors import safe_open
@@ -21,12 +18,11 @@ from callbacks.delta_file import fingerprint
 from callbacks.score_before_fit import ScoreBeforeFit
 from commands.lightning import GraftCLI
 from datamodules import ImageDataset
-from lightning_modules import compose
-from lightning_modules.classification import Classification
 from methods import METHODS
 from methods.sparse import TrainsEntries
 from methods.spt import place
-from tests.conftest import BACKBONE, TINY, TINY_OPTIONS
+from tests.conftest import BACKBONE, TINY, build_tiny, quiet_trainer
+from tests.ranks import TwoRanks
 
 SCORED = [name for name, method in METHODS.items() if method.scorer is not None]
 WITH_DATA = [name for name in SCORED if METHODS[name].scorer.needs_data]  # type: ignore[union-attr]
@@ -364,34 +360,16 @@ def test_batches_do_not_depend_on_the_world(build: Any, data: Any) -> None:
     assert not torch.equal(twice[0][0], twice[5][0])  # another order
 
 
-def worker(rank: int, port: int, world: int, root: str, weights: str, out: str) -> None:
-    """Score with every method that does and train a step, on one rank of ``world``."""
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    os.environ |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "TORCHELASTIC_RUN_ID": "score"}
-    os.environ |= {"GROUP_RANK": "0"}
-    torch.set_num_threads(1)
+def selections(rank: int, world: int, images: Path, weights: Path, folder: Path) -> dict[tuple[str, int], str]:
+    """What every method that scores chooses before it trains a step, on one rank of ``world``."""
+    found = {}
     for method in SCORED:
         for batch_size in (8, 43):  # an uneven last batch, and more ranks than batches
-            seed_everything(0, verbose=False)
-            model = compose(METHODS[method], task=Classification)(
-                backbone=BACKBONE, backbone_args=TINY, pretrained=weights, num_classes=3, **TINY_OPTIONS.get(method, {})
-            )
+            model: Any = build_tiny(weights, method)
             strategy = "ddp" if world > 1 else "auto"
-            run = Trainer(
-                default_root_dir=out,
-                accelerator="cpu",
-                devices=world,
-                strategy=strategy,
-                max_steps=1,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                limit_val_batches=0,
-            )
-            sized = partial(with_batch_size, METHODS[method].score_data, batch_size)
-            type(model).score_data = property(sized)  # type: ignore[assignment]
-            data: LightningDataModule = ImageDataset(root=root, batch_size=8, resize="direct", val_split="none")
+            run = quiet_trainer(folder, devices=world, strategy=strategy, max_steps=1, limit_val_batches=0)
+            data: Any = ImageDataset(root=str(images), batch_size=8, resize="direct", val_split="none")
+            data.score_batches = partial(in_batches_of, batch_size, data.score_batches)
             order = Order(model, data)
             run.callbacks.append(order)  # type: ignore[attr-defined]
             run.fit(model, datamodule=data)
@@ -399,28 +377,19 @@ def worker(rank: int, port: int, world: int, root: str, weights: str, out: str) 
                 rows = [row for row in expected(world=world, resumed=False) if rank == 0 or "prepare_data" not in row]
                 assert order.rows == rows, order.rows
             assert order.optimized == chosen(method, model)
-            torch.save(model.selection, f"{out}/{method}-{batch_size}-{world}-{rank}.pt")
+            found[method, batch_size] = fingerprint(model.selection)
+    return found
 
 
-def with_batch_size(score_data: Any, batch_size: int, model: Any) -> dict[str, Any]:
-    return score_data.fget(model) | {"batch_size": batch_size}
+def in_batches_of(size: int, score_batches: Any, **options: Any) -> Any:
+    return score_batches(**options | {"batch_size": size})
 
 
-def test_two_ranks_choose_what_one_chooses(tmp_path: Path, weights: Path) -> None:
+def test_two_ranks_choose_what_one_chooses(two_ranks: TwoRanks, weights: Path, tmp_path: Path) -> None:
     draw = np.random.default_rng(3)
     for index in range(43):
         folder = tmp_path / "images/train" / "abc"[index % 3]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f"{index}.png")
-    for world in (1, 2):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        mp.spawn(worker, (port, world, str(tmp_path / "images"), str(weights), str(tmp_path)), nprocs=world)
-    for method in SCORED:
-        for size in (8, 43):
-            one, *two = (
-                fingerprint(torch.load(tmp_path / f"{method}-{size}-{world}-{rank}.pt", weights_only=True))
-                for world, rank in ((1, 0), (2, 0), (2, 1))
-            )
-            assert two[0] == two[1] == one, (method, size)
+    one = selections(0, 1, tmp_path / "images", weights, tmp_path)
+    assert two_ranks(selections, 2, tmp_path / "images", weights, tmp_path) == [one, one]

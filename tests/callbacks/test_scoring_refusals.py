@@ -2,10 +2,7 @@
 
 import copy
 import importlib
-import os
 import random
-import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,19 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
-from lightning import Trainer, seed_everything
+from lightning import Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
 from callbacks.delta_file import fingerprint
 from callbacks.score_before_fit import ScoreBeforeFit, unchanged
 from datamodules import ImageDataset
-from lightning_modules import compose
-from lightning_modules.classification import Classification
 from methods import METHODS
 from methods.qlora import NF4Linear
-from tests.conftest import BACKBONE, TINY
+from tests.conftest import BACKBONE, TINY, build_tiny, checkpoint_of, quiet_trainer
+from tests.ranks import TwoRanks
 
 SCORED = [name for name, method in METHODS.items() if method.scorer is not None]
 WITH_DATA = [name for name in SCORED if METHODS[name].scorer.needs_data]  # type: ignore[union-attr]
@@ -187,11 +182,9 @@ def test_the_selection_of_another_backbone(method: str, backbone: str, args: dic
     model = build(method)
     model.selection = model.select(importlib.import_module(f"tests.methods.test_{method}").scores(model))
     model.configure_model()
-    checkpoint: dict[str, Any] = {"state_dict": model.state_dict()}
-    model.on_save_checkpoint(checkpoint)
     other = build(method, backbone=backbone, backbone_args=args, pretrained=False)
     with pytest.raises(ValueError, match=f"selection does not fit {backbone}|trained on other weights"):
-        other.on_load_checkpoint(copy.deepcopy(checkpoint))
+        other.on_load_checkpoint(copy.deepcopy(checkpoint_of(model)))
 
 
 # what cannot be scored
@@ -356,47 +349,26 @@ FAILURES = {"pass": break_pass, "selection": break_selection, "cache": break_cac
 EXPECTED = {"pass": (1, "the disk is gone"), "selection": (0, "no such score"), "cache": (0, "/proc/nowhere")}
 
 
-def worker(rank: int, port: int, root: str, weights: str, out: str) -> None:
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "fail", "GROUP_RANK": "0"}
-    torch.set_num_threads(1)
+def failures(rank: int, images: Path, weights: Path, folder: Path) -> dict[str, str]:
+    """What each failure comes to on one of two ranks."""
+    found = {}
     for name, break_it in FAILURES.items():
-        seed_everything(0, verbose=False)
-        model = compose(METHODS["gps"], task=Classification)(
-            backbone=BACKBONE, backbone_args=TINY, pretrained=weights, num_classes=3
-        )
-        data, scoring = ImageDataset(root=root, batch_size=4, resize="direct"), ScoreBeforeFit(cache_dir=out)
+        model = build_tiny(weights, "gps")
+        data = ImageDataset(root=str(images), batch_size=4, resize="direct")
+        scoring = ScoreBeforeFit(cache_dir=str(folder))
         break_it(model, scoring, data, rank)
-        run = Trainer(
-            default_root_dir=out,
-            accelerator="cpu",
-            devices=2,
-            strategy="ddp",
-            max_steps=1,
-            callbacks=[scoring],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        run = quiet_trainer(folder, devices=2, strategy="ddp", max_steps=1, callbacks=[scoring])
         try:
             run.fit(model, datamodule=data)
         except Exception as error:
-            Path(out, f"{name}-{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+            found[name] = f"{type(error).__name__}: {error}"
+    return found
 
 
-def test_a_rank_that_fails_leaves_none_waiting(images: Path, weights: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    ranks = mp.spawn(worker, (port, str(images), str(weights), str(tmp_path)), nprocs=2, join=False)
-    limit = time.monotonic() + 120
-    while not ranks.join(timeout=1):
-        if time.monotonic() > limit:
-            for process in ranks.processes:
-                process.kill()
-            pytest.fail("a rank still waits for another that has failed")
+def test_a_rank_that_fails_leaves_none_waiting(
+    two_ranks: TwoRanks, images: Path, weights: Path, tmp_path: Path
+) -> None:
+    ranks = two_ranks(failures, images, weights, tmp_path, limit=120)
     for name, (failing, message) in EXPECTED.items():
-        texts = [(tmp_path / f"{name}-{rank}.txt").read_text() for rank in (0, 1)]
-        assert message in texts[failing]
-        assert "ValueError: scoring failed on another rank" in texts[1 - failing]
+        assert message in ranks[failing][name]
+        assert "ValueError: scoring failed on another rank" in ranks[1 - failing][name]

@@ -16,7 +16,7 @@ from commands.export import export
 from lightning_modules import compose
 from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod
-from tests.conftest import BACKBONE, TINY
+from tests.conftest import BACKBONE, TINY, checkpoint_of, perturb
 
 Build = Callable[..., PEFTMethod]
 
@@ -24,14 +24,8 @@ Build = Callable[..., PEFTMethod]
 def trained(model: PEFTMethod, folder: Path) -> PEFTMethod:
     """Move everything that trains away from its start, and write the adapter folder of a run."""
     model.configure_model()
-    generator = torch.Generator().manual_seed(4)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    checkpoint: dict[str, Any] = {"state_dict": model.state_dict()}
-    model.on_save_checkpoint(checkpoint)
-    write_adapter(folder, checkpoint)
+    perturb(model)
+    write_adapter(folder, checkpoint_of(model))
     return model.eval()
 
 

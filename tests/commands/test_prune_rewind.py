@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,18 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from lightning import Callback, Trainer, seed_everything
+from lightning import Callback
 from safetensors.torch import load_file
 
 from callbacks.rewind import Rewind
 from callbacks.score_before_fit import ScoreBeforeFit
 from commands import prune_rewind as command
 from datamodules import ImageDataset
-from lightning_modules import compose
-from lightning_modules.classification import Classification
-from methods import METHODS
-from tests.conftest import BACKBONE, ROOT, TINY
+from tests.conftest import BACKBONE, ROOT, TINY, build_tiny, quiet_trainer
+from tests.ranks import TwoRanks
 from train import main
 
 STEPS = ["fit", "rewind", "test"]
@@ -289,31 +285,20 @@ def test_a_stopped_command_stops_its_step(options: list[str], tmp_path: Path) ->
     assert not state(run_of(tmp_path))
 
 
-def ddp_worker(rank: int, port: int, root: str, weights: str, run: str, out: str) -> None:
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "rewind", "GROUP_RANK": "0"}
-    torch.set_num_threads(1)
-    seed_everything(0, verbose=False)
-    model = compose(METHODS["e2vpt"], task=Classification)(
-        backbone=BACKBONE, backbone_args=TINY, pretrained=weights, num_classes=3, prompt_length=4
-    )
-    folder = Path(run)
-    rewind = Rewind(str(folder / "initial.safetensors"), f"{out}/plan.json", state(folder)["fit"]["checkpoint"])
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    options = quiet | {"accelerator": "cpu", "strategy": "ddp", "enable_model_summary": False}
-    trainer = Trainer(devices=2, max_steps=2, callbacks=[rewind], **options)  # type: ignore[arg-type]
-    trainer.fit(model, datamodule=ImageDataset(root=root, batch_size=4))
-    torch.save(model.delta_state_dict(), f"{out}/{rank}.pt")
+def fit_rewound(rank: int, images: Path, weights: Path, run: Path, folder: Path) -> dict[str, Any]:
+    model = build_tiny(weights, "e2vpt", prompt_length=4)
+    rewind = Rewind(str(run / "initial.safetensors"), str(folder / "plan.json"), state(run)["fit"]["checkpoint"])
+    trainer = quiet_trainer(folder, devices=2, strategy="ddp", max_steps=2, callbacks=[rewind])
+    trainer.fit(model, datamodule=ImageDataset(root=str(images), batch_size=4))
+    return model.delta_state_dict()
 
 
-def test_two_ranks_score_what_one_scores(whole: Path, images: Path, weights: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    mp.spawn(ddp_worker, (port, str(images), str(weights), str(whole), str(tmp_path)), nprocs=2)
+def test_two_ranks_score_what_one_scores(
+    two_ranks: TwoRanks, whole: Path, images: Path, weights: Path, tmp_path: Path
+) -> None:
+    ranks = two_ranks(fit_rewound, images, weights, whole, tmp_path)
     one, two = (json.loads(path.read_text()) for path in (whole / "rewind.json", tmp_path / "plan.json"))
     assert two["selection"] == one["selection"]
     for name, scores in one["scores"].items():
         torch.testing.assert_close(torch.tensor(two["scores"][name]), torch.tensor(scores), atol=1e-6, rtol=1e-4)
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert all(torch.equal(tensor, ranks[1][name]) for name, tensor in ranks[0].items())

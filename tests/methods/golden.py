@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from callbacks.score_before_fit import ScoreBeforeFit
 from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod
+from tests.conftest import quiet_trainer
 
 LOGITS, GRADIENTS = 1e-5, 2e-5
 Tensors = dict[str, Tensor]
@@ -109,21 +110,10 @@ class Kept(ScoreBeforeFit):
 
 def score_in_a_fit(model: PEFTMethod, batches: list[tuple[Tensor, Tensor]]) -> Tensors:
     """Scores of a fit that ends before its first step; the model has its selection and is adapted afterwards."""
-    scoring, folder = Kept(), tempfile.TemporaryDirectory()
-    run = Trainer(
-        default_root_dir=folder.name,
-        accelerator="cpu",
-        devices=1,
-        max_steps=0,
-        callbacks=[scoring],
-        logger=False,
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    run.fit(model, datamodule=ScoringBatches(batches))
-    folder.cleanup()
+    scoring = Kept()
+    with tempfile.TemporaryDirectory() as folder:
+        run = quiet_trainer(Path(folder), max_steps=0, num_sanity_val_steps=0, callbacks=[scoring])
+        run.fit(model, datamodule=ScoringBatches(batches))
     assert scoring.passes == 1
     model.eval()
     return scoring.found

@@ -16,7 +16,7 @@ from methods import METHODS, PEFTMethod, low_bit
 from methods.bi_adapter import LowBit, LowBitLinear, LowBitLowRank
 from methods.inject import become
 from methods.low_rank import LowRank
-from tests.conftest import ROOT
+from tests.conftest import ROOT, perturb
 from tests.methods.golden import Golden, head_parameters
 from tests.methods.test_lora import Part
 
@@ -300,14 +300,6 @@ def test_bytes_of_published_files(options: dict[str, Any], stored: int) -> None:
 
 
 # the method
-
-
-def perturb(model: nn.Module) -> None:
-    generator = torch.Generator().manual_seed(4)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
 
 
 def adapted(build: Build, **options: Any) -> Any:

@@ -10,19 +10,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from methods import METHODS
+from tests.methods import made_up
 
 COUNTS = {"vit_small_patch16_224": 6_388_301}  # from the 70th percentile of 21 294 336 on
 IDENTITY: dict[str, Any] | None = {}
-
-
-def scores(model: Any) -> dict[str, Tensor]:
-    """Made up Fisher information, all different."""
-    made, start = {}, 0x30000000
-    for name in model.score_targets():
-        shape = model.backbone.get_parameter(name).shape
-        made[name] = torch.arange(start, start + shape.numel(), dtype=torch.int32).view(torch.float32).view(shape)
-        start += shape.numel()
-    return made
+scores = made_up.ascending
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.3])

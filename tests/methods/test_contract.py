@@ -7,17 +7,14 @@ original was run, ``GOLDEN`` and, of a method that chooses from data, ``scores``
 
 import copy
 import importlib
-import os
 import pickle
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from lightning import Trainer, seed_everything
+from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
@@ -25,7 +22,18 @@ from commands.lightning import GraftCLI
 from datamodules import ImageDataset
 from methods import METHODS, PEFTMethod
 from methods.sparse import Entries
-from tests.conftest import BACKBONE, STACK, TINY, TINY_OPTIONS, composed
+from tests.conftest import (
+    BACKBONE,
+    STACK,
+    TINY,
+    TINY_OPTIONS,
+    build_tiny,
+    checkpoint_of,
+    composed,
+    perturb,
+    quiet_trainer,
+)
+from tests.ranks import TwoRanks
 
 Build = Callable[..., PEFTMethod]
 Data = Callable[..., ImageDataset]
@@ -54,15 +62,6 @@ def plain_logits(model: PEFTMethod, images: Tensor) -> Tensor:
 def batch() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
     return torch.randn(6, 3, 32, 32, generator=generator), torch.tensor([0, 1, 2, 0, 1, 2])
-
-
-def perturb(model: PEFTMethod) -> None:
-    """Move every trained tensor away from its initial value."""
-    generator = torch.Generator().manual_seed(4)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
 
 
 @every_method
@@ -153,8 +152,7 @@ def test_other_files_are_refused(method: str, build: Build, tmp_path: Path) -> N
     model = build(method)
     adapt(method, model)
     perturb(model)
-    checkpoint: dict[str, Any] = {"state_dict": model.state_dict()}
-    model.on_save_checkpoint(checkpoint)
+    checkpoint = checkpoint_of(model)
 
     def load(change: Callable[[dict[str, Any]], Any], other: PEFTMethod | None = None) -> None:
         changed = copy.deepcopy(checkpoint)
@@ -185,9 +183,7 @@ def test_adapter_folder(method: str, build: Build, tmp_path: Path) -> None:
     model = build(method)
     adapt(method, model)
     perturb(model)
-    checkpoint: dict[str, Any] = {"state_dict": model.state_dict()}
-    model.on_save_checkpoint(checkpoint)
-    write_adapter(tmp_path / "adapter", checkpoint)
+    write_adapter(tmp_path / "adapter", checkpoint_of(model))
     again = PEFTMethod.from_delta(tmp_path / "adapter")
     with torch.no_grad():
         assert torch.equal(again(batch()[0]), model.eval()(batch()[0]))
@@ -266,52 +262,27 @@ def test_cli_fit_on_eight_images(method: str, images: Path, weights: Path, tmp_p
     assert expected <= {path.name for path in folder.iterdir()}
 
 
-def ddp_worker(rank: int, port: int, method: str, root: str, weights: str, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "contract", "GROUP_RANK": "0"}
-    torch.set_num_threads(1)
-    for name in METHODS if method == "all" else [method]:
-        seed_everything(0, verbose=False)
-        model = composed(name)(
-            backbone=BACKBONE,
-            backbone_args=TINY,
-            pretrained=weights,
-            num_classes=3,
-            lr=1e-2,
-            **TINY_OPTIONS.get(name, {}),
-        )
-        run = Trainer(
-            default_root_dir=folder,
-            accelerator="cpu",
-            devices=2,
-            strategy="ddp",
-            max_epochs=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        run.fit(model, datamodule=ImageDataset(root=root, batch_size=4, resize="direct"))
-        metrics = {key: float(value) for key, value in run.callback_metrics.items()}
-        kept = {"delta": model.delta_state_dict(), "metrics": metrics, "selection": model.selection}
-        torch.save(kept, f"{folder}/{name}-{rank}.pt")
-
-
-@pytest.fixture(scope="session")
-def ddp_runs(images: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One fit of every method on two gloo processes."""
-    folder = tmp_path_factory.mktemp("ddp")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    mp.spawn(ddp_worker, (port, "all", str(images), str(weights), str(folder)), nprocs=2)
-    return folder
+def fit_on_two_ranks(rank: int, method: str, images: Path, weights: Path, folder: Path) -> dict[str, Any]:
+    model = build_tiny(weights, method)
+    run = quiet_trainer(folder, devices=2, strategy="ddp")
+    run.fit(model, datamodule=ImageDataset(root=str(images), batch_size=4, resize="direct"))
+    metrics = {key: float(value) for key, value in run.callback_metrics.items()}
+    return {"delta": model.delta_state_dict(), "metrics": metrics, "selection": model.selection}
 
 
 @every_method
-def test_ddp(method: str, ddp_runs: Path, build: Build, data: Data, trainer: MakeTrainer, images: Path) -> None:
+def test_ddp(
+    method: str,
+    two_ranks: TwoRanks,
+    build: Build,
+    data: Data,
+    trainer: MakeTrainer,
+    images: Path,
+    weights: Path,
+    tmp_path: Path,
+) -> None:
     """Plain DDP without a search for unused parameters; ranks end equal; evaluation counts every sample once."""
-    ranks = [torch.load(ddp_runs / f"{method}-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    ranks = two_ranks(fit_on_two_ranks, method, images, weights, tmp_path)
     for name, tensor in (ranks[0]["selection"] or {}).items():
         assert torch.equal(tensor, ranks[1]["selection"][name]), name
     for name, tensor in ranks[0]["delta"].items():

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from callbacks.scorers import SignedGradients
 from methods import METHODS, PEFTMethod
 from methods.gps import supervised_contrastive, top_of_rows
+from tests.methods import made_up
 from tests.methods.golden import Golden, head_parameters, score_in_a_fit
 
 COUNTS = {
@@ -18,14 +19,7 @@ COUNTS = {
     "convnext_base": 239_488,
 }
 IDENTITY: dict[str, Any] | None = {}
-
-
-def scores(model: Any) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return {
-        name: torch.randn(model.backbone.get_parameter(name).shape, generator=generator)
-        for name in model.score_targets()
-    }
+scores = made_up.normal
 
 
 def masks(model: Any, selection: dict[str, Tensor]) -> dict[str, Tensor]:

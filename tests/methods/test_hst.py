@@ -12,6 +12,7 @@ from lightning_modules import compose
 from lightning_modules.classification import Classification
 from methods import PEFTMethod
 from methods.hst import HST
+from tests.conftest import checkpoint_of
 from tests.methods.golden import Golden
 
 Build = Callable[..., PEFTMethod]
@@ -185,10 +186,8 @@ def test_buffers_are_saved() -> None:
     for name in ("side.stages.0.shrink.layers.1", "head_norm"):
         assert not torch.equal(delta[f"{name}.running_mean"], torch.zeros_like(delta[f"{name}.running_mean"]))
         assert f"{name}.running_var" in delta
-    checkpoint: dict[str, Any] = {"state_dict": model.state_dict()}
-    model.on_save_checkpoint(checkpoint)
     other = small()
-    other.load_state_dict(other.state_dict() | checkpoint["state_dict"])
+    other.load_state_dict(other.state_dict() | checkpoint_of(model)["state_dict"])
     images = torch.randn(2, 3, 48, 48)
     assert torch.equal(other.eval()(images), model.eval()(images))
     model.to(torch.bfloat16)

@@ -1,15 +1,12 @@
 """Starting a method from the trained values of another run, as PVP does (arXiv:2304.13639)."""
 
-import os
 import re
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from lightning import Trainer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -21,8 +18,9 @@ from datamodules import ImageDataset
 from lightning_modules import compose
 from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod
-from tests.conftest import BACKBONE, TINY
-from tests.methods.test_contract import adapt, batch, every_method, perturb
+from tests.conftest import BACKBONE, TINY, build_tiny, checkpoint_of, perturb, quiet_trainer
+from tests.methods.test_contract import adapt, batch, every_method
+from tests.ranks import TwoRanks
 
 Build = Callable[..., PEFTMethod]
 Data = Callable[..., ImageDataset]
@@ -32,10 +30,9 @@ MakeTrainer = Callable[..., Trainer]
 def save(model: PEFTMethod, folder: Path, **more: Any) -> str:
     """Move every trained value and write an adapter folder."""
     perturb(model)
-    checkpoint: dict[str, Any] = {"state_dict": model.state_dict()}
-    model.on_save_checkpoint(checkpoint)
-    write_adapter(folder, checkpoint | more)
-    torch.save(checkpoint | more, folder / "last.ckpt")
+    checkpoint = checkpoint_of(model) | more
+    write_adapter(folder, checkpoint)
+    torch.save(checkpoint, folder / "last.ckpt")
     return str(folder)
 
 
@@ -185,9 +182,7 @@ def test_prompts_of_another_length(how: str, length: int, expected: list[float],
     source.configure_model()
     for block in source.backbone.blocks:
         block.prompt.tokens.data.copy_(torch.arange(3.0)[:, None].expand(3, 48))
-    checkpoint: dict[str, Any] = {"state_dict": source.state_dict()}
-    source.on_save_checkpoint(checkpoint)
-    write_adapter(tmp_path, checkpoint)
+    write_adapter(tmp_path, checkpoint_of(source))
     model: Any = build("vpt", prompt_length=length, prompt_resize=how, init_from=str(tmp_path))
     model.configure_model()
     for block in model.backbone.blocks:
@@ -243,41 +238,29 @@ def test_lineage_on_the_command_line(
     assert "is not read: ckpt_path=" in capsys.readouterr().out
 
 
-def ddp_worker(rank: int, port: int, adapter: str, root: str, weights: str, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "start", "GROUP_RANK": "0"}
-    torch.set_num_threads(1)
-    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    quiet |= {"enable_progress_bar": False, "max_steps": 1, "default_root_dir": folder}
-    for case, path in {"same": adapter, "other": f"{adapter}{rank}"}.items():
-        model: Any = compose(METHODS["lora"], task=Classification)(
-            backbone=BACKBONE, backbone_args=TINY, pretrained=weights, num_classes=3, lr=1e-9, init_from=path
-        )
-        run = Trainer(accelerator="cpu", devices=2, strategy="ddp", **quiet)
-        try:
-            run.fit(model, datamodule=ImageDataset(root=root, batch_size=4, resize="direct"))
-            torch.save(model.delta_state_dict(), f"{folder}/{case}-{rank}.pt")
-        except ValueError as error:
-            Path(f"{folder}/{case}-{rank}.txt").write_text(str(error))
+def fit_from(rank: int, adapters: list[Path], images: Path, weights: Path, folder: Path) -> dict[str, Tensor] | str:
+    """The delta of a step from this rank's adapter, or why there is none."""
+    model = build_tiny(weights, "lora", lr=1e-9, init_from=str(adapters[rank]))
+    run = quiet_trainer(folder, devices=2, strategy="ddp", max_steps=1)
+    try:
+        run.fit(model, datamodule=ImageDataset(root=str(images), batch_size=4, resize="direct"))
+    except ValueError as error:
+        return str(error)
+    return model.delta_state_dict()
 
 
-def test_ddp(build: Build, images: Path, weights: Path, tmp_path: Path) -> None:
+def test_ddp(two_ranks: TwoRanks, build: Build, images: Path, weights: Path, tmp_path: Path) -> None:
     source = trained("lora", build, tmp_path / "adapter")
     for rank in (0, 1):
         save(source, tmp_path / f"adapter{rank}")  # moved on each time
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    folder = tmp_path / "ddp"
-    folder.mkdir()
-    mp.spawn(ddp_worker, (port, str(tmp_path / "adapter"), str(images), str(weights), str(folder)), nprocs=2)
-    ranks = [torch.load(folder / f"same-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    one, other = [tmp_path / "adapter"] * 2, [tmp_path / "adapter0", tmp_path / "adapter1"]
+    ranks = two_ranks(fit_from, one, images, weights, tmp_path)
     start = load_file(tmp_path / "adapter" / WEIGHTS)
     for name, tensor in ranks[0].items():
         assert torch.equal(tensor, ranks[1][name])
         if "head" not in name:
             torch.testing.assert_close(tensor, start[name], atol=1e-7, rtol=0)
-    assert "the ranks read different files" in (folder / "other-1.txt").read_text()
+    assert "the ranks read different files" in two_ranks(fit_from, other, images, weights, tmp_path)[1]
 
 
 # the point of it
@@ -336,9 +319,7 @@ def test_pretrained_lora_beats_random_lora_at_one_shot(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     source = build(num_classes=20)
     learn(source, *draw(new_classes(20, generator), 30, generator), epochs=25, generator=generator)
-    checkpoint: dict[str, Any] = {"state_dict": source.state_dict()}
-    source.on_save_checkpoint(checkpoint)
-    write_adapter(tmp_path, checkpoint)
+    write_adapter(tmp_path, checkpoint_of(source))
     gains = []
     for seed in range(5):
         generator.manual_seed(100 + seed)

@@ -70,6 +70,17 @@ def check_separate(golden: Golden) -> None:
     golden.check_merge(model)
 
 
+def copy_from_peft(model: PEFTMethod, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take over all low-rank values by HF PEFT's names; returns our parameters by these names."""
+    ours: dict[str, Tensor] = {}
+    for name, value in values.items():
+        layer, _, kind = name.rpartition(".")
+        ours[name] = model.backbone.get_parameter(f"{layer}.lora.{kind.removeprefix('lora_')}")
+        ours[name].data.copy_(value)
+    assert len(ours) == sum(".lora." in name for name, _ in model.backbone.named_parameters())
+    return ours
+
+
 def check_fused(golden: Golden, method: str = "lora") -> None:
     """One A and one B of whole layers, as in HF PEFT; the same for DoRA, which adds magnitudes."""
     check_frozen(golden)
@@ -82,12 +93,7 @@ def check_fused(golden: Golden, method: str = "lora") -> None:
         lora_alpha=float(settings["alpha"]),
         lora_scaling="alpha/r",
     )
-    ours = {}
-    for name, value in values.items():
-        layer, _, kind = name.rpartition(".")
-        ours[name] = model.backbone.get_parameter(f"{layer}.lora.{kind.removeprefix('lora_')}")
-        ours[name].data.copy_(value)
-    assert len(ours) == sum(".lora." in name for name, _ in model.backbone.named_parameters())
+    ours = copy_from_peft(model, values)
     golden.check_logits(model)
     golden.check_gradients(model, ours | head_parameters(model))
     golden.check_merge(model)

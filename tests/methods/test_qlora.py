@@ -15,7 +15,7 @@ from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod, nf4
 from methods.inject import become
 from methods.qlora import NF4Linear, QDoRALinear, QLoRALinear
-from tests.conftest import BACKBONE, TINY
+from tests.conftest import BACKBONE, TINY, perturb
 from tests.methods.golden import Golden
 
 COUNTS = {"vit_base_patch16_224": 294_912}
@@ -157,15 +157,6 @@ def test_merge_is_into_the_rounded_weight(build: Build) -> None:
     assert (again - weight).abs().max() > 1e-3
 
 
-def perturbed(model: PEFTMethod) -> PEFTMethod:
-    generator = torch.Generator().manual_seed(4)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    return model
-
-
 def tiny(*methods: str, **options: Any) -> PEFTMethod:
     torch.manual_seed(0)
     model = compose(*(METHODS[name] for name in methods), task=Classification)(
@@ -194,7 +185,7 @@ def test_qdora_is_dora_on_the_rounded_weight(dropout: float) -> None:
                 plain.lora.reset(plain.weight)
                 plain.lora.A.copy_(linear.lora.A)
         other.backbone.head.load_state_dict(model.backbone.head.state_dict())
-        perturbed(model), perturbed(other)
+        perturb(model), perturb(other)
         images = torch.randn(2, 3, 32, 32)
         torch.testing.assert_close(model(images), other(images), atol=1e-5, rtol=0)
         torch.testing.assert_close(model.merge()(images), model(images), atol=1e-5, rtol=0)

@@ -11,17 +11,13 @@ from torch.nn import functional as F
 from callbacks.score_before_fit import ScoreBeforeFit
 from callbacks.scorers import Curvature
 from methods import METHODS
+from tests.methods import made_up
 from tests.methods.golden import Golden, head_parameters
 from tests.methods.test_sara import entries_of
 
 COUNTS = {"vit_base_patch16_224": 428_901}
 IDENTITY: dict[str, Any] | None = {}
-
-
-def scores(model: Any) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    shapes = {name: model.backbone.get_parameter(name).shape for name in model.score_targets()}
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+scores = made_up.normal
 
 
 def check_second_order(golden: Golden) -> None:

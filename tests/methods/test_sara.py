@@ -15,20 +15,12 @@ from callbacks.score_before_fit import ScoreBeforeFit
 from lightning_modules import compose
 from lightning_modules.classification import Classification
 from methods import METHODS
+from tests.methods import made_up
 from tests.methods.golden import Golden
 
 COUNTS = {"vit_base_patch16_224": 855_244, "vit_small_patch16_224": 215_285}
 IDENTITY: dict[str, Any] | None = {}
-
-
-def scores(model: Any) -> dict[str, Tensor]:
-    """Made up |w|, all different."""
-    made, start = {}, 0x30000000
-    for name in model.score_targets():
-        shape = model.backbone.get_parameter(name).shape
-        made[name] = torch.arange(start, start + shape.numel(), dtype=torch.int32).view(torch.float32).view(shape)
-        start += shape.numel()
-    return made
+scores = made_up.ascending
 
 
 def magnitudes(model: Any) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from methods.sparse import CHUNK, EntriesLinear, dots, fold_entries, train_entries
+from tests.conftest import perturb
 
 
 def network() -> nn.Sequential:
@@ -46,10 +47,7 @@ def test_gradients_are_those_of_the_dense_model(share: float) -> None:
 def test_fold_is_exact_and_leaves_plain_modules() -> None:
     model = network()
     train_entries(model, choose(model, 0.2))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += torch.randn_like(parameter)
+    perturb(model, 1.0)
     x = torch.randn(2, 3, 4, 4)
     expected = model(x)
     with torch.no_grad():

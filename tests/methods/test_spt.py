@@ -20,6 +20,7 @@ from methods import METHODS, PEFTMethod
 from methods.sparse import Entries
 from methods.spt import Bottleneck
 from methods.spt_selection import Part, Sweep, largest, sweep
+from tests.conftest import perturb
 from tests.methods.golden import Golden, head_parameters, score_in_a_fit
 
 COUNTS: dict[str, int] = {}  # they depend on the scores
@@ -357,14 +358,6 @@ def plain(name: str) -> nn.Module:
     return BACKBONES[name]().eval()
 
 
-def move(model: PEFTMethod) -> None:
-    generator = torch.Generator().manual_seed(6)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-
-
 @pytest.mark.parametrize("kind", ["lora", "adapter"])
 @pytest.mark.parametrize("granularity", ["both", "structured_only", "unstructured_only"])
 @pytest.mark.parametrize("name", BACKBONES)
@@ -382,7 +375,7 @@ def test_every_backbone(name: str, granularity: str, kind: str) -> None:
     flat = [made_up[p.parameter].flatten()[p.start : p.start + p.size] for p in model_pool(name, **options)]
     found = sweep(model_pool(name, **options), flat, 10, 5, model.class_token, SMALL["unit"], granularity)  # type: ignore[arg-type]
     assert model.parameter_counts()[0] == found.params(found.at(0.4))
-    move(model)
+    perturb(model, 0.1)
     model.train()
     model.loss((images, torch.tensor([0, 1]))).backward()
     for parameter_name, parameter in model.named_parameters():
@@ -422,7 +415,7 @@ def test_lora_on_v_leaves_q_and_k_alone() -> None:
     model.configure_model()
     qkv, x = model.backbone.blocks[0].attn.qkv, torch.randn(2, 5, 32)
     before = qkv(x)
-    move(model)
+    perturb(model, 0.1)
     after = qkv(x)
     assert torch.equal(after[..., :64], before[..., :64])
     assert not torch.equal(after[..., 64:], before[..., 64:])
@@ -448,7 +441,7 @@ def test_drop_path_leaves_out_whole_samples() -> None:
         model = task(plain("vit"), spt_kind=kind, spt_dropout=0.0, spt_drop_path=0.5)
         model.selection = {f"structured/blocks.0.attn.{block}": torch.tensor([4]) for block in ("q", "v", "proj")}
         model.configure_model()
-        move(model)
+        perturb(model, 0.1)
         qkv, x = model.backbone.blocks[0].attn.qkv, torch.randn(16, 5, 32)
         plain_output = F.linear(x, qkv.weight, qkv.bias)
         whole = qkv(x) - plain_output
@@ -469,7 +462,7 @@ def test_proj_sees_no_dropout() -> None:
         model = task(plain("vit"), spt_kind=kind, spt_drop_path=0.0)
         model.selection = {f"structured/blocks.0.{op}": torch.tensor([4]) for op in ("attn.proj", "mlp.fc1")}
         model.configure_model()
-        move(model)
+        perturb(model, 0.1)
         x = torch.randn(2, 5, 32)
         for layer, same in ((model.backbone.blocks[0].attn.proj, True), (model.backbone.blocks[0].mlp.fc1, False)):
             expected = layer.eval()(x)
@@ -481,7 +474,7 @@ def test_adapter_on_proj_is_parallel() -> None:
     model = task(plain("vit"), spt_kind="adapter")
     model.selection = {f"structured/blocks.0.{op}": torch.tensor([4]) for op in ("attn.proj", "mlp.fc1")}
     model.configure_model()
-    move(model)
+    perturb(model, 0.1)
     for layer, width in ((model.backbone.blocks[0].attn.proj, 32), (model.backbone.blocks[0].mlp.fc1, 128)):
         x = torch.randn(2, 5, 32)
         y = F.linear(x, layer.weight, layer.bias)

@@ -1,8 +1,6 @@
 """VeLoRA; the contract suite tests it stacked on LoRA."""
 
 import copy
-import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,8 +17,10 @@ from methods import PEFTMethod
 from methods.inject import become
 from methods.sub_tokens import CompressedLinear, CompressedScaleShift, Direction, project, unit
 from methods.velora import VeLoRALinear
-from tests.conftest import BACKBONE, TINY, composed
+from tests.conftest import BACKBONE, TINY, build_tiny, composed
 from tests.methods.golden import GRADIENTS, Golden, head_parameters
+from tests.methods.test_lora import copy_from_peft
+from tests.ranks import TwoRanks
 
 COUNTS = {"vit_base_patch16_224": 294_912, "vit_tiny_patch16_224": 73_728}  # LoRA's: nothing is added
 IDENTITY: dict[str, Any] | None = {}
@@ -70,12 +69,7 @@ def check_velora(golden: Golden) -> None:
         velora_sizes={name: tensor.numel() for name, tensor in last.items()},
         velora_scale=s,
     )
-    ours = {}
-    for name, value in values.items():
-        layer, _, kind = name.rpartition(".")
-        ours[name] = model.backbone.get_parameter(f"{layer}.lora.{kind.removeprefix('lora_')}")
-        ours[name].data.copy_(value)
-    assert len(ours) == sum(".lora." in name for name, _ in model.backbone.named_parameters())
+    ours = copy_from_peft(model, values)
     model.train()
     for number in ("1", "2"):
         for name in ("input", "label", "logits", "loss"):
@@ -373,32 +367,26 @@ def test_v_is_in_the_checkpoint(build: Build, data: Data, trainer: Any, tmp_path
         assert torch.equal(again.state_dict()[name], value), name
 
 
-def worker(rank: int, port: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    torch.manual_seed(0)
-    model: Any = composed("lora+velora")(backbone=BACKBONE, backbone_args=TINY, pretrained=False, num_classes=3)
+def calibrated(weights: Path, images: Images) -> dict[str, Tensor]:
+    """The vectors that a batch makes."""
+    model: Any = build_tiny(weights, "lora+velora")
     model.configure_model()
-    model.train().calibrate(batch(rank))
-    torch.save({n: t for n, t in model.state_dict().items() if "velora" in n}, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    model.train().calibrate(images)
+    return {n: t for n, t in model.state_dict().items() if "velora" in n}
 
 
-def test_ranks_agree(tmp_path: Path) -> None:
+def calibrated_on_a_rank(rank: int, weights: Path) -> dict[str, Tensor]:
+    torch.distributed.init_process_group("gloo")
+    return calibrated(weights, batch(rank))
+
+
+def test_ranks_agree(two_ranks: TwoRanks, weights: Path) -> None:
     """Each sees a batch of its own; v is that of one process which sees both."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (port, str(tmp_path)), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-    torch.manual_seed(0)
-    model: Any = composed("lora+velora")(backbone=BACKBONE, backbone_args=TINY, pretrained=False, num_classes=3)
-    model.configure_model()
+    ranks = two_ranks(calibrated_on_a_rank, weights)
     images, labels = (torch.cat(parts) for parts in zip(batch(0), batch(1), strict=True))
-    model.train().calibrate((images, labels))
-    for name, value in ranks[0].items():
-        assert torch.equal(value, ranks[1][name]), name
-        torch.testing.assert_close(model.state_dict()[name], value)
+    for name, value in calibrated(weights, (images, labels)).items():
+        assert torch.equal(ranks[0][name], ranks[1][name]), name
+        torch.testing.assert_close(value, ranks[0][name])
 
 
 @pytest.mark.parametrize(

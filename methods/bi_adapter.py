@@ -136,7 +136,7 @@ class BiAdapter(PEFTMethod):
             self.add_updates(backbone)
         for name in self.head_names if self.bi_head else ():
             head = backbone.get_submodule(name)
-            if not isinstance(head, nn.Linear) or not head.weight.std() > 0:
+            if not isinstance(head, nn.Linear) or not (head.weight.is_meta or head.weight.std() > 0):
                 raise ValueError(
                     f"bi_head: the classifier {name} must be a linear layer whose initial weights differ from each "
                     "other; leave head_init=zero, or bi_head, out"

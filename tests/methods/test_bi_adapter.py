@@ -370,6 +370,12 @@ def test_one_bit_classifier(form: str, build: Build) -> None:
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
+def test_one_bit_classifier_over_widths(build: Build) -> None:
+    model = adapted(build, bi_head=True, parameterization="standard", base_width=16)
+    layers = {id(p): group["layer_type"] for group in model.param_groups() for p in group["params"]}
+    assert layers[id(model.backbone.head.weight)] == "readout"
+
+
 @pytest.mark.parametrize("head", [False, True])
 @pytest.mark.parametrize("bits", [1, 8, 32])
 def test_bi_lora_merges(bits: int, head: bool, build: Build) -> None:

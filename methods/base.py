@@ -254,8 +254,9 @@ class PEFTMethod(LightningModule):
         return {name: tensor for name, tensor in state.items() if name in trained | moving | added}
 
     def storage_bytes(self) -> int:
-        """Bytes of what was trained, in the smallest form that this method has a file for."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.delta_state_dict().values())
+        """Bytes of what was trained and of what was selected, in the smallest form that this method has a file for."""
+        parts = [self.delta_state_dict(), self.selection or {}]
+        return sum(tensor.nbytes for part in parts for tensor in part.values())
 
     def parameter_counts(self) -> tuple[int, int]:
         """Trained parameters without and with the head."""

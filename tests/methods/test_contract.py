@@ -16,8 +16,10 @@ import pytest
 import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import load_file
 from torch import Tensor
 
+from callbacks.delta_file import WEIGHTS, write_adapter
 from commands.lightning import GraftCLI
 from datamodules import ImageDataset
 from methods import METHODS, PEFTMethod
@@ -72,6 +74,18 @@ def test_plain_keys_stay(method: str, build: Build) -> None:
     assert keys <= set(model.backbone.state_dict())
     adapt(method, model)  # a second call changes nothing
     assert model.plain_keys == keys
+
+
+@every_method
+def test_storage_is_what_the_adapter_file_holds(method: str, build: Build, tmp_path: Path) -> None:
+    model = build(method)
+    adapt(method, model)
+    write_adapter(tmp_path, checkpoint_of(model))
+    held = sum(tensor.nbytes for tensor in load_file(tmp_path / WEIGHTS).values())
+    if method == "bi_adapter":  # has a smaller file, in bits: see its own tests
+        assert model.storage_bytes() < held
+    else:
+        assert model.storage_bytes() == held
 
 
 @every_method

@@ -30,6 +30,7 @@ BACKBONE = "vit_tiny_patch16_224"
 TINY: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 # what a method needs to fit the tiny backbone
 TINY_OPTIONS: dict[str, dict[str, Any]] = {
+    "diff_pruning": {"diff_alpha_init": 1.0},  # half open: a gate that is open has no gradient
     "sct": {"sct_channels": 8},
     "spt": {"spt_budget": 0.03, "spt_alpha": 0.5, "spt_beta": 1.3},
 }

@@ -3,6 +3,8 @@
 import resource
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,8 +34,7 @@ class Cost(Callback):
         self.saved: SavedBytes | None = None  # counts while the first training batch passes forward
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        reset_peak_memory()
         no_head, trained = pl_module.parameter_counts()
         self.values = {
             "cost/trainable_params": trained,
@@ -125,8 +126,17 @@ def forward_gflops(pl_module: Any) -> float:
     return counter.get_total_flops() / 1e9
 
 
+def reset_peak_memory() -> None:
+    """Let ``peak_memory`` start anew, so that the runs before this one in the process do not count."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        with suppress(OSError):  # some containers do not allow it
+            Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory() -> int:
-    """Largest number of bytes allocated so far on the GPU, or resident in this process without one."""
+    """Largest number of bytes allocated on the GPU, or resident in this process without one, since the last reset."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024

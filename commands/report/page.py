@@ -11,7 +11,7 @@ from commands.report.leaderboard import Leaderboard, averages
 from commands.report.printed import sources
 from commands.report.runs import COSTS, PROTOCOL, Run
 
-LOGARITHMIC = ("cost/trainable_params", "cost/storage_bytes")
+LOGARITHMIC = ("cost/trainable_params", "cost/storage_bytes", "cost/images_per_s")
 MISSING = "-"
 STYLE = """<style>
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 100rem; padding: 0 1rem }
@@ -94,20 +94,23 @@ def draw(board: Leaderboard) -> bytes:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(COSTS), figsize=(4.2 * len(COSTS), 3.8), layout="constrained", sharey=True)
-    for axis, (name, title) in zip(axes, COSTS.items(), strict=True):
-        for letter, label in board.complete:
-            line = board.lines[letter, label]
-            cost, values = board.costs(line).get(name), board.cells(line).values()
+    figure, grid = plt.subplots(2, -(-len(COSTS) // 2), figsize=(12, 8), layout="constrained", sharey=True)
+    lines = list(enumerate(board.complete, 1))  # numbers, for names would cover each other
+    colours = plt.get_cmap("turbo", len(lines) + 2)
+    for axis, (name, title) in zip(grid.flat, COSTS.items(), strict=True):
+        for number, key in lines:
+            cost, values = board.costs(board.lines[key]).get(name), board.cells(board.lines[key]).values()
             if cost:
                 accuracy = mean(mean(value) for value in values)
-                axis.scatter(cost, accuracy, s=18)
-                text = label if len(board.letters) == 1 else f"{label} ({letter})"
-                axis.annotate(text, (cost, accuracy), textcoords="offset points", xytext=(4, 3), fontsize=8)
+                axis.scatter(cost, accuracy, s=24, color=colours(number))
+                axis.annotate(str(number), (cost, accuracy), textcoords="offset points", xytext=(4, 3), fontsize=8)
         axis.set(xlabel=title, xscale="log" if name in LOGARITHMIC else "linear")
-        axis.margins(x=0.25, y=0.12)  # for the names
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel(f"test top-1, {board.mean_names['mean of tasks']}")
+    for number, (letter, label) in lines:
+        text = label if len(board.letters) == 1 else f"{label} ({letter})"
+        grid[0, 0].scatter([], [], s=24, color=colours(number), label=f"{number} {text}")
+    figure.legend(loc="outside right upper", fontsize=8)
+    figure.supylabel(f"test top-1, {board.mean_names['mean of tasks']}")
     stream = BytesIO()
     figure.savefig(stream, format="png", dpi=120)
     plt.close(figure)

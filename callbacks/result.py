@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ class Result(Callback):
                 "world_size": trainer.world_size,
                 "precision": str(trainer.precision),
                 "versions": {name: version(name) for name in ("torch", "lightning", "timm")},
+                "code": revision(),
             }
         )
 
@@ -91,6 +93,15 @@ class Result(Callback):
                 shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
                 table.add_row(name, f"{shown} ({value / 1024:,.1f} KB)" if name.endswith("_bytes") else shown)
         Console().print(table)
+
+
+def revision() -> str | None:
+    """The commit of this code, with ``-dirty`` behind it if files differ from it; None where there is no git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:

@@ -1,6 +1,8 @@
 """What stands in result.json is what the trainer measured."""
 
 import json
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
+import callbacks.result
 from callbacks.cost import Cost
-from callbacks.result import Result, draw_curves
+from callbacks.result import Result, draw_curves, revision
 from datamodules import ImageDataset
 from methods import PEFTMethod
 
@@ -56,6 +59,7 @@ def test_result_of_a_fit_and_its_test(
     assert (fitted["epochs"], fitted["steps"], fitted["seed"], fitted["world_size"]) == (2, 12, 0, 1)
     assert fitted["precision"] == "32-true"
     assert fitted["fingerprint"] == model.fingerprint
+    assert fitted["code"] == revision()
     assert Path(fitted["checkpoint"]) == tmp_path / "checkpoints" / "best.ckpt"
     assert fitted["best/val/acc1"] >= fitted["val/acc1"]
     assert fitted["cost/trainable_params"] == model.parameter_counts()[1]
@@ -90,3 +94,26 @@ def test_curves_of_metrics_without_validation(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("epoch,step,train/loss\n0,9,0.5\n1,19,0.25\n")
     draw_curves(tmp_path / "metrics.csv", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_revision_of_the_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        done = subprocess.run(["git", "-C", str(tmp_path), *who, *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    monkeypatch.setattr(callbacks.result, "__file__", str(tmp_path / "callbacks" / "result.py"))
+    (tmp_path / "callbacks").mkdir()
+    (tmp_path / "callbacks" / "result.py").write_text("one")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert revision() is None  # no repository
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    git("tag", "v1")  # a name can move, a commit cannot
+    assert revision() == git("rev-parse", "HEAD")
+    (tmp_path / "callbacks" / "result.py").write_text("two")
+    assert revision() == git("rev-parse", "HEAD") + "-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert revision() is None

@@ -96,7 +96,10 @@ class Result(Callback):
 
 
 def revision() -> str | None:
-    """The commit of this code, with ``-dirty`` behind it if files differ from it; None where there is no git."""
+    """The commit of this code, with ``-dirty`` behind it if tracked files differ; None where git does not say it.
+
+    A run must not fail for it: there may be no git, no repository, or one of another owner.
+    """
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -111,9 +111,10 @@ def affine_gradients(
 
 
 def column_sums(g: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of g and of g y over the rows of both (T, C); a CPU takes 4/5 of the time that it takes with ``sum``.
+    """Sums of g and of g y over the rows of both (T, C); alone on a CPU, 4/5 of the time of ``sum``.
 
-    Blocks of rows stay in its cache between product and sum, and a sum is faster as a product with ones.
+    Blocks of rows stay in its cache between product and sum, and a sum is faster as a product with ones. Inside a
+    training step the gain is smaller: there both are read from memory.
     """
     ones, sums = g.new_ones(1, ROWS), g.new_zeros(2, g.shape[1])
     for g_rows, y_rows in zip(g.split(ROWS), y.split(ROWS), strict=True):

@@ -99,7 +99,7 @@ def test_curves_of_metrics_without_validation(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_revision_of_the_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def git(*words: str) -> str:
-        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
         done = subprocess.run(["git", "-C", str(tmp_path), *who, *words], capture_output=True, text=True, check=True)
         return done.stdout.strip()
 

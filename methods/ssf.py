@@ -14,7 +14,6 @@ from methods.base import PEFTMethod
 from methods.inject import Backbone, Op, attach, become, check_free, detach, holders
 
 SMALLEST_SCALE = 1e-3  # below it, dividing by the scale loses too many digits of the gradient
-ROWS = 256  # tokens in a block of ``column_sums``
 
 
 class ScaleShift(Op):
@@ -111,17 +110,16 @@ def affine_gradients(
 
 
 def column_sums(g: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of g and of g y over the rows of both (T, C); alone on a CPU, 4/5 of the time of ``sum``.
+    """Sums of g and of g y over the rows of both (T, C), in one pass over them: two thirds of the time on a CPU.
 
-    Blocks of rows stay in its cache between product and sum, and a sum is faster as a product with ones. Inside a
-    training step the gain is smaller: there both are read from memory.
+    They are the gradients of a LayerNorm's bias and weight whose normalised input is y: of mean 0 and deviation 1.
     """
-    ones, sums = g.new_ones(1, ROWS), g.new_zeros(2, g.shape[1])
-    for g_rows, y_rows in zip(g.split(ROWS), y.split(ROWS), strict=True):
-        row = ones[:, : len(g_rows)]
-        sums[:1].addmm_(row, g_rows)
-        sums[1:].addmm_(row, g_rows * y_rows)
-    return sums[0], sums[1]
+    rows, channels = y.shape
+    mean, rstd, weight = y.new_zeros(rows, 1), y.new_ones(rows, 1), y.new_ones(channels)
+    _, d_y, d_shift = torch.ops.aten.native_layer_norm_backward(
+        g, y, [channels], mean, rstd, weight, weight, [False, True, True]
+    )
+    return d_shift, d_y
 
 
 class SSFLinear(nn.Linear):

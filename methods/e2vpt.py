@@ -7,12 +7,11 @@ import torch
 from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from callbacks.delta_file import check_delta
 from callbacks.scorers import AbsoluteGradients, Scorer, SignedGradients
 from methods.inject import Backbone, become, check_free
-from methods.vpt import VPT, Prompt
+from methods.vpt import VPT, Prompt, PromptedAttention
 
 TOKEN, SEGMENT = "prompt_masks.token", "prompt_masks.segment"
 SCORERS: dict[str, type[Scorer]] = {
@@ -85,33 +84,25 @@ class PrunedPrompt(Prompt):
         return self.tokens.new_zeros(self.length, self.width).scatter(1, self.channels, self.tokens)
 
 
-class KeyValueAttention(Attention):
+class KeyValueAttention(PromptedAttention):
     """Self-attention whose keys and values also hold learned ones, ``softmax(q [k; p]^T / sqrt(d)) [v; p]``."""
 
     kv_prompt: Tensor | None  # (1, heads, Q, d) for both, (2, heads, Q, d) for keys and for values
-    pruned: int  # number of zero prompts that the last token stands for
+    pruned: int  # number of zero prompts that the last prompt stands for
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        if attn_mask is not None or is_causal:
-            raise ValueError("key-value prompts and an attention mask together: expected attention to all tokens")
-        batch, length, _ = x.shape
-        q, k, v = self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        q, k = self.q_norm(q), self.k_norm(k)
+    def beside(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        pairs = super().beside(x)
         if self.kv_prompt is not None:  # behind the norm and in no position, so that they are keys as they stand
-            prompts = self.kv_prompt.unsqueeze(1).expand(-1, batch, -1, -1, -1)
-            k = torch.cat([k, prompts[0].to(k.dtype)], dim=2)
-            v = torch.cat([v, prompts[-1].to(v.dtype)], dim=2)
-            q = q.contiguous()  # a view of the projection would keep its keys and values for the backward pass too
-        bias = None
-        if self.pruned:  # t equal keys are one key with log t on its score
-            bias = q.new_zeros(1, 1, 1, k.shape[2])
-            bias[..., length - 1] = log(self.pruned)
-        dropout = self.attn_drop.p if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
-        out = self.norm(out.transpose(1, 2).flatten(2))
-        if self.gate is not None:
-            out = out * self.gate(x).sigmoid()
-        return self.proj_drop(self.proj(out))
+            pairs.append((self.kv_prompt[:1], self.kv_prompt[-1:]))
+        return pairs
+
+    def bias(self, keys: Tensor) -> Tensor | None:
+        if not self.pruned:
+            return None
+        # t equal keys are one key with log t on its score: the last one before the learned keys
+        bias = keys.new_zeros(1, 1, 1, keys.shape[2])
+        bias[..., -1 if self.kv_prompt is None else -1 - self.kv_prompt.shape[2]] = log(self.pruned)
+        return bias
 
 
 class E2VPT(VPT):
@@ -196,6 +187,9 @@ class E2VPT(VPT):
         heads = backbone.blocks[0].attn.num_heads
         for block in backbone.blocks if self.kv_length or pruned else ():
             check_free(block.attn, "kv_prompt")
+            if type(block.attn) is Attention:  # prompts stay in the sequence, or there are none
+                become(block.attn, PromptedAttention)
+                block.attn.prompts = ()  # type: ignore[assignment]
             become(block.attn, KeyValueAttention)
             block.attn.pruned, block.attn.kv_prompt = pruned, None
             if self.kv_length:

@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 import torch
+from timm.layers import Attention
 from timm.models.swin_transformer import PatchMerging, SwinTransformer, SwinTransformerBlock, WindowAttention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -40,17 +41,54 @@ class Prompt(Op):
         return self.tokens
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, P, C) for the images of a feature (B, ..., C)."""
+        """Tokens for the images of a feature x (B, ..., C): (1, P, C) for all of them, (B, P, C) with dropout."""
         project, norm = self.shared
-        tokens = project(self.rows()).to(x.dtype).repeat(len(x), 1, 1)
-        return norm(F.dropout(tokens, self.dropout, self.training))  # every image drops its own elements
+        copies = len(x) if self.training and self.dropout else 1  # every image drops its own elements
+        tokens = project(self.rows()).to(x.dtype).repeat(copies, 1, 1)
+        return norm(F.dropout(tokens, self.dropout, self.training))
 
     def insert(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x, *rest = args
-        return torch.cat([x, self(x)], dim=1), *rest
+        return torch.cat([x, self(x).expand(len(x), -1, -1)], dim=1), *rest
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         return output[:, : -self.length]
+
+
+class PromptedAttention(Attention):
+    """Self-attention in which the tokens also attend to prompts, ``softmax(q [k; k_p]^T / sqrt(d)) [v; v_p]``.
+
+    The next block replaces what a block makes of its prompts, so that they are keys and values and ask nothing.
+    """
+
+    prompts: tuple[Prompt, ...]  # none or one; in a tuple: the block saves it
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        if attn_mask is not None or is_causal:
+            raise ValueError("prompts and an attention mask together: expected attention to all tokens")
+        q, k, v = self.project(x)
+        beside = [[t.expand(len(x), -1, -1, -1).to(k.dtype) for t in pair] for pair in self.beside(x)]
+        k, v = (torch.cat(parts, dim=2) for parts in zip((k, v), *beside, strict=True))
+        q = q.contiguous()  # a view of the projection would keep its keys and values for the backward pass too
+        dropout = self.attn_drop.p if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias(k), dropout_p=dropout)
+        out = self.norm(out.transpose(1, 2).flatten(2))
+        if self.gate is not None:
+            out = out * self.gate(x).sigmoid()
+        return self.proj_drop(self.proj(out))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, heads, N, d) of tokens (B, N, C)."""
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.q_norm(q), self.k_norm(k), v
+
+    def beside(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values (1 or B, heads, P, d) beside those of the tokens x (B, N, C)."""
+        return [self.project(prompt(x))[1:] for prompt in self.prompts]
+
+    def bias(self, keys: Tensor) -> Tensor | None:
+        """What is added to the scores of the keys (B, heads, N, d)."""
+        return None
 
 
 class PromptedWindowAttention(WindowAttention):
@@ -81,7 +119,7 @@ class PromptedSwinBlock(SwinTransformerBlock):
     def forward(self, tokens: Any) -> Any:
         x, prompts = tokens if isinstance(tokens, tuple) else (tokens, None)
         if self.prompt is not None:
-            prompts = self.prompt(x)
+            prompts = self.prompt(x).expand(len(x), -1, -1)
         self.attn.prompts = self.norm1(prompts)
         attended = self._attn(self.norm1(x)).flatten(1, 2)
         stream = torch.cat([prompts, x.flatten(1, 2)], dim=1)
@@ -180,14 +218,17 @@ class VPT(PEFTMethod):
             backbone.prompt_project = project = nn.Linear(self.prompt_project, backbone.embed_dim)
             nn.init.kaiming_normal_(project.weight, mode="fan_out")
         for block in backbone.blocks if self.prompt_deep else backbone.blocks[:1]:
-            first: nn.Module = block
-            last: nn.Module = block if self.prompt_deep else backbone.blocks[-1]
-            norm: nn.Module = nn.Identity()
-            if self.prompt_deep and isinstance(block, Block):
-                # the next block replaces the prompts, so their way through this one ends behind its attention
-                first, last, norm = block.attn, block.attn, block.norm1
             check_free(block, "prompt")
+            # only between norm and attention do prompts of one block come to its end
+            ends = self.prompt_deep and isinstance(block, Block)
+            norm = block.norm1 if ends else nn.Identity()
             block.prompt = prompt = self.new_prompt(backbone, self.prompt_project or backbone.embed_dim, project, norm)
+            if ends and type(block.attn) is Attention:
+                become(block.attn, PromptedAttention)
+                block.attn.prompts = (prompt,)  # type: ignore[assignment]
+                continue
+            first = block.attn if ends else block
+            last = first if self.prompt_deep else backbone.blocks[-1]
             first.register_forward_pre_hook(prompt.insert)
             last.register_forward_hook(prompt.hook)
 

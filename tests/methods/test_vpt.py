@@ -13,6 +13,7 @@ from lightning_modules import compose
 from lightning_modules.classification import Classification
 from methods import PEFTMethod
 from methods.vpt import VPT
+from tests.conftest import TINY
 from tests.methods.golden import Golden, head_parameters
 
 Build = Callable[..., PEFTMethod]
@@ -110,9 +111,10 @@ def test_against_prompts_behind_the_class_token(deep: bool, backbone: str) -> No
     with torch.no_grad():
         expected, n = embedded, vit.num_prefix_tokens
         logits, alone = model(images), torch.cat([model(image[None]) for image in images])
-        for module in vit.modules():
-            module._forward_hooks.clear()
-            module._forward_pre_hooks.clear()
+        model.build_backbone()
+        missing = model.backbone.load_state_dict(vit.state_dict(), strict=False).missing_keys
+        assert not missing
+        vit = model.backbone.eval()
         for index, block in enumerate(vit.blocks):
             if index < len(prompts):
                 behind = expected[:, n + (4 if index else 0) :]
@@ -121,6 +123,27 @@ def test_against_prompts_behind_the_class_token(deep: bool, backbone: str) -> No
         expected = torch.cat([expected[:, :n], expected[:, n + 4 :]], dim=1)  # average pooling leaves the prompts out
         torch.testing.assert_close(logits, vit.forward_head(vit.norm(expected)), atol=1e-5, rtol=0)
     torch.testing.assert_close(alone, logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_prompts_are_projected_once_and_ask_nothing(dropout: float, build: Build) -> None:
+    model = build("vpt", prompt_length=4, prompt_dropout=dropout, backbone_args=TINY | {"qk_norm": True})
+    model.configure_model()
+    model.train()
+    attn = model.backbone.blocks[0].attn
+    for norm in (attn.q_norm, attn.k_norm):
+        norm.weight.data.uniform_(0.5, 2.0)
+    projected: list[Tensor] = []
+    attn.qkv.register_forward_hook(lambda module, args, out: projected.append(out))
+    x = torch.randn(3, 17, 48)
+    out = attn(x)
+    copies = 3 if dropout else 1  # every image drops its own elements
+    assert [tuple(t.shape) for t in projected] == [(3, 17, 144), (copies, 4, 144)]
+    prompts = projected[1].expand(3, -1, -1)
+    q, k, v = torch.cat([projected[0], prompts], dim=1).unflatten(2, (3, 3, 16)).permute(2, 0, 3, 1, 4)
+    scores = attn.q_norm(q[:, :, :17]) @ attn.k_norm(k).transpose(2, 3) / 4
+    expected = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(out, attn.proj(expected))
 
 
 def test_dropout_differs_between_images(build: Build) -> None:
@@ -222,6 +245,10 @@ def test_swin_trains_and_copies(deep: bool) -> None:
 
 
 def test_refusals(build: Build) -> None:
+    model = build("vpt")
+    model.configure_model()
+    with pytest.raises(ValueError, match="prompts and an attention mask together"):
+        model.backbone.blocks[0].attn(torch.zeros(1, 17, 48), is_causal=True)
     for length in (0, -3):
         with pytest.raises(ValueError, match=f"prompt_length={length}: expected at least 1 prompt"):
             build("vpt", prompt_length=length)

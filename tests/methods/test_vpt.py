@@ -18,6 +18,8 @@ from tests.methods.golden import Golden, head_parameters
 
 Build = Callable[..., PEFTMethod]
 
+QK_NORM = TINY | {"qk_norm": True}
+
 COUNTS = {"vit_base_patch16_224": 92_160}
 IDENTITY: dict[str, Any] | None = None  # prompts change the logits from the first step
 
@@ -127,7 +129,7 @@ def test_against_prompts_behind_the_class_token(deep: bool, backbone: str) -> No
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_prompts_are_projected_once_and_ask_nothing(dropout: float, build: Build) -> None:
-    model = build("vpt", prompt_length=4, prompt_dropout=dropout, backbone_args=TINY | {"qk_norm": True})
+    model = build("vpt", prompt_length=4, prompt_dropout=dropout, pretrained=False, backbone_args=QK_NORM)
     model.configure_model()
     model.train()
     attn = model.backbone.blocks[0].attn

@@ -16,6 +16,7 @@ import sys
 import time
 from inspect import signature
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -120,7 +121,7 @@ def interleave(works: dict[str, Any], base: str, rounds: int, warmup: int, devic
             work()
     ratios: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
-        order = names[turn % len(names) :] + names[: turn % len(names)]
+        order = Random(turn).sample(names, len(names))  # not a rotation: who comes before leaves its data in the cache
         times = {name: clock(works[name], device) for name in order}
         for name in names:
             ratios[name].append(times[name] / times[base])

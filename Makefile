@@ -1,9 +1,10 @@
 # make demo   train, test and merge three methods on shipped data, then print one table
 # make test   lint, types and tests
-# Both set up .venv from nothing. Another interpreter: make test PYTHON=python3.12
+# Both set up .venv from nothing. Another interpreter: make test PYTHON=python3.12; more processes: make test WORKERS=4
 
 PYTHON ?= python3
 METHODS ?= linear_probe,ssf,full
+WORKERS ?= 2
 BIN := .venv/bin
 
 .PHONY: demo test lint
@@ -24,4 +25,4 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu" --numprocesses $(WORKERS) --dist worksteal

@@ -9,6 +9,7 @@ import sys
 import warnings
 from argparse import _SubParsersAction
 from pathlib import Path
+from pydoc import locate
 from types import ModuleType
 from typing import Any
 
@@ -227,9 +228,10 @@ class GraftCLI(LightningCLI):
             return
         saved = read_checkpoint(path)["hyper_parameters"]
         options = self.given.model.init_args.as_dict()
+        starts = getattr(locate(saved["_class_path"]), "start_options", ())  # a resumed run does not start there
         differences = [
             f"{name}: {saved[name]!r} in the checkpoint, {options[name]!r} here"
-            for name in saved.keys() & options.keys() - set(NOT_SAVED)
+            for name in saved.keys() & options.keys() - {*NOT_SAVED, *starts}
             if options[name] != saved[name]
         ]
         if saved["_class_path"] != self.given.model.class_path:
@@ -275,9 +277,10 @@ class GraftCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         path = kwargs.get("ckpt_path")
-        if path and path not in ("best", "last", "hpc") and self.model.init_from is not None:
-            print(f"note: init_from={self.model.init_from!r} is not read: ckpt_path={path!r} holds later values")
-            self.model.init_from = None
+        if path and path not in ("best", "last", "hpc"):
+            if self.model.init_from is not None:
+                print(f"note: init_from={self.model.init_from!r} is not read: ckpt_path={path!r} holds later values")
+            self.model.forget_start()
         if path and Path(path).is_dir():
             if subcommand == "fit":
                 raise ValueError(f"ckpt_path={path!r} is an adapter folder: it holds no optimizer state to resume from")

@@ -1,6 +1,7 @@
 """Backbones: any timm model with weights that are really there, or a clear refusal."""
 
 import difflib
+import math
 import pickle
 import zipfile
 from collections.abc import Iterator
@@ -158,7 +159,7 @@ def reset_head(backbone: Backbone, num_classes: int, init: str) -> None:
         backbone: timm model.
         num_classes: Number of outputs.
         init: ``trunc_normal`` (std 0.02, bias 0, as timm's ViT and SSF), ``linear`` (torch's default, as NOAH and
-            its family) or ``zero``.
+            its family), ``zero`` or ``vpt`` (Kaiming normal over the outputs, bias log(0.01 / 0.99), as VPT's code).
     """
     backbone.reset_classifier(num_classes)
     for head in head_modules(backbone).values():
@@ -171,8 +172,10 @@ def init_head(head: Any, init: str) -> None:
         nn.init.trunc_normal_(head.weight, std=0.02)
     elif init == "zero":
         nn.init.zeros_(head.weight)
+    elif init == "vpt":
+        nn.init.kaiming_normal_(head.weight, mode="fan_out")
     if init != "linear" and head.bias is not None:
-        nn.init.zeros_(head.bias)
+        nn.init.constant_(head.bias, math.log(0.01 / 0.99) if init == "vpt" else 0.0)
 
 
 def head_modules(backbone: Backbone) -> dict[str, Any]:

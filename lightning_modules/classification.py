@@ -23,7 +23,8 @@ class Classification(TaskModule):
         num_classes: Number of classes; on the command line the data say it.
         backbone_args: Further arguments of ``timm.create_model``.
         drop_path: Stochastic depth rate of the last block (linear over depth).
-        head_init: Initial weights of the new classifier.
+        head_init: Initial weights of the new classifier: ``trunc_normal`` of std 0.02 as timm's ViT, ``linear`` as
+            torch's layers, ``zero``, or ``vpt`` (Kaiming normal, bias -4.6: every class starts at a sigmoid of 0.01).
         label_smoothing: Probability mass that the loss spreads over all classes.
         mixup: Beta parameter of mixup, 0 for none.
         cutmix: Beta parameter of cutmix, 0 for none; with both, each batch draws one of them.
@@ -36,7 +37,7 @@ class Classification(TaskModule):
         num_classes: int = 1000,
         backbone_args: dict[str, Any] | None = None,
         drop_path: float = 0.0,
-        head_init: Literal["trunc_normal", "linear", "zero"] = "trunc_normal",
+        head_init: Literal["trunc_normal", "linear", "zero", "vpt"] = "trunc_normal",
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,

@@ -87,6 +87,11 @@ class Members(LightningModule):
                 raise
             return getattr(self._modules["members"][0], name)  # type: ignore[index]
 
+    def forget_start(self) -> None:
+        """Read nothing to start from, as a checkpoint brings later values."""
+        for member in self.members:
+            member.forget_start()  # type: ignore[operator]
+
     def forward(self, x: Tensor | tuple[Tensor, ...]) -> Tensor:
         """Logits of the member that is exported."""
         return self.chosen(x)

@@ -20,7 +20,6 @@ from methods.init_from import copy_start, read_start
 from methods.inject import Backbone
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
-START = ("init_from", "init_head", "init_other_backbone")
 # parts of the names of options that say how values are drawn, not what they mean
 ABOUT_DRAWING = ("dropout", "drop_path", "_init", "_std", "_xavier")
 
@@ -43,6 +42,8 @@ class PEFTMethod(LightningModule):
     dynamic: bool = False  # whether the cost of a forward pass depends on the images
     prunable: bool = False  # whether a fitted model can be scored, pruned and fit anew
     scorer: type[Scorer] | None = None  # for methods that choose weights or channels from data
+    # options that say where trained values start from: no file of trained values needs them
+    start_options: tuple[str, ...] = ("init_from", "init_head", "init_other_backbone")
 
     backbone: Backbone
 
@@ -286,11 +287,16 @@ class PEFTMethod(LightningModule):
 
     def free_options(self) -> set[str]:
         """Options of the method that may differ between a run and the one that it starts from."""
-        return {name for name in self.method_options() if any(part in name for part in ABOUT_DRAWING)}
+        drawn = {name for name in self.method_options() if any(part in name for part in ABOUT_DRAWING)}
+        return drawn | set(self.start_options)
 
     def resize_start(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The other run's tensors, brought to the sizes of this one where a method knows how."""
         return tensors
+
+    def forget_start(self) -> None:
+        """Read nothing to start from, as a checkpoint or an adapter folder brings later values."""
+        self.init_from = None
 
     def load_start(self, start: dict[str, Any]) -> None:
         """Take over the values of the checkpoint of ``init_from``; the optimizer's never."""
@@ -330,7 +336,9 @@ class PEFTMethod(LightningModule):
         checkpoint["peft"] = self.description() | {"manifest": files.manifest(state), "selection": self.selection}
         # PEFTMethod.load_from_checkpoint finds the class, whether the run began in the CLI or in a notebook
         # what it started from is in its values by now: the file must load where the other run's is not to be had
-        checkpoint["hyper_parameters"] = {n: value for n, value in self.hparams.items() if n not in START} | {
+        checkpoint["hyper_parameters"] = {
+            n: value for n, value in self.hparams.items() if n not in self.start_options
+        } | {
             "_class_path": f"{type(self).__module__}.{type(self).__qualname__}",
             "_instantiator": "lightning.pytorch.cli.instantiate_module",
         }
@@ -348,7 +356,7 @@ class PEFTMethod(LightningModule):
             self.build_backbone()
             self.plain_keys = None
         self.selection = selection
-        self.init_from = None  # the checkpoint's values have gone on from there
+        self.forget_start()  # the checkpoint's values have gone on from there
         self.configure_model()
         self.started_from = checkpoint["peft"].get("started_from")
         files.check_backbone(self.description(), checkpoint["peft"])

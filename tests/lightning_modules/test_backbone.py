@@ -237,7 +237,7 @@ def test_two_heads_of_a_distilled_model() -> None:
 def test_head_initialisation() -> None:
     model: Any = timm.create_model(BACKBONE, **TINY)
     heads: dict[str, Any] = {}
-    for init in ("trunc_normal", "linear", "zero"):
+    for init in ("trunc_normal", "linear", "zero", "vpt"):
         torch.manual_seed(0)
         reset_head(model, 400, init)
         heads[init] = model.head.requires_grad_(False)
@@ -246,7 +246,9 @@ def test_head_initialisation() -> None:
     assert heads["linear"].weight.abs().max() <= TINY["embed_dim"] ** -0.5
     assert heads["linear"].weight.std().item() == pytest.approx((3 * TINY["embed_dim"]) ** -0.5, rel=0.05)
     assert not heads["zero"].weight.any()
-    assert [bool(heads[init].bias.any()) for init in heads] == [False, True, False]
+    assert heads["vpt"].weight.std().item() == pytest.approx((2 / 400) ** 0.5, rel=0.05)
+    assert heads["vpt"].bias.sigmoid().tolist() == pytest.approx([0.01] * 400)
+    assert [bool(heads[init].bias.any()) for init in heads] == [False, True, False, True]
 
 
 def test_input_config_follows_the_model() -> None:

@@ -1,0 +1,116 @@
+"""Side-tuning: a small network beside the frozen backbone, blended with its features before the classifier."""
+
+import pickle
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from timm.models import load_state_dict
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import AlexNet_Weights, alexnet
+
+from methods.base import PEFTMethod
+from methods.inject import Backbone, check_free
+
+SMALLEST = 64  # pixels a side, below which AlexNet's poolings leave nothing of an image
+FILE = AlexNet_Weights.IMAGENET1K_V1.url
+
+
+class SideNetwork(nn.Module):
+    """``sigmoid(a) f + (1 - sigmoid(a)) P s`` for features f (B, C) and the maps s (B, 9216) of AlexNet's convolutions.
+
+    Args:
+        dim: Width C of the features.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        with torch.device("meta"):  # its classifier, 58 of 61 million weights, is not needed
+            plain = alexnet()
+        self.features, self.pool = plain.features.to_empty(device=torch.get_default_device()), plain.avgpool
+        for layer in self.features:
+            if isinstance(layer, nn.Conv2d):
+                layer.reset_parameters()
+        self.project = nn.Linear(256 * 6 * 6, dim, bias=False)
+        self.alpha = nn.Parameter(torch.zeros(1))
+        self.seen: Tensor | None = None  # P s between the two hooks of one forward pass
+
+    def read(self, images: Tensor) -> None:
+        """Look at images (B, 3, H, W), as the backbone gets them."""
+        if min(images.shape[2:]) < SMALLEST:
+            images = F.interpolate(images, (SMALLEST, SMALLEST), mode="bilinear")
+        self.seen = self.project(self.pool(self.features(images)).flatten(1))
+
+    def blend(self, module: nn.Module, args: tuple[Tensor]) -> Tensor:
+        """Forward pre-hook of the classifier."""
+        assert self.seen is not None, "the backbone's features were not computed before its classifier"
+        share, seen = self.alpha.sigmoid().to(self.seen.dtype), self.seen
+        self.seen = None
+        return share * args[0] + (1 - share) * seen
+
+
+class Sidetune(PEFTMethod):
+    """Side-tuning (Zhang et al., ECCV 2020, arXiv:1912.13503), beside AlexNet as in VPT's tables ("Sidetune").
+
+    Args:
+        sidetune_pretrained: Where AlexNet starts: ``true`` for torchvision's ImageNet weights, ``false`` for random
+            ones, or a path of a weight file; by default ImageNet's where the backbone has pretrained weights too.
+    """
+
+    mergeable = False
+    start_options = (*PEFTMethod.start_options, "sidetune_pretrained")
+
+    def __init__(self, sidetune_pretrained: bool | str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if sidetune_pretrained is None:
+            sidetune_pretrained = self.pretrained is not False
+        self.sidetune_pretrained = sidetune_pretrained
+
+    def forget_start(self) -> None:
+        super().forget_start()
+        self.sidetune_pretrained = False
+
+    def adapt(self, backbone: Backbone) -> None:
+        super().adapt(backbone)
+        heads = [backbone.get_submodule(name) for name in self.head_names]
+        if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
+            raise ValueError(f"Sidetune needs one linear classifier, and {type(backbone).__name__} has another head")
+        check_free(backbone, "sidetune")
+        backbone.sidetune = side = SideNetwork(heads[0].in_features)
+        if self.sidetune_pretrained is not False and self.init_from is None:
+            side.features.load_state_dict(read_features(self.sidetune_pretrained, side.features))
+        heads[0].register_forward_pre_hook(side.blend)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["hyper_parameters"]["sidetune_pretrained"] = False  # the trained values are in the file
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        if self.adapted:
+            self.backbone.sidetune.read(x)
+        return super().forward_features(x)
+
+
+def read_features(pretrained: str | bool, features: nn.Module) -> dict[str, Tensor]:
+    """What a weight file, or the download, holds for AlexNet's convolutions ``features``.
+
+    Raises:
+        FileNotFoundError: If it is not to be had.
+        ValueError: If it holds something else.
+    """
+    remedy = f"Download {FILE} and pass --model.sidetune_pretrained PATH, or false to start from random weights"
+    given = f"sidetune_pretrained={pretrained!r}"
+    try:
+        if pretrained is True:
+            state = torch.hub.load_state_dict_from_url(FILE, weights_only=True, check_hash=True, map_location="cpu")
+        else:
+            state = load_state_dict(str(pretrained), weights_only=True)
+    except OSError as error:  # no network, no file
+        raise FileNotFoundError(f"{given}: no AlexNet weights ({error}). {remedy}") from error
+    except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        raise ValueError(f"{given} is no readable weight file. {remedy}") from error
+    found = {name.removeprefix("features."): t for name, t in state.items() if name.startswith("features.")}
+    if {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in features.state_dict().items()}:
+        raise ValueError(f"{given} holds no AlexNet of torchvision's form. {remedy}")
+    return found

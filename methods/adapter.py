@@ -49,6 +49,19 @@ def transformer_blocks(backbone: Backbone) -> list[Any]:
     return blocks
 
 
+def per_block(option: str, values: list[int] | None, common: int, blocks: int) -> list[int]:
+    """A size for every block: those of an option, or ``common`` for all.
+
+    Raises:
+        ValueError: If there is not one for each block, or none above 0.
+    """
+    if values is None:
+        return [common] * blocks
+    if len(values) != blocks or min(values) < 0 or not any(values):
+        raise ValueError(f"{option}={values}: expected a size for each of the {blocks} blocks, 0 for none, not all 0")
+    return values
+
+
 class Bottleneck(Op):
     """Residual bottleneck ``o + g * drop_path(up(drop(act(down(o)))))``.
 
@@ -90,6 +103,7 @@ class Adapter(PEFTMethod):
             ``noah`` behind the MLP's drop path, with QuickGELU and dropout 0.1 (arXiv:2206.04673); ``adapter_plus``
             behind the block, with a scale per channel and drop path 0.1 (Adapter+, arXiv:2406.06820).
         adapter_dim: Width h of the bottleneck.
+        adapter_dims: Widths of the blocks, first to last, where they differ, 0 for a block without (arXiv:2206.04673).
         adapter_init: ``houlsby`` (normal of std 0.01 cut at two std), ``lora`` (``up`` zero: starts from exactly the
             frozen backbone), ``xavier``, or ``vpt_dead_zero`` (all zero, as VPT's code: only a bias per block ever
             learns); by default what the placement's paper uses, ``houlsby`` for ``pfeiffer``.
@@ -101,6 +115,7 @@ class Adapter(PEFTMethod):
         self,
         adapter_placement: Literal["houlsby", "pfeiffer", "noah", "adapter_plus"] = "pfeiffer",
         adapter_dim: int = 8,
+        adapter_dims: list[int] | None = None,
         adapter_init: Init | None = None,
         **kwargs: Any,
     ) -> None:
@@ -108,6 +123,7 @@ class Adapter(PEFTMethod):
         if adapter_dim <= 0:
             raise ValueError(f"adapter_dim={adapter_dim}: expected a bottleneck of at least 1 channel")
         self.placement, self.adapter_dim = PLACEMENTS[adapter_placement], adapter_dim
+        self.adapter_dims = adapter_dims
         self.adapter_init = adapter_init or self.placement.init
         if adapter_init == "vpt_dead_zero":
             warnings.warn(
@@ -118,8 +134,9 @@ class Adapter(PEFTMethod):
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
-        for block in transformer_blocks(backbone):
+        blocks = transformer_blocks(backbone)
+        widths = per_block("adapter_dims", self.adapter_dims, self.adapter_dim, len(blocks))
+        for block, width in zip(blocks, widths, strict=True):
             dim = block.norm2.weight.shape[0]
-            for site in self.placement.sites:
-                op = Bottleneck(dim, self.adapter_dim, self.placement, self.adapter_init)
-                attach(block.get_submodule(site), "adapter", op)
+            for site in self.placement.sites if width else ():
+                attach(block.get_submodule(site), "adapter", Bottleneck(dim, width, self.placement, self.adapter_init))

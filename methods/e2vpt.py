@@ -143,6 +143,10 @@ class E2VPT(VPT):
             raise ValueError(f"kv_length={kv_length}: expected a number of key-value prompts, or 0 for none")
         if prompt_segments < 1:
             raise ValueError(f"prompt_segments={prompt_segments}: expected at least 1 segment")
+        if self.prompt_lengths is not None:
+            raise ValueError(
+                "prompt_lengths: all blocks share the masks of E2VPT's prompts, expected one prompt_length"
+            )
         for name, percent in {"prune_tokens": prune_tokens, "prune_segments": prune_segments}.items():
             if not 0 <= percent < 100:
                 raise ValueError(f"{name}={percent}: expected a percentage from 0 to 99")
@@ -198,8 +202,8 @@ class E2VPT(VPT):
                     nn.init.kaiming_uniform_(part)  # fan-in Q d, as torch reads three dimensions
                 block.attn.kv_prompt = nn.Parameter(prompts)
 
-    def new_prompt(self, backbone: Backbone, dim: int, project: nn.Module, norm: nn.Module) -> Prompt:
-        prompt: Any = super().new_prompt(backbone, dim, project, norm)
+    def new_prompt(self, backbone: Backbone, length: int, dim: int, project: nn.Module, norm: nn.Module) -> Prompt:
+        prompt: Any = super().new_prompt(backbone, length, dim, project, norm)
         if self.selection is None:
             become(prompt, MaskedPrompt)
             prompt.masks = (backbone.prompt_masks,)

@@ -26,7 +26,7 @@ class LoRA(PEFTMethod):
         lora_dropout: Dropout probability.
         lora_dropout_at: Whether dropout is ``hidden`` between A and B, as in PETL-ViT, or on the ``input`` of A, as in
             NOAH and HF PEFT.
-        lora_ranks: Ranks that differ from ``lora_rank``, by the end of the layer's name.
+        lora_ranks: Ranks that differ from ``lora_rank``, by the end of the layer's name; 0 for a layer without.
     """
 
     update: ClassVar[type[LowRank]] = LowRank
@@ -44,10 +44,11 @@ class LoRA(PEFTMethod):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        ranks = {"lora_rank": lora_rank} | {f"lora_ranks[{n!r}]": r for n, r in (lora_ranks or {}).items()}
-        for name, rank in ranks.items():
-            if rank < 1:
-                raise ValueError(f"{name}={rank}: expected a positive rank")
+        if lora_rank < 1:
+            raise ValueError(f"lora_rank={lora_rank}: expected a positive rank")
+        for name, rank in (lora_ranks or {}).items():
+            if rank < 0:
+                raise ValueError(f"lora_ranks[{name!r}]={rank}: expected a positive rank, or 0 for a layer without")
         if lora_alpha <= 0:
             raise ValueError(f"lora_alpha={lora_alpha}: expected a positive number; at 0 nothing would train")
         if not 0 <= lora_dropout < 1:
@@ -70,7 +71,8 @@ class LoRA(PEFTMethod):
             largest = min(linear.in_features, rows[0][1] - rows[0][0])
             if rank > largest:
                 raise ValueError(f"lora_rank={rank} is more than {name} can have: expected 1 to {largest}")
-            self.insert(linear, rank, rows)
+            if rank:
+                self.insert(linear, rank, rows)
 
     def insert(self, linear: Any, rank: int, rows: Rows) -> None:
         """Give one layer its update."""

@@ -9,6 +9,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from methods.adapter import per_block
 from methods.base import PEFTMethod
 from methods.inject import Backbone, Op, become, check_free
 
@@ -160,6 +161,8 @@ class VPT(PEFTMethod):
 
     Args:
         prompt_length: Prompt tokens per prompted block.
+        prompt_lengths: Numbers for each block, first to last, where they differ, 0 for a block without
+            (arXiv:2206.04673); for ``prompt_deep`` on a ViT.
         prompt_deep: New prompts at every block (VPT-Deep) or prompts at the first one only (VPT-Shallow).
         prompt_project: Width of the prompts, which one learned layer maps to the backbone's; 0 for none.
         prompt_dropout: Probability of dropping an element of a prompt.
@@ -173,6 +176,7 @@ class VPT(PEFTMethod):
     def __init__(
         self,
         prompt_length: int = 10,
+        prompt_lengths: list[int] | None = None,
         prompt_deep: bool = True,
         prompt_project: int = 0,
         prompt_dropout: float = 0.0,
@@ -186,7 +190,9 @@ class VPT(PEFTMethod):
             raise ValueError(f"prompt_project={prompt_project}: expected a width, or 0 for no projection")
         if not 0 <= prompt_dropout < 1:
             raise ValueError(f"prompt_dropout={prompt_dropout}: expected a probability of at least 0 and below 1")
-        self.prompt_length, self.prompt_deep = prompt_length, prompt_deep
+        if prompt_lengths is not None and not prompt_deep:
+            raise ValueError("prompt_lengths is for new prompts at every block: leave prompt_deep=False out")
+        self.prompt_length, self.prompt_lengths, self.prompt_deep = prompt_length, prompt_lengths, prompt_deep
         self.prompt_project, self.prompt_dropout, self.prompt_resize = prompt_project, prompt_dropout, prompt_resize
 
     def free_options(self) -> set[str]:
@@ -196,6 +202,8 @@ class VPT(PEFTMethod):
     def resize_start(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         tensors = super().resize_start(tensors)
         prompts = {name: tokens for name, tokens in tensors.items() if name.endswith("prompt.tokens")}
+        if self.prompt_lengths is not None:
+            return tensors
         return tensors | {name: resize_prompt(t, self.prompt_length, self.prompt_resize) for name, t in prompts.items()}
 
     def adapt(self, backbone: Backbone) -> None:
@@ -217,12 +225,17 @@ class VPT(PEFTMethod):
             check_free(backbone, "prompt_project")
             backbone.prompt_project = project = nn.Linear(self.prompt_project, backbone.embed_dim)
             nn.init.kaiming_normal_(project.weight, mode="fan_out")
-        for block in backbone.blocks if self.prompt_deep else backbone.blocks[:1]:
+        blocks = backbone.blocks if self.prompt_deep else backbone.blocks[:1]
+        lengths = per_block("prompt_lengths", self.prompt_lengths, self.prompt_length, len(blocks))
+        for block, length in zip(blocks, lengths, strict=True):
             check_free(block, "prompt")
+            if not length:
+                continue
             # only between norm and attention do prompts of one block come to its end
             ends = self.prompt_deep and isinstance(block, Block)
             norm = block.norm1 if ends else nn.Identity()
-            block.prompt = prompt = self.new_prompt(backbone, self.prompt_project or backbone.embed_dim, project, norm)
+            width = self.prompt_project or backbone.embed_dim
+            block.prompt = prompt = self.new_prompt(backbone, length, width, project, norm)
             if ends and type(block.attn) is Attention:
                 become(block.attn, PromptedAttention)
                 block.attn.prompts = (prompt,)  # type: ignore[assignment]
@@ -236,19 +249,21 @@ class VPT(PEFTMethod):
         """Pass prompts along beside the maps, through windows, merging and the final pooling."""
         if self.prompt_project:
             raise ValueError(f"prompt_project={self.prompt_project}: the stages of a Swin differ in width, expected 0")
-        blocks = [block for stage in backbone.layers for block in stage.blocks]
+        if self.prompt_lengths is not None:
+            raise ValueError("prompt_lengths: a Swin passes its prompts on, expected one prompt_length")
+        blocks, none = [block for stage in backbone.layers for block in stage.blocks], nn.Identity()
         for index, block in enumerate(blocks):
             check_free(block, "prompt")
             become(block, PromptedSwinBlock)
             become(block.attn, PromptedWindowAttention)
             new = self.prompt_deep or index == 0
-            block.prompt = self.new_prompt(backbone, block.dim, nn.Identity(), nn.Identity()) if new else None
+            block.prompt = self.new_prompt(backbone, self.prompt_length, block.dim, none, none) if new else None
         for stage in backbone.layers[1:]:
             become(stage.downsample, PromptedPatchMerging)
         blocks[-1].register_forward_hook(join)
 
-    def new_prompt(self, backbone: Backbone, dim: int, project: nn.Module, norm: nn.Module) -> Prompt:
+    def new_prompt(self, backbone: Backbone, length: int, dim: int, project: nn.Module, norm: nn.Module) -> Prompt:
         height, width = backbone.patch_embed.patch_size
         # Xavier uniform of the patch embedding; Swin's later stages keep the bound of the first
         bound = (6 / (3 * height * width + (self.prompt_project or backbone.embed_dim))) ** 0.5
-        return Prompt(self.prompt_length, dim, bound, self.prompt_dropout, project, norm)
+        return Prompt(length, dim, bound, self.prompt_dropout, project, norm)

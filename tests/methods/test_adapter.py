@@ -123,7 +123,27 @@ def test_other_transformers(place: str, backbone: str, args: dict[str, Any], bui
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
+def test_sub_net_of_noah(build: Build) -> None:
+    """A size for each block of adapter, LoRA and prompts, 0 for none."""
+    ranks = {"blocks.0.attn.qkv": 2, "blocks.1.attn.qkv": 0}
+    sizes: dict[str, Any] = {"adapter_dims": [0, 3], "lora_ranks": ranks, "prompt_lengths": [4, 0]}
+    model = build("adapter+lora+vpt", adapter_placement="noah", lora_targets=["qkv"], **sizes)
+    model.configure_model()
+    names = {name.removeprefix("backbone.blocks."): p for name, p in model.named_parameters() if p.requires_grad}
+    adapter = {f"1.drop_path2.adapter.{layer}.{kind}" for layer in ("down", "up") for kind in ("weight", "bias")}
+    added = {"0.prompt.tokens", "0.attn.qkv.lora.A", "0.attn.qkv.lora.B", *adapter}
+    assert {name for name in names if "head" not in name} == added
+    assert names["0.prompt.tokens"].shape == (4, 48)
+    assert names["0.attn.qkv.lora.A"].shape == (2, 48)
+    assert names["1.drop_path2.adapter.down.weight"].shape == (3, 48)
+    model.train().loss((torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))).backward()
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+
+
 def test_refusals(build: Build) -> None:
+    for sizes in ([8], [8, -1], [0, 0]):
+        with pytest.raises(ValueError, match=r"adapter_dims=\[.*\]: expected a size for each of the 2 blocks"):
+            build("adapter", adapter_dims=sizes).configure_model()
     with pytest.raises(ValueError, match="adapter_dim=0: expected a bottleneck of at least 1"):
         build("adapter", adapter_dim=0)
     for backbone in ("convnext_atto", "swinv2_tiny_window8_256"):

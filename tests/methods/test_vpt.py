@@ -81,6 +81,15 @@ def test_sequence_comes_back_without_prompts(deep: bool, build: Build) -> None:
     assert lengths == ([4, 4] if deep else [4])
 
 
+def test_a_number_for_each_block(build: Build) -> None:
+    model = build("vpt", prompt_lengths=[0, 3])
+    model.configure_model()
+    assert {n: tuple(p.shape) for n, p in model.named_parameters() if "prompt" in n} == {
+        "backbone.blocks.1.prompt.tokens": (3, 48)
+    }
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+
+
 def test_dense_features_of_deep_prompts(build: Build) -> None:
     model = build("vpt", prompt_length=4)
     model.configure_model()
@@ -262,5 +271,13 @@ def test_refusals(build: Build) -> None:
         model = compose(VPT, task=Classification)(backbone=backbone, pretrained=False)
         with pytest.raises(ValueError, match="has none: use a ViT or Swin"):
             model.configure_model()
+    with pytest.raises(ValueError, match="prompt_lengths is for new prompts at every block"):
+        build("vpt", prompt_lengths=[1, 1], prompt_deep=False)
+    with pytest.raises(ValueError, match=r"prompt_lengths=\[1\]: expected a size for each of the 2 blocks"):
+        build("vpt", prompt_lengths=[1]).configure_model()
+    with pytest.raises(ValueError, match="a Swin passes its prompts on"):
+        swin(prompt_lengths=[1, 1, 1, 1]).configure_model()
+    with pytest.raises(ValueError, match="all blocks share the masks of E2VPT's prompts"):
+        build("e2vpt", prompt_lengths=[1, 1])
     with pytest.raises(ValueError, match="the stages of a Swin differ in width, expected 0"):
         swin(prompt_project=5).configure_model()

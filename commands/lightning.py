@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import logging
 import os
 import re
 import sys
@@ -39,6 +40,10 @@ RECIPES = ENTRY.parent / "configs" / "recipe"
 RECIPE_KEYS = {"method": str, "data": str, "all": dict, "tasks": dict, "grid": dict}
 GIVEN = frozenset(os.environ)  # a variable that the user set is not ours to change
 NOT_SAVED = ("num_classes",)  # the data say it, also when a checkpoint is loaded
+
+# what Lightning 2.6 advertises in every run, and what torch 2.13 and newer says of it
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip: " not in record.getMessage())
+warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
 
 
 class GraftParser(LightningArgumentParser):

@@ -110,6 +110,7 @@ class Adapter(PEFTMethod):
     """
 
     mergeable = False
+    unmergeable = "its adapters are not linear"
 
     def __init__(
         self,

@@ -52,6 +52,7 @@ class AdaptFormer(PEFTMethod):
     """
 
     mergeable = False
+    unmergeable = "its adapters are not linear"
 
     def __init__(
         self,
@@ -64,6 +65,14 @@ class AdaptFormer(PEFTMethod):
         super().__init__(**kwargs)
         if adaptformer_dim <= 0:
             raise ValueError(f"adaptformer_dim={adaptformer_dim}: expected a bottleneck of at least 1 channel")
+        if not 0 <= adaptformer_dropout < 1:
+            raise ValueError(
+                f"adaptformer_dropout={adaptformer_dropout}: expected a probability of at least 0 and below 1"
+            )
+        if adaptformer_scale <= 0:
+            raise ValueError(
+                f"adaptformer_scale={adaptformer_scale}: expected a positive number; at 0 nothing would train"
+            )
         self.adaptformer_dim, self.adaptformer_scale = adaptformer_dim, adaptformer_scale
         self.adaptformer_dropout, self.adaptformer_bias = adaptformer_dropout, adaptformer_bias
 

@@ -38,6 +38,7 @@ class PEFTMethod(LightningModule):
     """
 
     mergeable: bool = True
+    unmergeable: str = "no plain model gives the same output"  # why, where it is not
     alone: bool = True  # False for one that only changes how another method trains, on which it is stacked
     dynamic: bool = False  # whether the cost of a forward pass depends on the images
     prunable: bool = False  # whether a fitted model can be scored, pruned and fit anew
@@ -173,6 +174,10 @@ class PEFTMethod(LightningModule):
         backbone = self.backbone
         plain = dict(backbone.named_parameters())
         buffers = dict(backbone.named_buffers())
+        names = set(self.trainable_names())
+        unknown = names - plain.keys()
+        if unknown:
+            raise ValueError(f"{type(self).__name__}: the backbone has no {', '.join(sorted(unknown)[:5])}")
         self.plain_keys = frozenset(backbone.state_dict())
         backbone.requires_grad_(False)
         # trained tensors are drawn in fp32 on the backbone's device, whatever context Lightning has set
@@ -186,10 +191,6 @@ class PEFTMethod(LightningModule):
                 raise ValueError(
                     f"the selection does not fit {name}: {error}. Load the backbone that it was made on, or score anew"
                 ) from error
-        names = set(self.trainable_names())
-        unknown = names - plain.keys()
-        if unknown:
-            raise ValueError(f"{type(self).__name__}: the backbone has no {', '.join(sorted(unknown)[:5])}")
         packed = names - dict(backbone.named_parameters()).keys()
         if packed:
             raise ValueError(
@@ -275,7 +276,7 @@ class PEFTMethod(LightningModule):
             TypeError: If no plain model gives the same output.
         """
         if not self.mergeable:
-            raise TypeError(f"{type(self).__name__} cannot be folded: no plain model gives the same output")
+            raise TypeError(f"{self.method_name()} cannot fold because {self.unmergeable}")
         self.configure_model()
         backbone = deepcopy(self.backbone).float()  # folding in bf16 would round the frozen weights
         with torch.no_grad():

@@ -99,6 +99,7 @@ class BiAdapter(PEFTMethod):
     """
 
     mergeable = False  # Bi-LoRA is
+    unmergeable = "the adapters of Bi-AdaptFormer are not linear; bi_form=lora folds"
 
     def __init__(
         self,
@@ -126,7 +127,7 @@ class BiAdapter(PEFTMethod):
             raise ValueError(f"bi_dropout={bi_dropout}: expected a probability of at least 0 and below 1")
         self.bi_form, self.bi_bits, self.bi_dim, self.bi_scale = bi_form, bi_bits, bi_dim, bi_scale
         self.bi_dropout, self.bi_head, self.bi_codebook = bi_dropout, bi_head, bi_codebook
-        self.mergeable = bi_form == "lora"  # the ReLU of the other form, beside the MLP, has no place in a plain model
+        self.mergeable = bi_form == "lora"
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)

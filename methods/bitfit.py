@@ -1,8 +1,14 @@
 """BitFit."""
 
 from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
 
 from methods.base import PEFTMethod
+
+# by class, not by name: the norms of a ConvNeXt's stem and downsampling are called by numbers
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
 class BitFit(PEFTMethod):
@@ -10,12 +16,33 @@ class BitFit(PEFTMethod):
 
     Args:
         bitfit_norm: Whether the biases of normalisation layers train too, as in VPT's tables.
+        bitfit_lr_scale: Factor of the learning rate for the biases, not the classifier, as VPT's ``BIAS_MULTIPLIER``.
     """
 
-    def __init__(self, bitfit_norm: bool = True, **kwargs) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, bitfit_norm: bool = True, bitfit_lr_scale: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.bitfit_norm = bitfit_norm
+        if bitfit_lr_scale <= 0:
+            raise ValueError(f"bitfit_lr_scale={bitfit_lr_scale}: expected a positive factor")
+        self.bitfit_norm, self.bitfit_lr_scale = bitfit_norm, bitfit_lr_scale
 
     def trainable_names(self) -> Iterable[str]:
         names = [name for name, _ in self.backbone.named_parameters() if name.endswith("bias")]
-        return [name for name in names if self.bitfit_norm or "norm" not in name]
+        return [n for n in names if self.bitfit_norm or not isinstance(owner(self.backbone, n), NORMS)]
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        groups = super().param_groups()
+        if self.bitfit_lr_scale == 1:
+            return groups
+        heads = tuple(f"{head}." for head in self.head_names)
+        names = {name for name in self.trainable_names() if not name.startswith(heads)}
+        biases = {id(parameter) for name, parameter in self.backbone.named_parameters() if name in names}
+        for group in list(groups):
+            scaled = [p for p in group["params"] if id(p) in biases]
+            group["params"] = [p for p in group["params"] if id(p) not in biases]
+            groups.append(group | {"params": scaled, "lr": self.bitfit_lr_scale * group.get("lr", self.lr)})
+        return [group for group in groups if group["params"]]
+
+
+def owner(backbone: nn.Module, name: str) -> nn.Module:
+    """The module of a parameter."""
+    return backbone.get_submodule(name.rpartition(".")[0])

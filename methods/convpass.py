@@ -79,6 +79,7 @@ class Convpass(PEFTMethod):
     """
 
     mergeable = False
+    unmergeable = "its bypasses are not linear"
 
     def __init__(
         self,
@@ -92,6 +93,10 @@ class Convpass(PEFTMethod):
         super().__init__(**kwargs)
         if convpass_dim <= 0:
             raise ValueError(f"convpass_dim={convpass_dim}: expected a bottleneck of at least 1 channel")
+        if not 0 <= convpass_dropout < 1:
+            raise ValueError(f"convpass_dropout={convpass_dropout}: expected a probability of at least 0 and below 1")
+        if convpass_scale <= 0:
+            raise ValueError(f"convpass_scale={convpass_scale}: expected a positive number; at 0 nothing would train")
         self.convpass_dim, self.convpass_scale = convpass_dim, convpass_scale
         self.convpass_mlp = convpass_branches == "both"
         self.convpass_dropout, self.convpass_xavier = convpass_dropout, convpass_xavier

@@ -46,6 +46,7 @@ class DyT(PEFTMethod):
     """
 
     mergeable = False
+    unmergeable = "which tokens skip an MLP depends on the image"
     dynamic = True
 
     def __init__(

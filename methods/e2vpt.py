@@ -157,9 +157,7 @@ class E2VPT(VPT):
         self.prune_tokens, self.prune_segments = prune_tokens, prune_segments
         self.prunable = self.prompt_length > 0
 
-    def build_backbone(self) -> None:
-        super().build_backbone()
-        backbone = self.backbone  # refused here, before any data are read
+    def check_backbone(self, backbone: Backbone) -> None:
         blocks = backbone.blocks if isinstance(backbone, VisionTransformer) else [backbone]
         odd = next((b for b in blocks if not isinstance(b, Block) or type(b.attn) is not Attention), None)
         if odd is not None:

@@ -188,6 +188,7 @@ class HST(PEFTMethod):
     """
 
     mergeable = False
+    unmergeable = "its side network stays beside the backbone"
 
     def __init__(
         self,

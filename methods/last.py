@@ -73,6 +73,7 @@ class LAST(PEFTMethod):
     """
 
     mergeable = False
+    unmergeable = "its side network stays beside the backbone"
 
     def __init__(
         self,

@@ -65,12 +65,15 @@ class LoRA(PEFTMethod):
         unknown = [end for end in self.lora_ranks if not any(ends(name, end) for name in layers)]
         if unknown:
             raise ValueError(f"lora_ranks names {', '.join(unknown)}, which no layer of lora_targets ends with")
+        ranks = {n: next((r for end, r in self.lora_ranks.items() if ends(n, end)), self.lora_rank) for n in layers}
+        if not any(ranks.values()):
+            raise ValueError(f"lora_ranks={self.lora_ranks} leaves no layer of lora_targets an update")
         for name, rows in layers.items():
-            rank = next((r for end, r in self.lora_ranks.items() if ends(name, end)), self.lora_rank)
-            linear = backbone.get_submodule(name)
+            rank, linear = ranks[name], backbone.get_submodule(name)
             largest = min(linear.in_features, rows[0][1] - rows[0][0])
             if rank > largest:
-                raise ValueError(f"lora_rank={rank} is more than {name} can have: expected 1 to {largest}")
+                option = "lora_rank" if rank == self.lora_rank else "lora_ranks"
+                raise ValueError(f"{option}={rank} is more than {name} can have: expected 1 to {largest}")
             if rank:
                 self.insert(linear, rank, rows)
 
@@ -119,6 +122,8 @@ def find_targets(backbone: Backbone, targets: list[str], heads: tuple[str, ...] 
             size = layers[name].out_features // 3
             first = "qkv".index(target) * size
             hits[name] = (first, first + size)
+        if not layers:
+            raise ValueError(f"lora_targets: {type(backbone).__name__} has no linear layers beside its classifier")
         if not hits:
             known = sorted({n.rpartition(".")[2] for n in layers} | {".".join(n.split(".")[-2:]) for n in layers})
             near = difflib.get_close_matches(target, known, n=5, cutoff=0.4) or known[:5]

@@ -38,11 +38,14 @@ class MLPHead(LinearProbe):
     """
 
     mergeable = False
+    unmergeable = "its hidden layers stay before the classifier"
 
     def __init__(self, mlp_head_layers: int = 3, mlp_head_dropout: float = 0.1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if mlp_head_layers <= 0:
             raise ValueError(f"mlp_head_layers={mlp_head_layers}: expected at least 1; linear_probe has none")
+        if not 0 <= mlp_head_dropout < 1:
+            raise ValueError(f"mlp_head_dropout={mlp_head_dropout}: expected a probability of at least 0 and below 1")
         self.mlp_head_layers, self.mlp_head_dropout = mlp_head_layers, mlp_head_dropout
 
     def adapt(self, backbone: Backbone) -> None:

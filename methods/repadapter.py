@@ -84,6 +84,14 @@ class RepAdapter(PEFTMethod):
         super().__init__(**kwargs)
         if repadapter_dim <= 0:
             raise ValueError(f"repadapter_dim={repadapter_dim}: expected a bottleneck of at least 1 channel")
+        if not 0 <= repadapter_dropout < 1:
+            raise ValueError(
+                f"repadapter_dropout={repadapter_dropout}: expected a probability of at least 0 and below 1"
+            )
+        if repadapter_scale <= 0:
+            raise ValueError(
+                f"repadapter_scale={repadapter_scale}: expected a positive number; at 0 nothing would train"
+            )
         if repadapter_groups <= 0 or repadapter_dim % repadapter_groups:
             raise ValueError(
                 f"repadapter_groups={repadapter_groups}: expected a positive divisor of repadapter_dim={repadapter_dim}"

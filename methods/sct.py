@@ -84,7 +84,8 @@ class SCT(PEFTMethod):
         sct_importance: ``l2_class_aware`` is the method; the others are what the paper compares it with.
     """
 
-    mergeable = False  # the default mode changes the residual stream, which no weight of a ViT can
+    mergeable = False  # of the default mode
+    unmergeable = "it changes the residual stream, which no weight of a ViT can"
     scorer = ClassSquares
 
     def __init__(

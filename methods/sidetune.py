@@ -59,6 +59,7 @@ class Sidetune(PEFTMethod):
     """
 
     mergeable = False
+    unmergeable = "its side network stays beside the backbone"
     start_options = (*PEFTMethod.start_options, "sidetune_pretrained")
 
     def __init__(self, sidetune_pretrained: bool | str | None = None, **kwargs: Any) -> None:

@@ -139,6 +139,7 @@ class SPT(PEFTMethod):
         spt_drop_path: Probability with which a module leaves out a sample.
     """
 
+    unmergeable = "adapters are not linear; spt_kind=lora folds"
     scorer = SquaredGradients
     unit: ClassVar[float] = 1e6  # of the budget
 
@@ -167,7 +168,7 @@ class SPT(PEFTMethod):
         self.spt_alpha, self.spt_beta, self.spt_granularity = spt_alpha, spt_beta, spt_granularity
         self.spt_init, self.spt_train_norm_sparse = spt_init, spt_train_norm_sparse
         self.spt_dropout, self.spt_drop_path = spt_dropout, spt_drop_path
-        self.mergeable = spt_kind == "lora"  # an adapter is not linear
+        self.mergeable = spt_kind == "lora"
 
     # choice
 

@@ -171,6 +171,7 @@ class VPT(PEFTMethod):
     """
 
     mergeable = False
+    unmergeable = "tokens attend to prompts, which are no weights"
     fewest_prompts = 1
 
     def __init__(
@@ -206,17 +207,24 @@ class VPT(PEFTMethod):
             return tensors
         return tensors | {name: resize_prompt(t, self.prompt_length, self.prompt_resize) for name, t in prompts.items()}
 
+    def build_backbone(self) -> None:
+        super().build_backbone()
+        self.check_backbone(self.backbone)  # here, before any data are read
+
+    def check_backbone(self, backbone: Backbone) -> None:
+        """Refuse a backbone that prompts cannot join."""
+        if not isinstance(backbone, (VisionTransformer, SwinTransformer)):
+            raise ValueError(
+                f"{type(backbone).__name__} is no backbone for prompts: they join the tokens of timm's "
+                "VisionTransformer or SwinTransformer, so use a ViT or Swin"
+            )
+
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
         if isinstance(backbone, VisionTransformer):
             self.adapt_vit(backbone)
-        elif isinstance(backbone, SwinTransformer):
-            self.adapt_swin(backbone)
         else:
-            raise ValueError(
-                f"prompts need a backbone with a sequence of tokens, and {type(backbone).__name__} has none: "
-                "use a ViT or Swin"
-            )
+            self.adapt_swin(backbone)
 
     def adapt_vit(self, backbone: Backbone) -> None:
         """Append prompts to the sequence; they never reach the final norm, so no pooling includes them."""

@@ -268,7 +268,8 @@ class Queue:
             if label not in recipes:
                 recipes[label] = {k: v for k, v in read_recipe(about["recipe"]).items() if k not in ("grid", "tasks")}
             published = read_recipe(about["recipe"]).get("tasks", {}).get(task, {})
-            best = max(finished, key=lambda trial: trial.value or 0.0).params
+            # of equals the smallest learning rate, as VPT's search
+            best = max(finished, key=lambda trial: (trial.value or 0.0, -trial.params.get("model.lr", 0.0))).params
             if task is None:
                 recipes[label]["all"] = recipes[label].get("all", {}) | best
             else:

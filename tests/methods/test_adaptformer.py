@@ -80,5 +80,8 @@ def test_adapter_outlives_a_dropped_mlp(build: Build) -> None:
 
 
 def test_refusals(build: Build) -> None:
+    for option, value in (("adaptformer_dropout", 1.0), ("adaptformer_dropout", -0.1), ("adaptformer_scale", 0.0)):
+        with pytest.raises(ValueError, match=rf"{option}={value}: expected a"):
+            build("adaptformer", **{option: value})
     with pytest.raises(ValueError, match="adaptformer_dim=-1: expected a bottleneck of at least 1"):
         build("adaptformer", adaptformer_dim=-1)

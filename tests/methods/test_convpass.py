@@ -105,5 +105,8 @@ def test_bypass_is_dropped_on_its_own(build: Build) -> None:
 
 
 def test_refusals(build: Build) -> None:
+    for option, value in (("convpass_dropout", 1.0), ("convpass_dropout", -0.1), ("convpass_scale", 0.0)):
+        with pytest.raises(ValueError, match=rf"{option}={value}: expected a"):
+            build("convpass", **{option: value})
     with pytest.raises(ValueError, match="convpass_dim=0: expected a bottleneck of at least 1"):
         build("convpass", convpass_dim=0)

@@ -292,6 +292,8 @@ def test_torch_compile_gives_the_same() -> None:
     [
         ({"lora_rank": 0}, "lora_rank=0: expected a positive rank"),
         ({"lora_ranks": {"qkv": -1}}, "-1: expected a positive rank"),
+        ({"lora_ranks": {"qkv": 0}}, "leaves no layer of lora_targets an update"),
+        ({"lora_ranks": {"qkv": 49}}, r"lora_ranks=49 is more than blocks\.0\.attn\.qkv can have"),
         ({"lora_ranks": {"fc1": 2}}, "lora_ranks names fc1, which no layer of lora_targets ends with"),
         ({"lora_rank": 49}, r"lora_rank=49 is more than blocks\.0\.attn\.qkv can have: expected 1 to 48"),
         ({"lora_alpha": 0.0}, "lora_alpha=0.0: expected a positive number"),

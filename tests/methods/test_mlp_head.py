@@ -52,6 +52,8 @@ def test_statistics_train_and_are_saved(build: Build) -> None:
 
 
 def test_refusals(build: Build) -> None:
+    with pytest.raises(ValueError, match=r"mlp_head_dropout=1.5: expected a probability"):
+        build("mlp_head", mlp_head_dropout=1.5)
     with pytest.raises(ValueError, match="mlp_head_layers=0: expected at least 1"):
         build("mlp_head", mlp_head_layers=0)
     model = compose(MLPHead, task=Classification)(backbone="deit_tiny_distilled_patch16_224", pretrained=False)

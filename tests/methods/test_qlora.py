@@ -202,18 +202,10 @@ def test_biases_may_train_beside_it() -> None:
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-class Greedy(PEFTMethod):
-    """Trains a weight that QLoRA packs."""
-
-    def trainable_names(self) -> list[str]:
-        return ["blocks.0.attn.proj.weight"]
-
-
-def test_packed_weights_cannot_train(build: Build) -> None:
-    model = build("qlora")
-    model.__class__ = type("Stacked", (METHODS["qlora"], Greedy, Classification), {})
-    with pytest.raises(ValueError, match=r"blocks\.0\.attn\.proj\.weight cannot train: only packed bytes are stored"):
-        model.configure_model()
+@pytest.mark.parametrize("stack", ["qlora+full", "full+qlora", "partial+qlora"])
+def test_packed_weights_cannot_train(stack: str, build: Build) -> None:
+    with pytest.raises(ValueError, match=r"attn\.proj\.weight, .* cannot train: only packed bytes are stored"):
+        build(stack).configure_model()
 
 
 def test_percentage_counts_packed_weights() -> None:

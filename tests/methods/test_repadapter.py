@@ -105,6 +105,9 @@ def test_merge_on_other_backbones(backbone: str, args: dict[str, Any], left: int
 
 
 def test_refusals(build: Build) -> None:
+    for option, value in (("repadapter_dropout", 1.0), ("repadapter_dropout", -0.1), ("repadapter_scale", 0.0)):
+        with pytest.raises(ValueError, match=rf"{option}={value}: expected a"):
+            build("repadapter", **{option: value})
     with pytest.raises(ValueError, match="repadapter_dim=0: expected a bottleneck of at least 1"):
         build("repadapter", repadapter_dim=0)
     with pytest.raises(ValueError, match="repadapter_groups=3: expected a positive divisor of repadapter_dim=8"):

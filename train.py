@@ -10,6 +10,7 @@ python train.py COMMAND --help
 import gc
 import importlib
 import os
+import signal
 import sys
 from importlib.util import find_spec
 from inspect import signature
@@ -25,7 +26,7 @@ LIGHTNING = {
     "predict": "write the predictions of a checkpoint for the test split",
 }
 # what a user can cause; everything else is a defect and shows its traceback
-EXPECTED = (ValueError, TypeError, FileNotFoundError, FileExistsError, PermissionError, FloatingPointError)
+EXPECTED = (ValueError, TypeError, OSError, FloatingPointError)
 
 
 def main(args: list[str]) -> None:
@@ -101,6 +102,8 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except SystemExit as stop:
+        if type(stop) is not SystemExit:  # Lightning's, of SIGTERM
+            sys.exit(128 + signal.SIGTERM)
         if stop.code:
             raise
         # help or a config was printed and nothing runs: to take all modules apart would be another second

@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, distributed
 
 
 class FiniteLoss(Callback):
     """Stop a fit whose loss is NaN or infinite before the optimizer sees its gradient.
 
-    The flag is copied to the host while the backward pass runs, so that a GPU never waits for it.
+    The flag is copied to the host while the backward pass runs, so that a GPU never waits for it. All ranks stop where
+    one must: a gradient that is averaged would carry its NaN to the others.
     """
 
     def __init__(self) -> None:
@@ -19,7 +20,10 @@ class FiniteLoss(Callback):
         self.event: torch.cuda.Event | None = None
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        self.flags.append(loss.detach().isfinite().to("cpu", non_blocking=True))
+        finite = loss.detach().isfinite().float()
+        if distributed.is_initialized():
+            distributed.all_reduce(finite, distributed.ReduceOp.MIN)
+        self.flags.append(finite.to("cpu", non_blocking=True))
         if loss.is_cuda:
             self.event = torch.cuda.Event()
             self.event.record()

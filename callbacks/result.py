@@ -56,6 +56,7 @@ class Result(Callback):
         return (
             pl_module.description()
             | about
+            | ({"ckpt_path": str(trainer.ckpt_path)} if trainer.ckpt_path else {})
             | {
                 "task": next(
                     c.__name__ for c in type(pl_module).__mro__ if c.__module__.startswith("lightning_modules.")

@@ -19,6 +19,7 @@ from jsonargparse import Namespace
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 import datamodules
@@ -32,6 +33,7 @@ from callbacks.predictions import Predictions
 from callbacks.result import Result
 from callbacks.save_config import SaveConfig
 from callbacks.score_before_fit import ScoreBeforeFit
+from callbacks.whole_files import WholeFiles
 from lightning_modules.members import Members
 from methods import METHODS, PEFTMethod
 
@@ -226,9 +228,14 @@ class GraftCLI(LightningCLI):
         """Stop when a flag or a config disagrees with the checkpoint that is to be loaded.
 
         Raises:
-            ValueError: With both values of every option that differs.
+            ValueError: With both values of every option that differs, or for the name of a checkpoint without its run.
         """
         path = self.given.get("ckpt_path")
+        if path in ("best", "last"):
+            raise ValueError(
+                f"ckpt_path={path!r}: every run has a folder of its own, and this one's holds no checkpoint yet. "
+                f"Give the file, RUN/checkpoints/{path}.ckpt"
+            )
         if not path or self.given.override_checkpoint or not Path(path).exists():
             return
         saved = read_checkpoint(path)["hyper_parameters"]
@@ -248,6 +255,13 @@ class GraftCLI(LightningCLI):
                 f"ckpt_path={path!r} was trained with other options: {'; '.join(sorted(differences))}. "
                 "Leave them out, or pass --override_checkpoint true"
             )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        plugins = self._get(self.config_init, "trainer").get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, WholeFiles()]
+        return super().instantiate_trainer(**kwargs, plugins=plugins)
 
     def instantiate_classes(self) -> None:
         try:
@@ -275,6 +289,7 @@ class GraftCLI(LightningCLI):
             raise ValueError(f"ckpt_path={self.given.ckpt_path!r} holds a selection: leave it out to score anew")
 
     def after_instantiate_classes(self) -> None:
+        self.datamodule.test_follows = self.subcommand == "fit" and bool(self.given.test_after_fit)
         # without validation data there is nothing to monitor: the last epoch counts
         if self.subcommand == "fit" and getattr(self.datamodule, "validates", True) is False:
             self._get(self.config_init, "checkpoint").monitor = None

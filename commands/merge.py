@@ -57,7 +57,9 @@ def merge(ckpt_path: Path, output: Path, dtype: Literal["float32", "float16", "b
     if extra:
         print(f"merged except {', '.join(extra)}: no weight of the plain model can take it")
         return
-    print(f"timm.create_model('local-dir:{output}', pretrained=True)  # or, by name:")
+    print(f"timm.create_model('local-dir:{output}', pretrained=True)")
+    if model.backbone_args or model.backbone_name.startswith("local-dir:"):
+        return  # its name alone does not say its shape
     architecture = merged.pretrained_cfg["architecture"]
     arguments = f"num_classes={model.num_classes}, checkpoint_path='{output / 'model.safetensors'}'"
-    print(f"timm.create_model('{architecture}', {arguments})")
+    print(f"timm.create_model('{architecture}', {arguments})  # the same by name")

@@ -18,9 +18,19 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as vision
 from tqdm import tqdm
 
-from datamodules.images import CachedImages, EpochSampler, FrozenFeatures, LiveImages, Padded, Samples, to_rgb
+from datamodules.images import (
+    CachedImages,
+    EpochSampler,
+    FrozenFeatures,
+    LiveImages,
+    Padded,
+    Samples,
+    TrainLoader,
+    to_rgb,
+)
 
 CACHE_LIMIT = 2 * 1024**3  # bytes of uint8 pixels that ``cache: auto`` keeps in memory
+DECODED = 100_000  # images of a split that are decoded before a run, to see that all can be read
 shared: dict[str, Tensor] | None = None  # pixels of the splits that were read last, by their digest, while runs share
 NORMALIZATIONS = {
     "imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
@@ -89,6 +99,15 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: expected at least 1")
+        if eval_batch_size is not None and eval_batch_size < 1:
+            raise ValueError(f"eval_batch_size={eval_batch_size}: expected at least 1, or none for batch_size")
+        if num_workers is not None and num_workers < 0:
+            raise ValueError(f"num_workers={num_workers}: expected 0 or more")
+        for name, share in {"random_erasing": random_erasing, "max_corrupt": max_corrupt}.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}={share}: expected a share from 0 to 1")
+        if image_size is not None and image_size < 1:
+            raise ValueError(f"image_size={image_size}: expected a number of pixels")
         if crop_pct is not None and not 0 < crop_pct <= 1:
             raise ValueError(f"crop_pct={crop_pct}: expected a share above 0 and up to 1")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
@@ -100,6 +119,7 @@ class ImageDataModule(LightningDataModule):
         self.drop_last = drop_last
         self.on_corrupt, self.max_corrupt = on_corrupt, max_corrupt
         self.splits: dict[str, Dataset[tuple[Tensor, int]]] = {}
+        self.test_follows = False  # whether a fit is tested at once, so that its data must be there before
 
     @abstractmethod
     def samples(self, split: Literal["train", "val", "test"]) -> Samples | None:
@@ -144,6 +164,8 @@ class ImageDataModule(LightningDataModule):
         self.configure(self.trainer.lightning_module.input_config)  # type: ignore[union-attr,arg-type]
         wanted: dict[str, tuple[Literal["train", "val", "test"], ...]]
         wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+        if stage == "fit" and self.test_follows and self.samples("test") is None:
+            raise ValueError("the data have no test split, and test_after_fit asks for one")
         for split in wanted[stage]:
             if split not in self.splits:
                 samples = self.samples(split)
@@ -227,11 +249,15 @@ class ImageDataModule(LightningDataModule):
         return v2.Compose([*transform.transforms, torch.as_tensor])
 
     def check(self, split: str, samples: Samples) -> Samples:
-        """Look at the header of every image; a broken one stops the run or is left out."""
+        """Decode every image, of a very large set its header alone; a broken one stops the run or is left out."""
         broken: dict[int, Exception] = {}
+        decode = len(samples.labels) <= DECODED
         for index in tqdm(range(len(samples.labels)), desc=f"checking {split}", leave=False, disable=None):
             try:
-                samples.open(index).close()
+                with samples.open(index) as image:
+                    if decode:
+                        image.draft("RGB", (1, 1))  # of a JPEG, an eighth of the pixels, and still all of the file
+                        image.load()
             except (OSError, ValueError) as error:
                 broken[index] = error
         return self.leave_out(split, samples, broken)
@@ -358,7 +384,7 @@ class ImageDataModule(LightningDataModule):
             "drop_last": self.drop_last,
             "persistent_workers": False,
         }
-        return self.loader(dataset, self.batch_size, **options)
+        return self.loader(dataset, self.batch_size, TrainLoader, **options)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         return self.eval_loader("val") if "val" in self.splits else []
@@ -374,14 +400,16 @@ class ImageDataModule(LightningDataModule):
         dataset = Padded(self.splits[split], self.trainer.world_size if self.trainer else 1)
         return self.loader(dataset, self.eval_batch_size)
 
-    def loader(self, dataset: Dataset[Any], batch_size: int, **options: Any) -> DataLoader[Any]:
+    def loader(
+        self, dataset: Dataset[Any], batch_size: int, kind: type[DataLoader[Any]] = DataLoader, **options: Any
+    ) -> DataLoader[Any]:
         source, workers = getattr(dataset, "dataset", dataset), self.num_workers
         if isinstance(source, FrozenFeatures):  # nothing is read, decoded or copied to be pinned
             return DataLoader(dataset, batch_size, collate_fn=source.gather, **options)
         if workers is None:
             workers = 0 if isinstance(source, CachedImages) else min(os.cpu_count() or 1, 8)
         defaults = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
-        return DataLoader(dataset, batch_size=batch_size, **defaults | options)
+        return kind(dataset, batch_size=batch_size, **defaults | options)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """uint8 pixels to normalised floats, on the device."""

@@ -1,7 +1,9 @@
 """Images from a folder of class folders, parquet files, a saved dataset or the Hugging Face hub."""
 
+import difflib
 import glob
 import io
+import logging
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -178,8 +180,12 @@ def load(root: str, asked: set[str]) -> "dict[str, datasets.Dataset]":
     if path.is_file():
         raise ValueError(f"data.root={root!r} is a file; expected the folder that it lies in")
     if not path.exists():
+        near = neighbours(path)
+        if near:
+            raise FileNotFoundError(f"data.root={root!r}: no such folder. Nearest: {', '.join(near)}")
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", root) or root.startswith("."):
             raise FileNotFoundError(f"data.root={root!r}: no such folder")
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each of five tries without a network
         try:
             return dict(datasets.load_dataset(root))
         except Exception as error:  # datasets raises its own kinds for a missing name, a closed network, a gated set
@@ -193,15 +199,25 @@ def load(root: str, asked: set[str]) -> "dict[str, datasets.Dataset]":
     files = defaultdict(list)
     for file in sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")]):
         try:
-            parquet.read_metadata(file)
+            rows = parquet.read_metadata(file).num_rows
         except ValueError as error:  # pyarrow's own kind is one
             raise ValueError(f"{file} ({file.stat().st_size} bytes) is no readable parquet file: {error}") from error
+        if not rows:
+            raise ValueError(f"{file} holds no rows: leave it out, or write its split anew")
         files[re.sub(r"-\d+-of-\d+.*", "", file.stem)].append(glob.escape(str(file)))
     if files:
         return dict(datasets.load_dataset("parquet", data_files=dict(files)))
     if any(path.glob("metadata.*")) or any(path.glob("*/metadata.*")):  # labels in a table beside the images
         return dict(datasets.load_dataset("imagefolder", data_dir=glob.escape(str(path))))
     return class_folders(path, asked)
+
+
+def neighbours(path: Path) -> list[str]:
+    """Folders beside a missing one with names like its own."""
+    if not path.parent.is_dir():
+        return []
+    folders = [folder.name for folder in path.parent.iterdir() if folder.is_dir()]
+    return [str(path.parent / name) for name in difflib.get_close_matches(path.name, folders, n=3)]
 
 
 def class_folders(root: Path, asked: set[str]) -> "dict[str, datasets.Dataset]":

@@ -1,12 +1,13 @@
 """Labelled images: opened safely, as datasets in RAM, on disk or as features, and in the order of an epoch."""
 
 import os
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.transforms import v2
 
 PADDING = -100  # label of a sample that only evens out the ranks; metrics and losses ignore it
@@ -97,6 +98,17 @@ class EpochSampler(DistributedSampler[Any]):
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
         self.generator.manual_seed(self.seed + epoch)
+
+
+class TrainLoader(DataLoader[Any]):
+    """A loader that starts its workers when the first batch is asked for.
+
+    Lightning makes the first iterator before a resumed run knows its epoch, and workers take their seed and their first
+    indices at once.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
 
 
 class Padded(Dataset[tuple[Tensor, int]]):

@@ -53,7 +53,7 @@ def build_backbone(name: str, pretrained: bool | str, args: dict[str, Any]) -> B
     if name.startswith("local-dir:") and not Path(name.removeprefix("local-dir:"), "config.json").is_file():
         raise FileNotFoundError(f"backbone={name!r}: no such folder, or no config.json in it. {remedy(name)}")
     if pretrained is False:
-        return timm.create_model(name, pretrained=False, **args)
+        return create(name, args, pretrained=False)
     # weights that are read are none of the seed's draws, nor must it count for those whether they were read before
     with torch.random.fork_rng(devices=[]):
         if shared is None:
@@ -69,7 +69,7 @@ def read_backbone(name: str, pretrained: str | Literal[True], args: dict[str, An
     """A timm model with the weights that its tag or ``pretrained`` names; see ``build_backbone``."""
     if pretrained is True:
         try:
-            return timm.create_model(name, pretrained=True, **args)
+            return create(name, args, pretrained=True)
         except LoadError as error:
             raise FileNotFoundError(
                 f"backbone={name!r}: its pretrained weights could not be loaded ({first_line(error)}). "
@@ -87,9 +87,17 @@ def read_backbone(name: str, pretrained: str | Literal[True], args: dict[str, An
         overlay["num_classes"] = args["num_classes"] = count_classes(name, path)
     try:
         # num_classes equals the file's own: only then does timm load strictly
-        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **args)
+        return create(name, args, pretrained=True, pretrained_cfg_overlay=overlay)
     except LoadError as error:
         raise ValueError(f"pretrained={pretrained!r} does not fit backbone={name!r}: {first_lines(error)}") from error
+
+
+def create(name: str, args: dict[str, Any], **how: Any) -> Backbone:
+    """``timm.create_model``, which names the options where one of them is not the model's."""
+    try:
+        return timm.create_model(name, **how, **args)
+    except TypeError as error:
+        raise TypeError(f"backbone={name!r} with backbone_args={args}: {first_line(error)}") from error
 
 
 def check_name(name: str, pretrained: bool | str) -> None:

@@ -52,6 +52,12 @@ class TaskModule(WidthScaled):
         super().__init__(**kwargs)
         if lr <= 0:
             raise ValueError(f"lr={lr}: expected a positive learning rate")
+        named = {"weight_decay": weight_decay, "warmup_epochs": warmup_epochs, "warmup_lr": warmup_lr, "min_lr": min_lr}
+        for name, value in named.items():
+            if value < 0:
+                raise ValueError(f"{name}={value}: expected 0 or more")
+        if ema_decay is not None and not 0 <= ema_decay < 1:
+            raise ValueError(f"ema_decay={ema_decay}: expected a decay of at least 0 and below 1, or none")
         self.save_hyperparameters()
         self.optimizer_name = optimizer
         self.lr, self.weight_decay = lr, weight_decay

@@ -46,6 +46,13 @@ class Classification(TaskModule):
         super().__init__(**kwargs)
         if num_classes < 2:
             raise ValueError(f"num_classes={num_classes}: expected at least 2 classes")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing={label_smoothing}: expected a share of at least 0 and below 1")
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path={drop_path}: expected a probability of at least 0 and below 1")
+        for name, value in {"mixup": mixup, "cutmix": cutmix}.items():
+            if value < 0:
+                raise ValueError(f"{name}={value}: expected a positive number, or 0 for none")
         self.backbone_name, self.pretrained, self.num_classes = backbone, pretrained, num_classes
         self.backbone_args, self.drop_path, self.head_init = dict(backbone_args or {}), drop_path, head_init
         self.label_smoothing = label_smoothing

@@ -146,6 +146,13 @@ def test_unknown_command(call: Callable[..., Answer]) -> None:
         (["--method", "ssf", "--data.root", "./nothing"], "data.root='./nothing': no such folder"),
         (["--method", "ssf", "--ckpt_path", "nothing.ckpt"], "ckpt_path='nothing.ckpt': no such file"),
         (["--ckpt_path", "nothing.ckpt"], "ckpt_path='nothing.ckpt': no such file"),
+        (["--method", "ssf", "--ckpt_path", "last"], "Give the file, RUN/checkpoints/last.ckpt"),
+        (["--method", "ssf", "--model.label_smoothing=2"], "label_smoothing=2.0: expected a share"),
+        (["--method", "ssf", "--model.drop_path=1.5"], "drop_path=1.5: expected a probability"),
+        (["--method", "ssf", "--model.mixup=-1"], "mixup=-1.0: expected a positive number"),
+        (["--method", "ssf", "--model.weight_decay=-1"], "weight_decay=-1.0: expected 0 or more"),
+        (["--method", "ssf", "--model.ema_decay=1"], "ema_decay=1.0: expected a decay"),
+        (["--method", "ssf", "--model.backbone_args.img_sizee=4"], "unexpected keyword argument 'img_sizee'"),
     ],
 )
 def test_refused_by_this_project(
@@ -532,3 +539,15 @@ def test_two_processes_from_the_command_line(base: list[str], model: list[str], 
     result = json.loads((folder / "result.json").read_text())
     assert result["world_size"] == 2
     assert "test/acc1" in result
+
+
+def test_a_terminated_fit_says_so(model: list[str], base: list[str], tmp_path: Path) -> None:
+    """The checkpoints stay, and the exit code is that of a process which SIGTERM has ended."""
+    command = ["fit", *model, *base, "--trainer.max_epochs=100000", "--run_root", str(tmp_path)]
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", *command], cwd=ROOT, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not list(tmp_path.rglob("last.ckpt")) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.2)
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    assert torch.load(next(iter(tmp_path.rglob("last.ckpt"))), weights_only=True)["state_dict"]

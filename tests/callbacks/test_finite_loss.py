@@ -13,6 +13,8 @@ from torch import Tensor
 from callbacks.finite_loss import FiniteLoss
 from datamodules import ImageDataset
 from methods import PEFTMethod
+from tests.conftest import build_tiny, quiet_trainer
+from tests.ranks import TwoRanks
 
 Build = Callable[..., PEFTMethod]
 Data = Callable[..., ImageDataset]
@@ -84,3 +86,22 @@ def test_finite_losses_pass(build: Build, data: Data, trainer: MakeTrainer) -> N
         trainer(callbacks=callbacks).fit(model, datamodule=data())
         results.append(model.delta_state_dict())
     assert all(torch.equal(results[0][name], tensor) for name, tensor in results[1].items())
+
+
+def fit_with_a_bad_rank(rank: int, weights: Path, images: Path, folder: Path) -> tuple[str, bool]:
+    """What stops a fit whose loss becomes NaN on rank 1 alone, and whether the weights are finite then."""
+    model = build_tiny(weights, "ssf")
+    if rank == 1:
+        spoil(model, float("nan"), 2)
+    run = quiet_trainer(folder, devices=2, strategy="ddp", callbacks=[FiniteLoss()])
+    try:
+        run.fit(model, datamodule=ImageDataset(root=str(images), batch_size=4, resize="direct"))
+    except FloatingPointError as error:
+        return str(error), all(bool(tensor.isfinite().all()) for tensor in model.delta_state_dict().values())
+    return "", False
+
+
+def test_all_ranks_stop_where_one_must(two_ranks: TwoRanks, weights: Path, images: Path, tmp_path: Path) -> None:
+    for message, finite in two_ranks(fit_with_a_bad_rank, weights, images, tmp_path):
+        assert "train/loss is NaN or infinite at step 2" in message
+        assert finite

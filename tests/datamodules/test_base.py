@@ -11,6 +11,7 @@ import torch
 from lightning import Trainer
 from PIL import Image
 from timm.data import create_transform
+from torch import Tensor
 
 from datamodules import base
 from datamodules.base import ImageDataModule, shared_pixels
@@ -122,14 +123,17 @@ def test_too_many_broken_images() -> None:
         Listed(on_corrupt="skip", max_corrupt=0.2).dataset("test", samples)
 
 
-def test_truncated_body_is_found_while_caching() -> None:
-    samples = pictures()
-    samples.files[2] = WHOLE[: len(WHOLE) // 2]
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("cache", ["ram", "none"])
+def test_truncated_body_is_found_before_the_run(cache: Any, kind: str) -> None:
+    samples, whole = pictures(), encode(picture(2, 200, 200), kind)
+    samples.files[2] = whole[: len(whole) // 2]
     with pytest.raises(ValueError, match=r"(?i)first image 2 .*truncated"):
-        Listed(cache="ram").dataset("test", samples)
+        Listed(cache=cache).dataset("test", samples)
 
 
-def test_truncated_body_is_named_when_live() -> None:
+def test_truncated_body_of_a_very_large_set_is_named_when_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "DECODED", 5)
     samples = pictures()
     samples.files[2] = WHOLE[: len(WHOLE) // 2]
     dataset = Listed(cache="none").dataset("test", samples)  # its header is whole
@@ -353,6 +357,52 @@ def test_workers_only_where_something_is_decoded(monkeypatch: pytest.MonkeyPatch
         module.splits = {split: module.dataset(split, pictures()) for split in ("train", "test")}
         assert module.train_dataloader().num_workers == module.test_dataloader().num_workers == workers
     assert Listed(num_workers=0).loader(module.splits["test"], 2).num_workers == 0
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"eval_batch_size": -3},
+        {"num_workers": -1},
+        {"random_erasing": 7.0},
+        {"max_corrupt": 7.0},
+        {"image_size": 0},
+    ],
+    ids=str,
+)
+def test_options_out_of_range(option: dict[str, Any]) -> None:
+    ((name, value),) = option.items()
+    with pytest.raises(ValueError, match=f"{name}={value}: expected"):
+        Listed(**option)
+
+
+def test_workers_start_when_the_epoch_is_known() -> None:
+    """A resumed run makes its iterator before it knows its epoch."""
+
+    def batches(late: int | None) -> list[Tensor]:
+        module = Listed({"train": pictures(12)}, batch_size=4, num_workers=2, augmentation="rrc", cache="none")
+        module.trainer = None
+        module.configure(INPUT)
+        module.splits["train"] = module.dataset("train", pictures(12))
+        loader: Any = module.train_dataloader()
+        if late is None:
+            loader.sampler.set_epoch(3)
+            return [pixels for pixels, _ in loader]
+        iterator = iter(loader)
+        loader.sampler.set_epoch(late)
+        return [pixels for pixels, _ in iterator]
+
+    expected = batches(None)
+    assert all(torch.equal(a, b) for a, b in zip(batches(3), expected, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(batches(1), expected, strict=True))
+
+
+def test_test_split_is_missed_before_a_fit_that_it_follows() -> None:
+    module = Listed({split: pictures() for split in ("train", "val")}, batch_size=2)
+    module.trainer = SimpleNamespace(lightning_module=SimpleNamespace(input_config=INPUT))  # type: ignore[assignment]
+    module.test_follows = True
+    with pytest.raises(ValueError, match="the data have no test split, and test_after_fit asks for one"):
+        module.setup("fit")
 
 
 @pytest.mark.parametrize(("stage", "missing"), [("fit", "train"), ("validate", "val"), ("test", "test")])

@@ -230,6 +230,12 @@ def test_damaged_parquet(share: float, tmp_path: Path) -> None:
     assert f"train.parquet ({int(len(whole) * share)} bytes) is no readable parquet file" in message(tmp_path)
 
 
+def test_parquet_without_rows(tmp_path: Path) -> None:
+    table([0, 1], ABC).to_parquet(tmp_path / "train.parquet")
+    table([0], ABC).select([]).to_parquet(tmp_path / "test.parquet")
+    assert "test.parquet holds no rows" in message(tmp_path)
+
+
 def test_save_to_disk(tmp_path: Path) -> None:
     splits = datasets.DatasetDict({"train": table([0, 1], ABC), "dev": table([2], ABC), "test": table([1], ABC)})
     splits.save_to_disk(str(tmp_path / "dict"))
@@ -313,6 +319,9 @@ def test_hub_without_a_network(root: str) -> None:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
+    (tmp_path / "fashion_mnist_1k").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no such folder\. Nearest: .*fashion_mnist_1k$"):
+        _ = ImageDataset(root=str(tmp_path / "fashion_mnist_2k")).tables
     with pytest.raises(FileNotFoundError, match=r"no such folder$"):
         _ = ImageDataset(root=str(tmp_path / "nothing")).tables
 

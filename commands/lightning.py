@@ -51,6 +51,10 @@ warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
 class GraftParser(LightningArgumentParser):
     """Names the nearest option when one is unknown."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # --trainer.max_epoch is a slip, not max_epochs
+        super().__init__(*args, **kwargs | {"allow_abbrev": False})
+
     def add_method_arguments(self, theclass: type, themethod: str, *args: Any, **kwargs: Any) -> list[str]:
         # score takes what fit takes, and a group of its name would be in the way of --score.cache_dir
         return super().add_method_arguments(theclass, "fit" if themethod == "score" else themethod, *args, **kwargs)

@@ -187,6 +187,7 @@ def test_data_of_one_class(images: Path, model: list[str], call: Callable[..., A
         (["--model.ssf_stdd=1"], "did you mean --model.ssf_std?"),
         (["--data.batchsize=1"], "did you mean --data.batch_size"),
         (["--trainer.maxx_epochs=1"], "did you mean --trainer.max_epochs"),
+        (["--trainer.max_epoch=3"], "did you mean --trainer.max_epochs"),  # no abbreviation
         (["--model.lr", "fast"], "Got value: fast"),
         (["--model.optimizer", "adagrad"], "adagrad"),
         (["--config", "nothing.yaml"], "File does not exist"),

@@ -46,6 +46,8 @@ NOT_SAVED = ("num_classes",)  # the data say it, also when a checkpoint is loade
 # what Lightning 2.6 advertises in every run, and what torch 2.13 and newer says of it
 logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip: " not in record.getMessage())
 warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+# several lines for each of its tries without a network, where one message of ours says what is missing
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 class GraftParser(LightningArgumentParser):

@@ -3,7 +3,6 @@
 import difflib
 import glob
 import io
-import logging
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -185,7 +184,6 @@ def load(root: str, asked: set[str]) -> "dict[str, datasets.Dataset]":
             raise FileNotFoundError(f"data.root={root!r}: no such folder. Nearest: {', '.join(near)}")
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", root) or root.startswith("."):
             raise FileNotFoundError(f"data.root={root!r}: no such folder")
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each of five tries without a network
         try:
             return dict(datasets.load_dataset(root))
         except Exception as error:  # datasets raises its own kinds for a missing name, a closed network, a gated set

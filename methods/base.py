@@ -174,10 +174,7 @@ class PEFTMethod(LightningModule):
         backbone = self.backbone
         plain = dict(backbone.named_parameters())
         buffers = dict(backbone.named_buffers())
-        names = set(self.trainable_names())
-        unknown = names - plain.keys()
-        if unknown:
-            raise ValueError(f"{type(self).__name__}: the backbone has no {', '.join(sorted(unknown)[:5])}")
+        names = set(self.trainable_names())  # of the plain backbone: what methods add to it trains anyway
         self.plain_keys = frozenset(backbone.state_dict())
         backbone.requires_grad_(False)
         # trained tensors are drawn in fp32 on the backbone's device, whatever context Lightning has set
@@ -191,6 +188,9 @@ class PEFTMethod(LightningModule):
                 raise ValueError(
                     f"the selection does not fit {name}: {error}. Load the backbone that it was made on, or score anew"
                 ) from error
+        unknown = names - plain.keys()
+        if unknown:
+            raise ValueError(f"{type(self).__name__}: the backbone has no {', '.join(sorted(unknown)[:5])}")
         packed = names - dict(backbone.named_parameters()).keys()
         if packed:
             raise ValueError(

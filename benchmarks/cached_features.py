@@ -22,10 +22,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.step_time import interleave
-from lightning_modules import compose
 from lightning_modules.classification import Classification
-from lightning_modules.members import Members
-from methods import METHODS
+from methods import METHODS, compose
+from methods.core.parallel_settings import Members
 
 Batch = tuple[Any, Tensor]
 

@@ -24,10 +24,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.step_time import interleave
-from callbacks.cost import flop_counter
-from lightning_modules import compose
+from callbacks.measures import flop_counter
 from lightning_modules.classification import Classification
-from methods import METHODS
+from methods import METHODS, compose
 
 FORMS = {"masked": ("dense", False), "skipping": ("auto", True), "skipping, last block whole": ("auto", False)}
 

@@ -21,11 +21,10 @@ import torch
 from step_time import Floor, Variant, clock, interleave
 from torch import Tensor
 
-from callbacks.saved_bytes import peak_bytes
-from lightning_modules import compose
+from callbacks.measures import peak_bytes
 from lightning_modules.classification import Classification
-from methods import METHODS
-from methods.spt_selection import STEPS, sweep
+from methods import METHODS, compose
+from methods.layers.spt_budget import STEPS, sweep
 
 Row = dict[str, Any]
 BATCHES = 4  # of one scoring pass

@@ -24,11 +24,10 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from callbacks.saved_bytes import SavedBytes
-from lightning_modules import compose
+from backbones.inject import Backbone
+from callbacks.measures import SavedBytes
 from lightning_modules.classification import Classification
-from methods import METHODS, PEFTMethod
-from methods.inject import Backbone
+from methods import METHODS, PEFTMethod, compose
 
 
 class Floor(PEFTMethod):

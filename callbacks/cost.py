@@ -1,18 +1,14 @@
 """What a run costs: parameters, storage, compute, memory and speed."""
 
-import resource
-import sys
 import time
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, Trainer
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
-from callbacks.saved_bytes import SavedBytes
+from callbacks.measures import SavedBytes, flop_counter, forward_gflops, peak_memory, reset_peak_memory
 
 
 class Cost(Callback):
@@ -106,38 +102,3 @@ class Cost(Callback):
         self.values["cost/peak_mem_gib"] = peak_memory() / 1024**3
         for logger in trainer.loggers:
             logger.log_metrics(self.values, step=trainer.global_step)
-
-
-def flop_counter() -> FlopCounterMode:
-    """Counts FLOPs of what runs inside it."""
-    # the attention of CPUs, which torch 2.11 does not count
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    formula = {attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
-    return FlopCounterMode(display=False, custom_mapping=formula)
-
-
-def forward_gflops(pl_module: Any) -> float:
-    """GFLOP of the forward pass of one image, counted from what runs."""
-    training, counter = pl_module.training, flop_counter()
-    pl_module.eval()
-    with torch.no_grad(), counter:
-        pl_module(pl_module.example_input())
-    pl_module.train(training)
-    return counter.get_total_flops() / 1e9
-
-
-def reset_peak_memory() -> None:
-    """Let ``peak_memory`` start anew, so that the runs before this one in the process do not count."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    elif sys.platform == "linux":
-        with suppress(OSError):  # some containers do not allow it
-            Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory() -> int:
-    """Largest number of bytes allocated on the GPU, or resident in this process without one, since the last reset."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -5,7 +5,7 @@ from pathlib import Path
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from callbacks.delta_file import one_member, read_checkpoint, write_adapter
+from checkpoints.delta import one_member, read_checkpoint, write_adapter
 
 
 class DeltaExport(Callback):

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from callbacks.delta_file import fingerprint, write_atomically
-from callbacks.score_before_fit import unchanged
+from callbacks.scoring.undisturbed import unchanged
+from checkpoints.atomic import write_atomically
+from checkpoints.fingerprint import fingerprint
 
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # names of the safetensors format
 STORED = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -61,7 +62,7 @@ class FeatureCache(Callback):
         if reason is not None:
             raise ValueError(f"features.cache={self.cache}: {reason}; or leave the cache out")
         # imported late: datamodules are not needed to import a method
-        from datamodules.images import FrozenFeatures
+        from datamodules.samples import FrozenFeatures
 
         splits = trainer.datamodule.splits  # type: ignore[attr-defined]
         kept, widen = [split for split in ("train", "val") if split in splits], self.dtype != "same"

@@ -8,7 +8,7 @@ from lightning import Callback, Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
-from callbacks.delta_file import write_atomically
+from checkpoints.atomic import write_atomically
 
 
 class KeptTokens(Callback):

@@ -9,7 +9,7 @@ import torch.distributed
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from callbacks.delta_file import write_atomically
+from checkpoints.atomic import write_atomically
 
 
 class Predictions(BasePredictionWriter):

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from callbacks.cost import Cost
-from callbacks.delta_file import write_atomically
-from callbacks.score_before_fit import ScoreBeforeFit
+from callbacks.scoring.score_before_fit import ScoreBeforeFit
+from checkpoints.atomic import write_atomically
 
 
 class Result(Callback):

@@ -12,7 +12,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from datamodules.base import ImageDataModule
-from datamodules.images import Samples, open_image
+from datamodules.samples import Samples, open_image
 
 MOST = 100_000  # of a longer list, evenly chosen images are read
 LEAK = 0.05  # dSprites and others hold some images twice by nature

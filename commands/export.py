@@ -16,7 +16,6 @@ def export(ckpt_path: Path, output: Path, format: Literal["peft", "packed", "raw
             adapter with its settings, ``raw`` the same without them, in the bytes of the authors' code.
     """
     # imported here: the overview of train.py names this command without loading torch
-    import lightning_modules  # noqa: F401 (the classes that a checkpoint names)
     from methods import PEFTMethod
 
     if output.exists() and (format != "peft" or not output.is_dir() or any(output.iterdir())):
@@ -33,7 +32,7 @@ def export(ckpt_path: Path, output: Path, format: Literal["peft", "packed", "raw
 def export_peft(model: Any, delta: dict[str, Any], ckpt_path: Path, output: Path) -> None:
     import torch
 
-    from callbacks.peft_file import read_peft, write_peft
+    from checkpoints.peft import read_peft, write_peft
 
     with torch.no_grad():
         layers = low_rank_layers(model)
@@ -75,9 +74,10 @@ def export_peft(model: Any, delta: dict[str, Any], ckpt_path: Path, output: Path
 def export_packed(model: Any, delta: dict[str, Any], ckpt_path: Path, output: Path, format: str) -> None:
     import torch
 
-    from callbacks.delta_file import write_atomically
-    from methods import low_bit
+    from checkpoints import packed
+    from checkpoints.atomic import write_atomically
     from methods.bi_adapter import SETTINGS, BiAdapter
+    from methods.layers import low_bit
 
     if not isinstance(model, BiAdapter):
         raise ValueError(
@@ -96,11 +96,11 @@ def export_packed(model: Any, delta: dict[str, Any], ckpt_path: Path, output: Pa
     settings: dict[str, Any] = {key: getattr(model, option) for key, option in SETTINGS.items()}
     backbone = {name: getattr(model, name) for name in ("pretrained", "backbone_args", "class_names")}
     header = model.description() | settings | backbone
-    data = payload if format == "raw" else low_bit.add_header(payload, header, records)
+    data = payload if format == "raw" else packed.add_header(payload, header, records)
 
     def write(path: Path) -> None:
         path.write_bytes(data)
-        written = low_bit.read_payload(low_bit.split_header(path.read_bytes())[1], records, model.bi_codebook)
+        written = low_bit.read_payload(packed.split_header(path.read_bytes())[1], records, model.bi_codebook)
         for record in records:
             expected = tensors[record.name].detach()
             if record.bits < 32:
@@ -123,9 +123,9 @@ def low_rank_layers(model: Any) -> dict[str, Any]:
     Raises:
         ValueError: If the method is another one.
     """
-    from callbacks.peft_file import LowRankLayer
+    from checkpoints.peft import LowRankLayer
     from methods.dora import Decomposed, DoRALinear
-    from methods.low_rank import LoRALinear, LowRank
+    from methods.layers.low_rank import LoRALinear, LowRank
 
     updated = [(n, m) for n, m in model.backbone.named_modules() if "lora" in m._modules]
     known = all(type(m) in (LoRALinear, DoRALinear) and type(m.lora) in (LowRank, Decomposed) for _, m in updated)

@@ -43,11 +43,12 @@ def import_packed(
     # imported here: the overview of train.py names this command without loading torch
     import torch
 
-    from callbacks.delta_file import check_backbone, write_adapter
-    from lightning_modules import compose
+    from checkpoints import packed as packed_file
+    from checkpoints.delta import check_backbone, write_adapter
     from lightning_modules.classification import Classification
-    from methods import low_bit
+    from methods import compose
     from methods.bi_adapter import SETTINGS, BiAdapter
+    from methods.layers import low_bit
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"output={str(output)!r} exists and is not empty; nothing was written")
@@ -58,7 +59,7 @@ def import_packed(
     place = {"backbone": backbone, "pretrained": pretrained, "backbone_args": backbone_args, "class_names": class_names}
     place = {key: value for key, value in place.items() if value is not None}
     try:
-        header, payload = low_bit.split_header(packed.read_bytes())
+        header, payload = packed_file.split_header(packed.read_bytes())
         for key in said.keys() & header.keys():
             if header[key] != said[key]:
                 raise ValueError(f"{SETTINGS[key]} is {header[key]!r} in its header, and here {said[key]!r}")
@@ -84,7 +85,7 @@ def import_packed(
         # the backbone may lie elsewhere now, but must be the same
         if "fingerprint" in header:
             check_backbone(model.description(), header)
-        if header and header.get("records") != low_bit.table(records):
+        if header and header.get("records") != packed_file.table(records):
             raise ValueError("its header lists other tensors than an adapter of its settings has")
         tensors = low_bit.read_payload(payload, records, settings["codebook"])
     except (ValueError, TypeError) as error:  # of a header whose values are of another kind

@@ -26,12 +26,11 @@ def import_peft(
     """
     # imported here: the overview of train.py names this command without loading torch
 
-    from callbacks.delta_file import check_delta, write_adapter
-    from callbacks.peft_file import most_common, read_peft
-    from lightning_modules import compose
-    from lightning_modules.backbone import build_backbone, head_modules
+    from backbones.timm_models import build_backbone, head_modules
+    from checkpoints.delta import check_delta, write_adapter
+    from checkpoints.peft import most_common, read_peft
     from lightning_modules.classification import Classification
-    from methods import METHODS
+    from methods import METHODS, compose
     from methods.lora import find_targets
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

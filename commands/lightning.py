@@ -23,19 +23,20 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 import datamodules
-import lightning_modules
+import methods
 from callbacks.cost import Cost
 from callbacks.delta_export import DeltaExport
-from callbacks.delta_file import read_checkpoint
 from callbacks.feature_cache import FeatureCache
 from callbacks.finite_loss import FiniteLoss
 from callbacks.predictions import Predictions
 from callbacks.result import Result
 from callbacks.save_config import SaveConfig
-from callbacks.score_before_fit import ScoreBeforeFit
-from callbacks.whole_files import WholeFiles
-from lightning_modules.members import Members
-from methods import METHODS, PEFTMethod
+from callbacks.scoring.score_before_fit import ScoreBeforeFit
+from checkpoints.atomic import WholeFiles
+from checkpoints.delta import read_checkpoint
+from lightning_modules import TASKS
+from methods import METHODS, PEFTMethod, compose
+from methods.core.parallel_settings import Members
 
 ENTRY = Path(__file__).resolve().parent.parent / "train.py"
 RECIPES = ENTRY.parent / "configs" / "recipe"
@@ -64,7 +65,7 @@ class GraftParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> Any:
         parsers = [self, *(p for a in self._actions if isinstance(a, _SubParsersAction) for p in a.choices.values())]
         known = {action.dest: action.dest for parser in parsers for action in parser._actions if action.dest}
-        for group, module in {"model": lightning_modules, "data": datamodules}.items():
+        for group, module in {"model": methods, "data": datamodules}.items():
             known |= {name: f"{group}.{name}" for name in arguments(module)}
         found = re.findall(r"--([\w.]+)|(?:[Oo]ption|[Kk]ey) ['\"]?([\w.]+)['\"]?", message)
         for flag, key in dict.fromkeys(found):
@@ -342,12 +343,12 @@ def expand(args: list[str]) -> list[str]:
     task, rest = take(rest, "--task")
     if method is not None:
         names = [nearest(name, METHODS, "method") for name in method.split("+")]
-        task = nearest(task or "classification", lightning_modules.TASKS, "task")
-        cls = lightning_modules.compose(*(METHODS[name] for name in names), task=lightning_modules.TASKS[task])
+        task = nearest(task or "classification", TASKS, "task")
+        cls = compose(*(METHODS[name] for name in names), task=TASKS[task])
         rest = ["--model", f"{cls.__module__}.{cls.__qualname__}", *rest]
     elif task is not None:
         raise ValueError(f"--task {task} needs a --method")
-    for flag, module in {"--data": datamodules, "--model": lightning_modules}.items():
+    for flag, module in {"--data": datamodules, "--model": methods}.items():
         name = take(rest, flag)[0]
         if name is not None and re.fullmatch(r"\w+", name) and not hasattr(module, name):
             classes = {n: c for n, c in vars(module).items() if isinstance(c, type) and c.__name__ == n}

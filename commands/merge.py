@@ -20,8 +20,7 @@ def merge(ckpt_path: Path, output: Path, dtype: Literal["float32", "float16", "b
     import torch
     from timm.models import save_for_hf
 
-    import lightning_modules  # noqa: F401 (the classes that a checkpoint names)
-    from callbacks.delta_file import current_umask
+    from checkpoints.atomic import current_umask
     from methods import PEFTMethod
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

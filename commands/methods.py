@@ -11,10 +11,9 @@ def methods(backbone: str = "vit_base_patch16_224.augreg_in21k", num_classes: in
     from rich.console import Console
     from rich.table import Table
 
-    from lightning_modules import compose
-    from lightning_modules.backbone import check_name
+    from backbones.timm_models import check_name
     from lightning_modules.classification import Classification
-    from methods import METHODS
+    from methods import METHODS, compose
 
     check_name(backbone, pretrained=False)
     table = Table(title=f"Methods on {backbone}, {num_classes} classes", title_justify="left")

@@ -64,7 +64,7 @@ def prepare(
 def micro_vtab(output: Path) -> None:
     """The folder of every task, with its images and four lists; all of them or nothing."""
     from datamodules import MicroVTAB
-    from datamodules.shapes import SPLITS, draw
+    from datamodules.micro.shapes import SPLITS, draw
 
     if output.exists():
         raise FileExistsError(f"output={str(output)!r} exists; remove it, or name another folder")
@@ -99,7 +99,7 @@ def shipped(name: str, split: str, count: int) -> Iterable[tuple[Image.Image, in
     """The first images of a shipped split, in the size and colours of the drawn ones."""
     from pyarrow import parquet
 
-    from datamodules.shapes import SIZE
+    from datamodules.micro.shapes import SIZE
 
     for row in parquet.read_table(ASSETS / name / f"{split}.parquet").slice(0, count).to_pylist():
         image = Image.open(io.BytesIO(row["image"]["bytes"]))

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-CALLBACK = "callbacks.rewind.Rewind"
+CALLBACK = "callbacks.scoring.rewind.Rewind"
 PERCENTAGES = range(10, 100, 10)
 
 
@@ -74,7 +74,7 @@ def points(first: dict[str, Any], search: str) -> dict[str, list[str]]:
     """Names of second fits and the options with which they prune, the most pruned first."""
     if search == "none":
         return {"rewind": []}
-    from callbacks.delta_file import read_checkpoint
+    from checkpoints.delta import read_checkpoint
     from methods.e2vpt import E2VPT, fewer
 
     saved = read_checkpoint(first["checkpoint"])["hyper_parameters"]
@@ -119,7 +119,7 @@ class Run:
         self.write()
 
     def write(self) -> None:
-        from callbacks.delta_file import write_atomically
+        from checkpoints.atomic import write_atomically
 
         text = json.dumps({"options": self.options, "kind": self.kind, "done": self.done}, indent=2)
         write_atomically(self.folder / "state.json", lambda path: path.write_text(text))

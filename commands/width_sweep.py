@@ -227,7 +227,7 @@ def read(table: Path) -> list[Point]:
 
 def write(table: Path, points: list[Point]) -> None:
     """Replace the table as a whole, so that a stop leaves none cut short."""
-    from callbacks.delta_file import write_atomically
+    from checkpoints.atomic import write_atomically
 
     text = StringIO()
     writer = csv.DictWriter(text, [*KEY, *MEASURED], lineterminator="\n")
@@ -273,7 +273,7 @@ def report(summary: dict[str, dict[str, Any]], points: list[Point], output: Path
     """Print the table, write the summary and draw the plot."""
     from rich.table import Table
 
-    from callbacks.delta_file import write_atomically
+    from checkpoints.atomic import write_atomically
 
     widths = list(next(iter(summary.values()))["loss"])
     table = Table("parameterization", title="best loss @ lr of every width", title_justify="left")
@@ -312,7 +312,7 @@ def draw(summary: dict[str, dict[str, Any]], optimizer: str, picture: Path) -> N
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    from callbacks.delta_file import write_atomically
+    from checkpoints.atomic import write_atomically
 
     count = len(summary) + 1
     figure, axes = plt.subplots(1, count, figsize=(3.6 * count, 3.6), layout="constrained")

@@ -18,16 +18,8 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as vision
 from tqdm import tqdm
 
-from datamodules.images import (
-    CachedImages,
-    EpochSampler,
-    FrozenFeatures,
-    LiveImages,
-    Padded,
-    Samples,
-    TrainLoader,
-    to_rgb,
-)
+from datamodules.loading import EpochSampler, Padded, TrainLoader
+from datamodules.samples import CachedImages, FrozenFeatures, LiveImages, Samples, to_rgb
 
 CACHE_LIMIT = 2 * 1024**3  # bytes of uint8 pixels that ``cache: auto`` keeps in memory
 DECODED = 100_000  # images of a split that are decoded before a run, to see that all can be read

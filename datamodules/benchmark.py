@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from datamodules.base import ImageDataModule
 from datamodules.files import existing
-from datamodules.images import Samples
+from datamodules.samples import Samples
 
 
 class TrainTest(ImageDataModule):

@@ -8,7 +8,7 @@ from pathlib import Path, PureWindowsPath
 import torch
 from PIL import Image
 
-from datamodules.images import IMAGE_SUFFIXES, open_image
+from datamodules.samples import IMAGE_SUFFIXES, open_image
 
 
 class Files:

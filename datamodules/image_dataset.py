@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.base import ImageDataModule
-from datamodules.images import IMAGE_SUFFIXES, open_image
+from datamodules.samples import IMAGE_SUFFIXES, open_image
 
 if TYPE_CHECKING:
     # a second of import that `--help` can do without: every function that needs it imports it

@@ -6,7 +6,7 @@ from timm.data import ImageNetInfo
 
 from datamodules.benchmark import TrainTest
 from datamodules.files import Files, class_folders
-from datamodules.images import Samples
+from datamodules.samples import Samples
 
 WNIDS: list[str] = ImageNetInfo().label_names()  # class i is the i-th of the sorted 1,000
 

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, Subset
 from datamodules.base import ImageDataModule
 from datamodules.files import Files, class_folders, existing
 from datamodules.imagenet import WNIDS
-from datamodules.images import Padded, Samples, open_image
+from datamodules.loading import Padded
+from datamodules.samples import Samples, open_image
 
 # classes of ImageNet-A and ImageNet-R among the 1,000; 86 are in both
 A = """

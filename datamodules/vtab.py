@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from datamodules import shapes
 from datamodules.benchmark import Benchmark
 from datamodules.files import read_list
 from datamodules.image_dataset import ImageDataset, Rows, load
-from datamodules.images import Samples
+from datamodules.micro import shapes
+from datamodules.samples import Samples
 
 if TYPE_CHECKING:
     import datasets

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from datamodules.images import PADDING
-from lightning_modules.backbone import build_backbone, head_modules, init_head, input_config, reset_head
-from lightning_modules.base import TaskModule
+from backbones.timm_models import build_backbone, head_modules, init_head, input_config, reset_head
+from datamodules.loading import PADDING
+from lightning_modules.task import TaskModule
 
 
 class Classification(TaskModule):

@@ -18,7 +18,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from methods.inject import Backbone, Op, check_free, detach, holders
+from backbones.inject import Backbone, Op, check_free, detach, holders
 
 LAYERS = ("embedding", "hidden", "readout")  # wide are: the output alone, both sides, the input alone
 CONSTANT = "constant"  # no side is wide, such as the bias of the head

@@ -1,18 +1,42 @@
-"""The methods, found by importing every file of this folder: a new file is a new method."""
+"""Every method, found by importing the files of this folder: a new file is a new method.
+
+Composed classes (a method joined with a task) are attributes of this package: ``methods.SSFClassification``.
+"""
 
 import importlib
 import pkgutil
+from typing import Any
 
-from methods.base import PEFTMethod
+from lightning_modules import TASKS
+from methods.core.base import PEFTMethod
+from methods.core.compose import compose, find
 
-__all__ = ["METHODS", "PEFTMethod"]
+__all__ = ["METHODS", "PEFTMethod", "compose"]
 
 METHODS: dict[str, type[PEFTMethod]] = {}
 """Every method by the name of its file, ``ssf`` -> ``SSF``."""
 
-for _info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
-    _module = importlib.import_module(f"methods.{_info.name}")
-    for _value in vars(_module).values():
-        _defined_here = isinstance(_value, type) and _value.__module__ == _module.__name__
-        if _defined_here and issubclass(_value, PEFTMethod) and _value is not PEFTMethod:
-            METHODS[_info.name] = _value
+
+def __getattr__(name: str) -> Any:
+    cls = find(name, METHODS)
+    if cls is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return cls
+
+
+def discover() -> None:
+    """Fill ``METHODS``, and compose every method with every task so that both have a class path."""
+    for info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
+        if info.ispkg:
+            continue
+        module = importlib.import_module(f"methods.{info.name}")
+        for value in vars(module).values():
+            defined_here = isinstance(value, type) and value.__module__ == module.__name__
+            if defined_here and issubclass(value, PEFTMethod) and value is not PEFTMethod:
+                METHODS[info.name] = value
+    for method in METHODS.values():
+        for task in TASKS.values():
+            compose(method, task=task)
+
+
+discover()

@@ -6,13 +6,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from timm.layers import DropPath
 from timm.layers.activations import QuickGELU
-from timm.models.eva import EvaBlock
-from timm.models.swin_transformer import SwinTransformerBlock
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from methods.base import PEFTMethod
-from methods.inject import Backbone, Op, attach
+from backbones.anatomy import per_block, transformer_blocks
+from backbones.inject import Backbone, Op, attach
+from methods.core.base import PEFTMethod
 
 Init = Literal["houlsby", "lora", "xavier", "vpt_dead_zero"]
 
@@ -34,32 +32,6 @@ PLACEMENTS = {
     "noah": Placement(("drop_path2",), activation=QuickGELU, init="xavier", dropout=0.1),
     "adapter_plus": Placement(("",), drop_path=0.1, scaled=True),
 }
-
-
-def transformer_blocks(backbone: Backbone) -> list[Any]:
-    """The pre-norm blocks of a ViT, EVA or Swin, first to last: ``norm1``, ``attn``, ``norm2``, ``mlp``, residuals.
-
-    Raises:
-        ValueError: If the backbone has none.
-    """
-    # by class, not by child names: SwinV2 has the same names and its norms behind the branches
-    blocks = [m for m in backbone.modules() if isinstance(m, (Block, EvaBlock, SwinTransformerBlock))]
-    if not blocks:
-        raise ValueError(f"{type(backbone).__name__} has no pre-norm transformer blocks: use a ViT, EVA or Swin")
-    return blocks
-
-
-def per_block(option: str, values: list[int] | None, common: int, blocks: int) -> list[int]:
-    """A size for every block: those of an option, or ``common`` for all.
-
-    Raises:
-        ValueError: If there is not one for each block, or none above 0.
-    """
-    if values is None:
-        return [common] * blocks
-    if len(values) != blocks or min(values) < 0 or not any(values):
-        raise ValueError(f"{option}={values}: expected a size for each of the {blocks} blocks, 0 for none, not all 0")
-    return values
 
 
 class Bottleneck(Op):

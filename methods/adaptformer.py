@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.adapter import transformer_blocks
-from methods.base import PEFTMethod
-from methods.inject import Backbone, Op, check_free
+from backbones.anatomy import transformer_blocks
+from backbones.inject import Backbone, Op, check_free
+from methods.core.base import PEFTMethod
 
 
 class ParallelBottleneck(Op):

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods import low_bit
-from methods.adapter import transformer_blocks
+from backbones.anatomy import ends, linear_layers, reads_bare_weight, transformer_blocks
+from backbones.inject import Backbone, become, check_free
+from checkpoints import packed
 from methods.adaptformer import ParallelBottleneck
-from methods.base import PEFTMethod
-from methods.inject import Backbone, become, check_free
-from methods.lora import ends, linear_layers, reads_bare_weight
-from methods.low_rank import LoRALinear, LowRank, fold_low_rank
+from methods.core.base import PEFTMethod
+from methods.layers import low_bit
+from methods.layers.low_rank import LoRALinear, LowRank, fold_low_rank
 
 SETTINGS = {
     "method": "bi_form",
@@ -220,15 +220,15 @@ class BiAdapter(PEFTMethod):
             found |= {f"{name}.{kind}": parameter for kind, parameter in parameters}
         return found
 
-    def records(self, bits: int | None = None, head: bool | None = None) -> list[low_bit.Record]:
+    def records(self, bits: int | None = None, head: bool | None = None) -> list[packed.Record]:
         """What a packed file holds of this model, or of one that is the same but for its bits and 1-bit classifier."""
         bits, head = self.bi_bits if bits is None else bits, self.bi_head if head is None else head
         shapes = {name: tuple(tensor.shape) for name, tensor in self.stored().items()}
         heads = {f"{name}.{kind}" for name in self.head_names for kind in ("weight", "bias")}
-        found = [low_bit.Record(n, s, bits) for n, s in shapes.items() if n not in heads]
+        found = [packed.Record(n, s, bits) for n, s in shapes.items() if n not in heads]
         if head:
-            return found + [low_bit.Record(n, s, 1) for n, s in shapes.items() if n in heads and n.endswith("weight")]
-        return found + [low_bit.Record(n, s, 32) for n, s in shapes.items() if n in heads]
+            return found + [packed.Record(n, s, 1) for n, s in shapes.items() if n in heads and n.endswith("weight")]
+        return found + [packed.Record(n, s, 32) for n, s in shapes.items() if n in heads]
 
     def storage_bytes(self) -> int:
         records = self.records()

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from methods.base import PEFTMethod
+from backbones.anatomy import owner
+from methods.core.base import PEFTMethod
 
 # by class, not by name: the norms of a ConvNeXt's stem and downsampling are called by numbers
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
@@ -41,8 +42,3 @@ class BitFit(PEFTMethod):
             group["params"] = [p for p in group["params"] if id(p) not in biases]
             groups.append(group | {"params": scaled, "lr": self.bitfit_lr_scale * group.get("lr", self.lr)})
         return [group for group in groups if group["params"]]
-
-
-def owner(backbone: nn.Module, name: str) -> nn.Module:
-    """The module of a parameter."""
-    return backbone.get_submodule(name.rpartition(".")[0])

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from callbacks.scorers import Scorer, SquaredGradients
-from methods.base import PEFTMethod
-from methods.inject import Backbone
-from methods.sparse import TrainsEntries
-from methods.spt import FROZEN
+from backbones.anatomy import FROZEN
+from backbones.inject import Backbone
+from callbacks.scoring.scorers import Scorer, SquaredGradients
+from methods.core.base import PEFTMethod
+from methods.layers.sparse import TrainsEntries
 
 
 class ChildTuning(TrainsEntries, PEFTMethod):

@@ -8,9 +8,9 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.adapter import transformer_blocks
-from methods.base import PEFTMethod
-from methods.inject import Backbone, Op, check_free
+from backbones.anatomy import transformer_blocks
+from backbones.inject import Backbone, Op, check_free
+from methods.core.base import PEFTMethod
 
 
 class Bypass(Op):

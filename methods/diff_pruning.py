@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.base import PEFTMethod
-from methods.gps import top
-from methods.inject import Backbone, fold_rewritten, rewrite
+from backbones.inject import Backbone, fold_rewritten, rewrite
+from callbacks.scoring.top import top
+from methods.core.base import PEFTMethod
 
 SURE = 1e4  # an alpha whose gate is open or shut whatever is drawn, and has no gradient
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.inject import holders
+from backbones.inject import holders
+from methods.layers.low_rank import LoRALinear, LowRank, Rows, compute_dtype, folded, low_rank_gradients
 from methods.lora import LoRA
-from methods.low_rank import LoRALinear, LowRank, Rows, compute_dtype, folded, low_rank_gradients
 
 SMALLEST_MAGNITUDE = 1e-3  # below it, dividing by the magnitude loses too many digits of the gradient
 

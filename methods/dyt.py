@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
+from backbones.anatomy import transformer_blocks
+from backbones.inject import Backbone, attach, check_free
 from callbacks.kept_tokens import KeptTokens
-from datamodules.images import PADDING
-from methods.adapter import transformer_blocks
-from methods.base import PEFTMethod
-from methods.inject import Backbone, attach, check_free
-from methods.token_dispatch import Adapter, AttentionDispatch, Dispatch, LayerDispatch, MixedAdapter
+from datamodules.loading import PADDING
+from methods.core.base import PEFTMethod
+from methods.layers.token_dispatch import Adapter, AttentionDispatch, Dispatch, LayerDispatch, MixedAdapter
 
 
 class DyT(PEFTMethod):

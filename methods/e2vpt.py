@@ -8,9 +8,9 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from callbacks.delta_file import check_delta
-from callbacks.scorers import AbsoluteGradients, Scorer, SignedGradients
-from methods.inject import Backbone, become, check_free
+from backbones.inject import Backbone, become, check_free
+from callbacks.scoring.scorers import AbsoluteGradients, Scorer, SignedGradients
+from checkpoints.delta import check_delta
 from methods.vpt import VPT, Prompt, PromptedAttention
 
 TOKEN, SEGMENT = "prompt_masks.token", "prompt_masks.segment"

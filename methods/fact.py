@@ -6,10 +6,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from methods.base import PEFTMethod
-from methods.inject import Backbone, become, check_free
-from methods.lora import reads_bare_weight
-from methods.low_rank import LoRALinear, LowRank, Rows, fold_low_rank
+from backbones.anatomy import reads_bare_weight
+from backbones.inject import Backbone, become, check_free
+from methods.core.base import PEFTMethod
+from methods.layers.low_rank import LoRALinear, LowRank, Rows, fold_low_rank
 
 # which of the twelve D x D updates of a block belong to a layer: q, k and v; proj; four chunks each of fc1 and fc2
 PARTS = {"attn.qkv": (0, 3), "attn.proj": (3, 4), "mlp.fc1": (4, 8), "mlp.fc2": (8, 12)}

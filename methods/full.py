@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from methods.base import PEFTMethod
+from methods.core.base import PEFTMethod
 
 
 class Full(PEFTMethod):

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from callbacks.scorers import AbsoluteGradients, Scorer, SignedGradients, SquaredGradients, check_classes
-from methods.base import PEFTMethod
-from methods.inject import Backbone
-from methods.lora import reads_bare_weight
-from methods.sparse import SPARSE, fold_entries, train_entries
+from backbones.anatomy import reads_bare_weight
+from backbones.inject import Backbone
+from callbacks.scoring.scorers import AbsoluteGradients, Scorer, SignedGradients, SquaredGradients, check_classes
+from callbacks.scoring.top import top, top_of_all, top_of_rows
+from methods.core.base import PEFTMethod
+from methods.layers.sparse import SPARSE, fold_entries, train_entries
 
 SCORERS: dict[str, type[Scorer]] = {
     "abs_sum": SignedGradients,
@@ -157,28 +158,3 @@ def supervised_contrastive(features: Tensor, labels: Tensor, temperature: float)
         raise ValueError("the contrastive loss needs two views of an image, or two images of a class, in every batch")
     log_share = similar - similar.logsumexp(1, keepdim=True)
     return -(log_share.masked_fill(~positive, 0).sum(1) / positive.sum(1)).mean()
-
-
-def top_of_rows(score: Tensor, k: int) -> Tensor:
-    """Flat indices, ascending, of the k largest entries of each row of a score (rows, columns); ties to the left."""
-    k = min(k, score.shape[1])
-    smallest = score.topk(k, dim=1).values[:, -1:]  # its value is certain, its place among equals is not
-    above, equal = score > smallest, score == smallest
-    places = k - above.sum(1, keepdim=True)
-    return (above | (equal & (equal.cumsum(1) <= places))).flatten().nonzero().flatten()
-
-
-def top(score: Tensor, k: int) -> Tensor:
-    """Flat indices, ascending, of the k largest entries of a score (n,)."""
-    return top_of_rows(score[None], k) if k else torch.empty(0, dtype=torch.long)
-
-
-def top_of_all(scores: dict[str, Tensor], k: int) -> dict[str, Tensor]:
-    """Flat indices, ascending, of the k largest entries of all scores together, for each of them."""
-    chosen = top(torch.cat([score.flatten() for score in scores.values()]), k)
-    selection, start = {}, 0
-    for name, score in scores.items():
-        inside = (chosen >= start) & (chosen < start + score.numel())
-        selection[name] = chosen[inside] - start
-        start += score.numel()
-    return selection

@@ -12,8 +12,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import PEFTMethod
-from methods.inject import Backbone
+from backbones.inject import Backbone
+from methods.core.base import PEFTMethod
 
 Size = tuple[int, int]
 

@@ -8,8 +8,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import PEFTMethod
-from methods.inject import Backbone, Op, attach
+from backbones.inject import Backbone, Op, attach
+from methods.core.base import PEFTMethod
 
 
 class Tap(Op):

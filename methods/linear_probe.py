@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from methods.base import PEFTMethod
+from methods.core.base import PEFTMethod
 
 
 class LinearProbe(PEFTMethod):

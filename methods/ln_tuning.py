@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from methods.base import PEFTMethod
+from methods.core.base import PEFTMethod
 
 
 class LNTuning(PEFTMethod):

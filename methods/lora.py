@@ -4,11 +4,10 @@ import difflib
 from math import sqrt
 from typing import Any, ClassVar, Literal
 
-from torch import nn
-
-from methods.base import PEFTMethod
-from methods.inject import Backbone, become, check_free
-from methods.low_rank import LoRALinear, LowRank, Rows, fold_low_rank
+from backbones.anatomy import ends, linear_layers, reads_bare_weight
+from backbones.inject import Backbone, become, check_free
+from methods.core.base import PEFTMethod
+from methods.layers.low_rank import LoRALinear, LowRank, Rows, fold_low_rank
 
 DEFAULT_TARGETS = ["q", "v"]
 
@@ -89,20 +88,6 @@ class LoRA(PEFTMethod):
         super().fold(backbone)
 
 
-def ends(name: str, end: str) -> bool:
-    """Whether the dotted name ends with the whole words of ``end``."""
-    return name == end or name.endswith(f".{end}")
-
-
-def linear_layers(backbone: Backbone, heads: tuple[str, ...] = ()) -> dict[str, nn.Linear]:
-    """The linear layers by name, without the classifier's and those outside the blocks."""
-    return {
-        name: module
-        for name, module in backbone.named_modules()
-        if isinstance(module, nn.Linear) and name not in heads and not name.startswith(("patch_embed.", "attn_pool."))
-    }
-
-
 def find_targets(backbone: Backbone, targets: list[str], heads: tuple[str, ...] = ()) -> dict[str, Rows]:
     """The linear layers that targets mean, each with the blocks of rows that are to be updated.
 
@@ -139,10 +124,3 @@ def find_targets(backbone: Backbone, targets: list[str], heads: tuple[str, ...] 
                 raise ValueError(f"lora_targets: {target} covers rows of {name} twice; leave one target out")
             found[name] = tuple(sorted((*others, (first, last))))
     return found
-
-
-def reads_bare_weight(backbone: Backbone, name: str) -> bool:
-    """Whether a layer is a fused qkv of BEiT, EVA or Swin V2, which add their bias themselves and never call it."""
-    attention = backbone.get_submodule(name.rpartition(".")[0])
-    own_bias = getattr(attention, "q_bias", None) is not None
-    return ends(name, "qkv") and own_bias and not getattr(attention, "qkv_bias_separate", False)

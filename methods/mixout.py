@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import PEFTMethod
-from methods.inject import Backbone, fold_rewritten, rewrite
+from backbones.inject import Backbone, fold_rewritten, rewrite
+from methods.core.base import PEFTMethod
 
 
 class Mix(nn.Module):

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from methods.inject import Backbone, check_free
+from backbones.inject import Backbone, check_free
 from methods.linear_probe import LinearProbe
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from timm.models.convnext import ConvNeXtBlock
 
-from methods.adapter import transformer_blocks
-from methods.base import PEFTMethod
+from backbones.anatomy import transformer_blocks
+from methods.core.base import PEFTMethod
 
 FINAL_NORMS = ("norm", "fc_norm", "head.norm")  # of ViT and Swin, of ViT with average pooling, of ConvNeXt
 

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods import nf4
+from backbones.anatomy import linear_layers, reads_bare_weight
+from backbones.inject import Backbone, become
 from methods.dora import DoRALinear
-from methods.inject import Backbone, become
-from methods.lora import LoRA, linear_layers, reads_bare_weight
-from methods.low_rank import LoRALinear, compute_dtype
+from methods.layers import nf4
+from methods.layers.low_rank import LoRALinear, compute_dtype
+from methods.lora import LoRA
 
 
 class NF4Product(torch.autograd.Function):

@@ -8,9 +8,9 @@ from timm.models.eva import EvaBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.adapter import transformer_blocks
-from methods.base import PEFTMethod
-from methods.inject import Backbone, Op, check_free, detach, holders
+from backbones.anatomy import transformer_blocks
+from backbones.inject import Backbone, Op, check_free, detach, holders
+from methods.core.base import PEFTMethod
 
 
 class LinearAdapter(Op):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from callbacks.scorers import (
+from callbacks.scoring.scorers import (
     AbsoluteGradients,
     Curvature,
     GradientScorer,
@@ -16,9 +16,9 @@ from callbacks.scorers import (
     SignedGradients,
     SquaredGradients,
 )
-from methods.base import PEFTMethod
-from methods.gps import top, top_of_all
-from methods.sparse import TrainsEntries
+from callbacks.scoring.top import top, top_of_all
+from methods.core.base import PEFTMethod
+from methods.layers.sparse import TrainsEntries
 
 SCORERS: dict[str, type[Scorer]] = {
     "grad_sum": SignedGradients,

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from callbacks.scorers import Magnitudes
-from methods.base import PEFTMethod
-from methods.inject import Backbone
-from methods.sparse import TrainsEntries
+from backbones.inject import Backbone
+from callbacks.scoring.scorers import Magnitudes
+from methods.core.base import PEFTMethod
+from methods.layers.sparse import TrainsEntries
 
 SMALLEST_SIDE = 64  # matrices with a shorter side, or so few chosen entries, have no penalty, as in the released code
 FEWEST_ENTRIES = 100

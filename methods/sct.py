@@ -6,11 +6,11 @@ import torch
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
-from callbacks.score_report import Scored
-from callbacks.scorers import ClassSquares, Scorer
-from methods.adapter import transformer_blocks
-from methods.base import PEFTMethod
-from methods.inject import Backbone, Op, check_free, detach, holders
+from backbones.anatomy import transformer_blocks
+from backbones.inject import Backbone, Op, check_free, detach, holders
+from callbacks.scoring.report import Scored
+from callbacks.scoring.scorers import ClassSquares, Scorer
+from methods.core.base import PEFTMethod
 
 PARTS = {"q": 0, "v": 2}  # thirds of the fused qkv output that are tuned
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import AlexNet_Weights, alexnet
 
-from methods.base import PEFTMethod
-from methods.inject import Backbone, check_free
+from backbones.inject import Backbone, check_free
+from methods.core.base import PEFTMethod
 
 SMALLEST = 64  # pixels a side, below which AlexNet's poolings leave nothing of an image
 FILE = AlexNet_Weights.IMAGENET1K_V1.url

@@ -8,16 +8,15 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from callbacks.score_report import Scored
-from callbacks.scorers import SquaredGradients
-from methods.base import PEFTMethod
-from methods.inject import Backbone, Op, attach, detach, holders
-from methods.lora import ends, linear_layers, reads_bare_weight
-from methods.low_rank import AddedLowRank, LowRank
-from methods.sparse import SPARSE, fold_entries, train_entries
-from methods.spt_selection import Granularity, Part, sweep
+from backbones.anatomy import FROZEN, ends, linear_layers, reads_bare_weight
+from backbones.inject import Backbone, Op, attach, detach, holders
+from callbacks.scoring.report import Scored
+from callbacks.scoring.scorers import SquaredGradients
+from methods.core.base import PEFTMethod
+from methods.layers.low_rank import AddedLowRank, LowRank
+from methods.layers.sparse import SPARSE, fold_entries, train_entries
+from methods.layers.spt_budget import Granularity, Part, sweep
 
-FROZEN = ("head", "cls_token", "patch_embed", "stem", "pos_embed")  # never scored
 CANDIDATES = ("q", "k", "v", "proj", "fc1", "fc2")  # linear layers that can get a module
 
 Blocks = dict[str, tuple[int, int]]

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
-from methods.base import PEFTMethod
-from methods.inject import Backbone, Op, attach, become, check_free, detach, holders
+from backbones.inject import Backbone, Op, attach, become, check_free, detach, holders
+from methods.core.base import PEFTMethod
 
 SMALLEST_SCALE = 1e-3  # below it, dividing by the scale loses too many digits of the gradient
 

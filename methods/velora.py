@@ -11,14 +11,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from callbacks.score_before_fit import unchanged
-from methods.base import BATCH_NORM, PEFTMethod
-from methods.inject import Backbone, become, check_free, holders
-from methods.lora import ends, linear_layers
-from methods.low_rank import LoRALinear
-from methods.qlora import QLoRALinear
-from methods.ssf import SSFLinear
-from methods.sub_tokens import (
+from backbones.anatomy import ends, linear_layers
+from backbones.inject import Backbone, become, check_free, holders
+from callbacks.scoring.ranks import over_ranks
+from callbacks.scoring.undisturbed import unchanged
+from methods.core.base import PEFTMethod
+from methods.core.precision import BATCH_NORM
+from methods.layers.low_rank import LoRALinear
+from methods.layers.sub_tokens import (
     CompressedAddedLowRank,
     CompressedFoldedLowRank,
     CompressedLinear,
@@ -27,6 +27,8 @@ from methods.sub_tokens import (
     Init,
     unit,
 )
+from methods.qlora import QLoRALinear
+from methods.ssf import SSFLinear
 
 
 def compresses(layer: Any) -> bool:
@@ -305,12 +307,3 @@ class VeLoRA(PEFTMethod):
                 direction.observe(torch.zeros_like(direction.v))
         for direction, total in zip(directions, over_ranks([d.sums for d in directions]), strict=True):
             direction.point(total)
-
-
-def over_ranks(tensors: list[Any]) -> list[Tensor]:
-    """Sums over all ranks, made at once."""
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(flat)
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]

@@ -9,9 +9,9 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.adapter import per_block
-from methods.base import PEFTMethod
-from methods.inject import Backbone, Op, become, check_free
+from backbones.anatomy import per_block
+from backbones.inject import Backbone, Op, become, check_free
+from methods.core.base import PEFTMethod
 
 
 class Prompt(Op):

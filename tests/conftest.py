@@ -21,10 +21,9 @@ from safetensors.torch import save_file  # noqa: E402
 from torch import nn  # noqa: E402
 
 from datamodules import ImageDataset  # noqa: E402
-from lightning_modules import compose  # noqa: E402
 from lightning_modules.classification import Classification  # noqa: E402
-from methods import METHODS, PEFTMethod  # noqa: E402
-from tests.ranks import TwoRanks  # noqa: E402
+from methods import METHODS, PEFTMethod, compose  # noqa: E402
+from tests.support.ranks import TwoRanks  # noqa: E402
 
 BACKBONE = "vit_tiny_patch16_224"
 TINY: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}

@@ -10,9 +10,8 @@ import pytest
 import yaml
 
 from commands.lightning import RECIPES
-from lightning_modules import compose
 from lightning_modules.classification import Classification
-from methods import METHODS
+from methods import METHODS, compose
 from tests.conftest import ROOT
 from train import LIGHTNING, main
 

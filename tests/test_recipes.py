@@ -11,9 +11,8 @@ import yaml
 
 import datamodules
 from commands.lightning import RECIPES, expand, read_recipe
-from lightning_modules import compose
 from lightning_modules.classification import Classification
-from methods import METHODS
+from methods import METHODS, compose
 from tests.conftest import BACKBONE, TINY
 from tests.test_configs import leaves, printed
 from train import main
@@ -151,7 +150,7 @@ def test_what_the_user_writes_wins(capsys: pytest.CaptureFixture[str], tmp_path:
 
 def test_other_data_and_a_stacked_method(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data.task=cifar", "--method=ssf+bitfit"]
-    assert resolved(capsys, "vtab/ssf", *options)["model.class_path"] == "lightning_modules.SSFBitFitClassification"
+    assert resolved(capsys, "vtab/ssf", *options)["model.class_path"] == "methods.SSFBitFitClassification"
     assert resolved(capsys, "vtab/adapter", "--data", "ImageDataset")["data.class_path"] == "datamodules.ImageDataset"
 
 

@@ -389,7 +389,7 @@ def test_conflict_with_the_checkpoint(
 def test_other_method_than_the_checkpoint(fitted: Path, base: list[str], call: Callable[..., Answer]) -> None:
     answer = call("fit", "--method", "bitfit", "--ckpt_path", fitted / "checkpoints/last.ckpt", *base)
     assert answer.code == 1
-    assert "SSFClassification in the checkpoint, lightning_modules.BitFitClassification here" in answer.err
+    assert "SSFClassification in the checkpoint, methods.BitFitClassification here" in answer.err
 
 
 @pytest.mark.parametrize("place", ["checkpoints/best.ckpt", "adapter"])
@@ -461,7 +461,7 @@ def test_flag_before_config_before_checkpoint(
         config = printed(call(*command, "--print_config"))
         values.append(config["model"]["init_args"]["weight_decay"])
     assert values == [0.05, 0.2, 0.5]
-    assert config["model"]["class_path"] == "lightning_modules.SSFClassification"
+    assert config["model"]["class_path"] == "methods.SSFClassification"
     assert config["model"]["init_args"]["backbone_args"] == TINY
 
 
@@ -491,7 +491,7 @@ def test_method_is_the_model_s_short_name() -> None:
     assert expand(["fit", "--method", "ssf", "--trainer.max_epochs=1"]) == expand(
         ["fit", "--trainer.max_epochs=1", "--method=ssf"]
     )
-    assert expand(["fit", "--method", "ssf+bitfit"])[1:] == ["--model", "lightning_modules.SSFBitFitClassification"]
+    assert expand(["fit", "--method", "ssf+bitfit"])[1:] == ["--model", "methods.SSFBitFitClassification"]
 
 
 # loggers

@@ -112,8 +112,8 @@ class Queue:
 
     def work(self) -> None:
         """Take cells until none waits and none runs: one that runs elsewhere may yet come back."""
+        from backbones.timm_models import shared_backbone
         from datamodules.base import shared_pixels
-        from lightning_modules.backbone import shared_backbone
 
         before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
@@ -335,6 +335,6 @@ def accuracy(root: Path, metric: str) -> float | None:
 
 
 def write(path: Path, text: str) -> None:
-    from callbacks.delta_file import write_atomically
+    from checkpoints.atomic import write_atomically
 
     write_atomically(path, lambda temporary: temporary.write_text(text))

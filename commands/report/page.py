@@ -147,7 +147,7 @@ def html(page: str, pictures: dict[str, bytes]) -> str:
 
 
 def save(path: Path, content: str | bytes) -> None:
-    from callbacks.delta_file import write_atomically
+    from checkpoints.atomic import write_atomically
 
     data = content.encode() if isinstance(content, str) else content
     write_atomically(path, lambda temporary: temporary.write_bytes(data))

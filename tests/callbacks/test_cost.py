@@ -12,8 +12,8 @@ from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
-from callbacks.cost import Cost, forward_gflops, peak_memory, reset_peak_memory
-from callbacks.saved_bytes import SavedBytes
+from callbacks.cost import Cost
+from callbacks.measures import SavedBytes, forward_gflops, peak_memory, reset_peak_memory
 from datamodules import ImageDataset
 from methods import PEFTMethod
 from tests.conftest import TINY

@@ -17,10 +17,10 @@ from safetensors import safe_open
 from callbacks import feature_cache
 from callbacks.feature_cache import FeatureCache
 from datamodules import ImageDataset
-from lightning_modules.members import Members
 from methods import PEFTMethod
+from methods.core.parallel_settings import Members
 from tests.conftest import ROOT, build_tiny, quiet_trainer
-from tests.ranks import TwoRanks
+from tests.support.ranks import TwoRanks
 
 Build = Callable[..., PEFTMethod]
 Data = Callable[..., ImageDataset]

@@ -14,7 +14,7 @@ from callbacks.finite_loss import FiniteLoss
 from datamodules import ImageDataset
 from methods import PEFTMethod
 from tests.conftest import build_tiny, quiet_trainer
-from tests.ranks import TwoRanks
+from tests.support.ranks import TwoRanks
 
 Build = Callable[..., PEFTMethod]
 Data = Callable[..., ImageDataset]

@@ -14,13 +14,14 @@ from lightning import Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
-from callbacks.delta_file import fingerprint
-from callbacks.score_before_fit import ScoreBeforeFit, unchanged
+from callbacks.scoring.score_before_fit import ScoreBeforeFit
+from callbacks.scoring.undisturbed import unchanged
+from checkpoints.fingerprint import fingerprint
 from datamodules import ImageDataset
 from methods import METHODS
 from methods.qlora import NF4Linear
 from tests.conftest import BACKBONE, TINY, build_tiny, checkpoint_of, quiet_trainer
-from tests.ranks import TwoRanks
+from tests.support.ranks import TwoRanks
 
 SCORED = [name for name, method in METHODS.items() if method.scorer is not None]
 WITH_DATA = [name for name in SCORED if METHODS[name].scorer.needs_data]  # type: ignore[union-attr]

@@ -11,11 +11,10 @@ import timm
 import torch
 from torch import Tensor
 
-from callbacks.delta_file import write_adapter
+from checkpoints.delta import write_adapter
 from commands.export import export
-from lightning_modules import compose
 from lightning_modules.classification import Classification
-from methods import METHODS, PEFTMethod
+from methods import METHODS, PEFTMethod, compose
 from tests.conftest import BACKBONE, TINY, checkpoint_of, perturb
 
 Build = Callable[..., PEFTMethod]

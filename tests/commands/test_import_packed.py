@@ -12,9 +12,8 @@ import torch
 
 from commands.export import export
 from commands.import_packed import import_packed
-from lightning_modules import compose
 from lightning_modules.classification import Classification
-from methods import METHODS, PEFTMethod
+from methods import METHODS, PEFTMethod, compose
 from tests.commands.test_export import images, trained
 from tests.conftest import BACKBONE, TINY
 from train import main

@@ -8,7 +8,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from callbacks.delta_file import WEIGHTS, read_adapter
+from checkpoints.delta import WEIGHTS, read_adapter
 from commands.lightning import GraftCLI
 from commands.merge import merge
 from methods import PEFTMethod

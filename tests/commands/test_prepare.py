@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from datamodules import ImageDataset, MicroVTAB
-from datamodules.shapes import SIZE, draw
+from datamodules.micro.shapes import SIZE, draw
 from tests.conftest import ROOT
 from train import main
 

@@ -16,12 +16,12 @@ import torch
 from lightning import Callback
 from safetensors.torch import load_file
 
-from callbacks.rewind import Rewind
-from callbacks.score_before_fit import ScoreBeforeFit
+from callbacks.scoring.rewind import Rewind
+from callbacks.scoring.score_before_fit import ScoreBeforeFit
 from commands import prune_rewind as command
 from datamodules import ImageDataset
 from tests.conftest import BACKBONE, ROOT, TINY, build_tiny, quiet_trainer
-from tests.ranks import TwoRanks
+from tests.support.ranks import TwoRanks
 from train import main
 
 STEPS = ["fit", "rewind", "test"]

@@ -24,7 +24,7 @@ def fit_config(images: Path, tmp_path: Path) -> Path:
     model = {"backbone": BACKBONE, "pretrained": False, "backbone_args": args}
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     content: dict[str, Any] = {
-        "model": {"class_path": "lightning_modules.FullClassification", "init_args": model},
+        "model": {"class_path": "methods.FullClassification", "init_args": model},
         "data": {"class_path": "ImageDataset", "init_args": {"root": str(images), "batch_size": 8, "resize": "direct"}},
         "trainer": {"accelerator": "cpu", "max_epochs": 1, **quiet},
         "checkpoint": {"save_top_k": 0, "save_last": False},

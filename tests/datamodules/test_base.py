@@ -15,7 +15,7 @@ from torch import Tensor
 
 from datamodules import base
 from datamodules.base import ImageDataModule, shared_pixels
-from datamodules.images import open_image
+from datamodules.samples import open_image
 
 INPUT = {
     "input_size": (3, 16, 16),

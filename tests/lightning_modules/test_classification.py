@@ -11,9 +11,9 @@ from lightning import Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
-from callbacks.delta_file import read_checkpoint, write_adapter
+from checkpoints.delta import read_checkpoint, write_adapter
 from datamodules import ImageDataset
-from datamodules.images import PADDING
+from datamodules.loading import PADDING
 from methods import PEFTMethod
 
 Build = Callable[..., PEFTMethod]

@@ -15,9 +15,8 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
 from datamodules import ImageDataset
-from lightning_modules import compose
-from lightning_modules.adam_atan2 import AdamATan2
 from lightning_modules.classification import Classification
+from lightning_modules.optim.adam_atan2 import AdamATan2
 from lightning_modules.parameterization import (
     ALIGNMENTS,
     FAMILIES,
@@ -27,7 +26,7 @@ from lightning_modules.parameterization import (
     exponents,
     rescale,
 )
-from methods import METHODS, PEFTMethod
+from methods import METHODS, PEFTMethod, compose
 from tests.conftest import BACKBONE, TINY
 
 Build = Callable[..., PEFTMethod]

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_modules import compose
 from lightning_modules.classification import Classification
-from methods import METHODS, PEFTMethod
+from methods import METHODS, PEFTMethod, compose
 from methods.adapter import Adapter
 
 Build = Callable[..., PEFTMethod]

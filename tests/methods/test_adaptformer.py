@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_modules import compose
 from lightning_modules.classification import Classification
-from methods import PEFTMethod
+from methods import PEFTMethod, compose
 from methods.adaptformer import AdaptFormer
-from tests.methods.golden import Golden, head_parameters
+from tests.support.golden import Golden, head_parameters
 
 Build = Callable[..., PEFTMethod]
 

@@ -9,16 +9,17 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from backbones.inject import become
 from callbacks.ema import EMA
-from lightning_modules import compose
+from checkpoints import packed
 from lightning_modules.classification import Classification
-from methods import METHODS, PEFTMethod, low_bit
+from methods import METHODS, PEFTMethod, compose
 from methods.bi_adapter import LowBit, LowBitLinear, LowBitLowRank
-from methods.inject import become
-from methods.low_rank import LowRank
+from methods.layers import low_bit
+from methods.layers.low_rank import LowRank
 from tests.conftest import ROOT, perturb
-from tests.methods.golden import Golden, head_parameters
 from tests.methods.test_lora import Part
+from tests.support.golden import Golden, head_parameters
 
 COUNTS = {
     "vit_base_patch16_224": 589_824,
@@ -220,7 +221,7 @@ def test_zeros_have_no_scale() -> None:
 @pytest.mark.parametrize("shape", [(6, 16), (1, 7), (3, 5), (8, 1)], ids=str)
 def test_a_record_is_what_it_was(bits: int, shape: tuple[int, int]) -> None:
     latent = torch.randn(shape)
-    record = low_bit.Record("matrix", shape, bits)
+    record = packed.Record("matrix", shape, bits)
     data = low_bit.write_record(latent, bits, "l1_optimal")
     assert len(data) == record.nbytes
     expected = latent if bits == 32 else low_bit.effective(latent, bits, "l1_optimal")
@@ -246,7 +247,7 @@ def test_bytes_begin_with_the_lowest_bits() -> None:
 )
 def test_damaged_payload(change: Callable[[bytes], bytes], message: str) -> None:
     torch.manual_seed(0)
-    records = [low_bit.Record("matrix", (5, 7), 1)]  # 35 bits: the last five of five bytes are padding
+    records = [packed.Record("matrix", (5, 7), 1)]  # 35 bits: the last five of five bytes are padding
     data = low_bit.write_payload({"matrix": torch.randn(5, 7)}, records, "l1_optimal")
     with pytest.raises(ValueError, match=message):
         low_bit.read_payload(change(data), records, "l1_optimal")

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_modules import compose
 from lightning_modules.classification import Classification
-from methods import PEFTMethod
+from methods import PEFTMethod, compose
 from methods.bitfit import BitFit
 
 Build = Callable[..., PEFTMethod]

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from methods import METHODS
-from tests.methods import made_up
+from tests.support import made_up
 
 COUNTS = {"vit_small_patch16_224": 6_388_301}  # from the 70th percentile of 21 294 336 on
 IDENTITY: dict[str, Any] | None = {}

@@ -19,11 +19,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 from torch import Tensor
 
-from callbacks.delta_file import WEIGHTS, write_adapter
+from checkpoints.delta import WEIGHTS, write_adapter
 from commands.lightning import GraftCLI
 from datamodules import ImageDataset
 from methods import METHODS, PEFTMethod
-from methods.sparse import Entries
+from methods.layers.sparse import Entries
 from tests.conftest import (
     BACKBONE,
     STACK,
@@ -35,7 +35,7 @@ from tests.conftest import (
     perturb,
     quiet_trainer,
 )
-from tests.ranks import TwoRanks
+from tests.support.ranks import TwoRanks
 
 Build = Callable[..., PEFTMethod]
 Data = Callable[..., ImageDataset]
@@ -192,7 +192,7 @@ def test_other_files_are_refused(method: str, build: Build, tmp_path: Path) -> N
 
 @every_method
 def test_adapter_folder(method: str, build: Build, tmp_path: Path) -> None:
-    from callbacks.delta_file import write_adapter
+    from checkpoints.delta import write_adapter
 
     model = build(method)
     adapt(method, model)

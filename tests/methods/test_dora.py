@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_modules import compose
+from backbones.inject import become
 from lightning_modules.classification import Classification
-from methods import METHODS, PEFTMethod
+from methods import METHODS, PEFTMethod, compose
 from methods.dora import SMALLEST_MAGNITUDE, Decomposed, DoRALinear
-from methods.inject import become
-from methods.low_rank import Rows
-from tests.methods.golden import Golden
+from methods.layers.low_rank import Rows
 from tests.methods.test_lora import check_fused
+from tests.support.golden import Golden
 
 COUNTS = {"vit_base_patch16_224": 294_912 + 12 * 2 * 768}
 IDENTITY: dict[str, Any] | None = {"lora_targets": ["qkv", "proj", "fc1", "fc2"]}

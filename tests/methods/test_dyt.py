@@ -14,13 +14,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from callbacks.cost import Cost, flop_counter
+from callbacks.cost import Cost
+from callbacks.measures import flop_counter
 from datamodules import ImageDataset
-from lightning_modules import compose
 from lightning_modules.classification import Classification
-from methods import METHODS, PEFTMethod
-from methods.token_dispatch import Adapter, Dispatch, MixedAdapter
-from tests.methods.golden import GRADIENTS, LOGITS, Golden, head_parameters
+from methods import METHODS, PEFTMethod, compose
+from methods.layers.token_dispatch import Adapter, Dispatch, MixedAdapter
+from tests.support.golden import GRADIENTS, LOGITS, Golden, head_parameters
 
 Build = Callable[..., PEFTMethod]
 VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 5}

@@ -12,12 +12,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-from callbacks.scorers import SignedGradients
-from lightning_modules import compose
+from callbacks.scoring.scorers import SignedGradients
 from lightning_modules.classification import Classification
-from methods import PEFTMethod
+from methods import PEFTMethod, compose
 from methods.e2vpt import E2VPT, SEGMENT, TOKEN, KeyValueAttention, fewer, highest, spread
-from tests.methods.golden import Golden, head_parameters
+from tests.support.golden import Golden, head_parameters
 
 Build = Callable[..., PEFTMethod]
 

@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_modules import compose
 from lightning_modules.classification import Classification
-from methods import METHODS, PEFTMethod
+from methods import METHODS, PEFTMethod, compose
 from methods.fact import FacTUpdate
-from tests.methods.golden import Golden, head_parameters
 from tests.methods.test_lora import Part, check_frozen
+from tests.support.golden import Golden, head_parameters
 
 COUNTS = {"vit_base_patch16_224": 61_440}
 IDENTITY: dict[str, Any] | None = {}

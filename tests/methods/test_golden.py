@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from methods import METHODS
-from tests.methods.golden import Golden
+from tests.support.golden import Golden
 
 CHECKS: dict[str, Callable[[Golden], None]] = {}
 for _method in METHODS:

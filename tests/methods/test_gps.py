@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from callbacks.scorers import SignedGradients
+from callbacks.scoring.scorers import SignedGradients
+from callbacks.scoring.top import top_of_rows
 from methods import METHODS, PEFTMethod
-from methods.gps import supervised_contrastive, top_of_rows
-from tests.methods import made_up
-from tests.methods.golden import Golden, head_parameters, score_in_a_fit
+from methods.gps import supervised_contrastive
+from tests.support import made_up
+from tests.support.golden import Golden, head_parameters, score_in_a_fit
 
 COUNTS = {
     "vit_base_patch16_224": 167_424,

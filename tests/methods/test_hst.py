@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_modules import compose
 from lightning_modules.classification import Classification
-from methods import PEFTMethod
+from methods import PEFTMethod, compose
 from methods.hst import HST
 from tests.conftest import checkpoint_of
-from tests.methods.golden import Golden
+from tests.support.golden import Golden
 
 Build = Callable[..., PEFTMethod]
 

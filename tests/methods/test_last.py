@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from callbacks.saved_bytes import SavedBytes
-from lightning_modules import compose
+from callbacks.measures import SavedBytes
 from lightning_modules.classification import Classification
-from methods import PEFTMethod
+from methods import PEFTMethod, compose
 from methods.last import LAST
-from tests.methods.golden import Golden
+from tests.support.golden import Golden
 
 Build = Callable[..., PEFTMethod]
 

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from callbacks.saved_bytes import SavedBytes
-from lightning_modules import compose
+from backbones.inject import become
+from callbacks.measures import SavedBytes
 from lightning_modules.classification import Classification
-from methods import METHODS, PEFTMethod
-from methods.inject import become
-from methods.low_rank import LoRALinear, LowRank, Rows
+from methods import METHODS, PEFTMethod, compose
+from methods.layers.low_rank import LoRALinear, LowRank, Rows
 from tests.conftest import BACKBONE, TINY
-from tests.methods.golden import LOGITS, Golden, head_parameters
+from tests.support.golden import LOGITS, Golden, head_parameters
 
 COUNTS = {
     "vit_base_patch16_224": 294_912,

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from lightning_modules import compose
 from lightning_modules.classification import Classification
-from methods import PEFTMethod
+from methods import PEFTMethod, compose
 from methods.partial import Partial
 
 Build = Callable[..., PEFTMethod]

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from callbacks.saved_bytes import SavedBytes
-from lightning_modules import compose
+from backbones.inject import become
+from callbacks.measures import SavedBytes
 from lightning_modules.classification import Classification
-from methods import METHODS, PEFTMethod, nf4
-from methods.inject import become
+from methods import METHODS, PEFTMethod, compose
+from methods.layers import nf4
 from methods.qlora import NF4Linear, QDoRALinear, QLoRALinear
 from tests.conftest import BACKBONE, TINY, perturb
-from tests.methods.golden import Golden
+from tests.support.golden import Golden
 
 COUNTS = {"vit_base_patch16_224": 294_912}
 IDENTITY: dict[str, Any] | None = None  # the step to four bits changes the output; see below for what is equal

@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules import compose
 from lightning_modules.classification import Classification
-from methods import PEFTMethod
+from methods import PEFTMethod, compose
 from methods.repadapter import LinearAdapter, RepAdapter
-from tests.methods.golden import Golden, head_parameters
+from tests.support.golden import Golden, head_parameters
 
 Build = Callable[..., PEFTMethod]
 

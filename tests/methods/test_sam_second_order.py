@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from callbacks.score_before_fit import ScoreBeforeFit
-from callbacks.scorers import Curvature
+from callbacks.scoring.score_before_fit import ScoreBeforeFit
+from callbacks.scoring.scorers import Curvature
 from methods import METHODS
-from tests.methods import made_up
-from tests.methods.golden import Golden, head_parameters
 from tests.methods.test_sara import entries_of
+from tests.support import made_up
+from tests.support.golden import Golden, head_parameters
 
 COUNTS = {"vit_base_patch16_224": 428_901}
 IDENTITY: dict[str, Any] | None = {}

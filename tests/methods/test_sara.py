@@ -11,12 +11,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.nn import functional as F
 
-from callbacks.score_before_fit import ScoreBeforeFit
-from lightning_modules import compose
+from callbacks.scoring.score_before_fit import ScoreBeforeFit
 from lightning_modules.classification import Classification
-from methods import METHODS
-from tests.methods import made_up
-from tests.methods.golden import Golden
+from methods import METHODS, compose
+from tests.support import made_up
+from tests.support.golden import Golden
 
 COUNTS = {"vit_base_patch16_224": 855_244, "vit_small_patch16_224": 215_285}
 IDENTITY: dict[str, Any] | None = {}

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from callbacks.saved_bytes import SavedBytes
+from callbacks.measures import SavedBytes
 from tests.conftest import composed
 
 BATCH, TOKENS, WIDTH, DEPTH = 2, 197, 192, 12  # of ViT-Ti/16

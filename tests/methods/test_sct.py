@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from methods import METHODS
-from tests.methods.golden import Golden, head_parameters, score_in_a_fit
+from tests.support.golden import Golden, head_parameters, score_in_a_fit
 
 COUNTS = {"vit_base_patch16_224": 111_744}
 IDENTITY: dict[str, Any] | None = {"sct_init": "zeros"}

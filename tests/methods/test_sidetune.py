@@ -10,10 +10,9 @@ import torch
 from torch.nn import functional as F
 from torchvision.models import alexnet
 
-from callbacks.delta_file import write_adapter
-from lightning_modules import compose
+from checkpoints.delta import write_adapter
 from lightning_modules.classification import Classification
-from methods import PEFTMethod
+from methods import PEFTMethod, compose
 from methods.sidetune import Sidetune
 from tests.conftest import checkpoint_of
 

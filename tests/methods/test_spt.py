@@ -15,13 +15,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from callbacks.scoring.top import largest
 from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod
-from methods.sparse import Entries
+from methods.layers.sparse import Entries
+from methods.layers.spt_budget import Part, Sweep, sweep
 from methods.spt import Bottleneck
-from methods.spt_selection import Part, Sweep, largest, sweep
 from tests.conftest import perturb
-from tests.methods.golden import Golden, head_parameters, score_in_a_fit
+from tests.support.golden import Golden, head_parameters, score_in_a_fit
 
 COUNTS: dict[str, int] = {}  # they depend on the scores
 IDENTITY: dict[str, Any] | None = {}

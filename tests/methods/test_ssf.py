@@ -13,12 +13,11 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from callbacks.saved_bytes import SavedBytes
-from lightning_modules import compose
+from callbacks.measures import SavedBytes
 from lightning_modules.classification import Classification
-from methods import METHODS, PEFTMethod
+from methods import METHODS, PEFTMethod, compose
 from methods.ssf import ScaleShift, SSFConv2d, SSFLinear
-from tests.methods.golden import LOGITS, Golden, head_parameters
+from tests.support.golden import LOGITS, Golden, head_parameters
 
 VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
 

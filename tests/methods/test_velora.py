@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from callbacks.saved_bytes import SavedBytes
+from backbones.inject import become
+from callbacks.measures import SavedBytes
 from datamodules import ImageDataset
 from methods import PEFTMethod
-from methods.inject import become
-from methods.sub_tokens import CompressedLinear, CompressedScaleShift, Direction, project, unit
+from methods.layers.sub_tokens import CompressedLinear, CompressedScaleShift, Direction, project, unit
 from methods.velora import VeLoRALinear
 from tests.conftest import BACKBONE, TINY, build_tiny, composed
-from tests.methods.golden import GRADIENTS, Golden, head_parameters
 from tests.methods.test_lora import copy_from_peft
-from tests.ranks import TwoRanks
+from tests.support.golden import GRADIENTS, Golden, head_parameters
+from tests.support.ranks import TwoRanks
 
 COUNTS = {"vit_base_patch16_224": 294_912, "vit_tiny_patch16_224": 73_728}  # LoRA's: nothing is added
 IDENTITY: dict[str, Any] | None = {}
@@ -444,9 +444,8 @@ def test_every_init_fits(build: Build, data: Data, trainer: Any) -> None:
     ids=str,
 )
 def test_refusals(stack: str, options: dict[str, Any], message: str, weights: Path) -> None:
-    from lightning_modules import compose
     from lightning_modules.classification import Classification
-    from methods import METHODS
+    from methods import METHODS, compose
 
     cls = compose(*(METHODS[name] for name in stack.split("+")), task=Classification)
     with pytest.raises(ValueError, match=message):

@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_modules import compose
 from lightning_modules.classification import Classification
-from methods import PEFTMethod
+from methods import PEFTMethod, compose
 from methods.vpt import VPT
 from tests.conftest import TINY
-from tests.methods.golden import Golden, head_parameters
+from tests.support.golden import Golden, head_parameters
 
 Build = Callable[..., PEFTMethod]
 

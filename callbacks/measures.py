@@ -1,0 +1,105 @@
+"""How many bytes of activations autograd keeps for the backward pass, and how many torch holds at once."""
+
+import resource
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+
+class SavedBytes:
+    """Count the bytes that autograd saves inside a ``with`` block: unique storages, parameters and buffers left out.
+
+    Example:
+        >>> with SavedBytes(model) as saved:
+        ...     loss = model(images).sum()
+        >>> saved.bytes
+
+    Args:
+        module: Module whose parameters and buffers do not count.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        tensors: Iterable[Tensor] = [*module.parameters(), *module.buffers()]
+        self.own = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        self.storages: dict[int, int] = {}
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor)
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.own:
+            self.storages[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # the tensor itself would make a reference cycle and leak the graph
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.storages.values())
+
+    def __enter__(self) -> "SavedBytes":
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.hooks.__exit__(*error)
+
+
+def peak_bytes(work: Callable[[], Any], device: str = "cpu") -> int:
+    """Largest number of bytes of tensors that ``work`` holds at once, beside those that are there before.
+
+    On a CPU torch's profiler tells every allocation; what is resident depends on the system's allocator too.
+    """
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    held = largest = 0
+    for _, change in changes:
+        held += change
+        largest = max(largest, held)
+    return largest
+
+
+def flop_counter() -> FlopCounterMode:
+    """Counts FLOPs of what runs inside it."""
+    # the attention of CPUs, which torch 2.11 does not count
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    formula = {attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
+    return FlopCounterMode(display=False, custom_mapping=formula)
+
+
+def forward_gflops(pl_module: Any) -> float:
+    """GFLOP of the forward pass of one image, counted from what runs."""
+    training, counter = pl_module.training, flop_counter()
+    pl_module.eval()
+    with torch.no_grad(), counter:
+        pl_module(pl_module.example_input())
+    pl_module.train(training)
+    return counter.get_total_flops() / 1e9
+
+
+def reset_peak_memory() -> None:
+    """Let ``peak_memory`` start anew, so that the runs before this one in the process do not count."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        with suppress(OSError):  # some containers do not allow it
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """Largest number of bytes allocated on the GPU, or resident in this process without one, since the last reset."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

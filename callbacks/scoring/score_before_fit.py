@@ -1,0 +1,228 @@
+"""Score weights or channels before a fit begins, the same on every rank."""
+
+import hashlib
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed
+from lightning import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from callbacks.measures import peak_memory
+from callbacks.scoring import report as score_report
+from callbacks.scoring.ranks import add_over_ranks, all_or_none
+from callbacks.scoring.undisturbed import eagerly, unchanged
+from checkpoints.atomic import write_atomically
+from checkpoints.fingerprint import fingerprint
+
+
+class ScoreBeforeFit(Callback):
+    """Let a method that chooses weights or channels from data see the data, on the plain backbone.
+
+    Runs in ``setup``, when data and process group are there and neither DDP nor an optimizer is: what is chosen decides
+    which parameters come to exist. Batches are defined globally and dealt to the ranks; sums are added; rank 0 selects
+    and every rank gets its choice. Random states, modes and gradients are afterwards as they were before. Where the
+    weights alone decide (``scorer.needs_data``), no data are read. What was found is drawn into ``scores.png`` and
+    listed in ``scores.csv`` beside the run's result, and goes to the loggers.
+
+    Args:
+        mode: ``eval`` scores without drop path and dropout; ``train`` as some of the published codes do.
+        precision: ``bf16`` scores under autocast; sums are fp32 in any case.
+        cache_dir: Folder for scores, from which other budgets select without another pass; none by default.
+        resume: Whether a checkpoint will bring its selection, so that nothing is scored; the command line says so.
+    """
+
+    def __init__(
+        self,
+        mode: Literal["eval", "train"] = "eval",
+        precision: Literal["fp32", "bf16"] = "fp32",
+        cache_dir: str | None = None,
+        resume: bool = False,
+    ) -> None:
+        self.mode, self.precision, self.cache_dir, self.resume = mode, precision, cache_dir, resume
+        self.passes, self.images = 0, 0  # passes over data so far, and the images in them
+        self.metrics: dict[str, float] = {}
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        if stage != "fit" or getattr(pl_module, "scorer", None) is None or pl_module.selection is not None:
+            return
+        if self.resume or trainer.ckpt_path is not None or pl_module.init_from is not None:
+            return
+        self.check_trainer(trainer, pl_module)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        scores = self.cached_scores(trainer, pl_module)
+        pl_module.selection = self.select(trainer, pl_module, scores)
+        self.report(trainer, pl_module, scores, time.perf_counter() - start)
+
+    def check_trainer(self, trainer: Trainer, pl_module: Any) -> None:
+        """Refuse strategies that shard a model, and data that cannot be dealt to the ranks."""
+        plain = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
+        if not plain or isinstance(trainer.strategy, DeepSpeedStrategy):  # which is a DDPStrategy by inheritance alone
+            raise ValueError(f"{type(trainer.strategy).__name__}: scoring before the fit needs one device or DDP")
+        if pl_module.score_reads_data and trainer.datamodule is None:  # type: ignore[attr-defined]
+            raise ValueError(f"{type(pl_module).__name__} scores before the fit: pass the data as a datamodule")
+
+    # scores
+
+    def cached_scores(self, trainer: Trainer, pl_module: Any) -> dict[str, Tensor]:
+        """Scores from the cache if they are there, else from a pass that fills it; on every rank the same."""
+        if not pl_module.score_reads_data:
+            with pl_module.build_scorer() as scorer:
+                scorer.check()
+            return {name: total.cpu() for name, total in scorer.sums.items()}
+        if self.cache_dir is None:
+            return self.scores(trainer, pl_module)
+        key = self.key(trainer, pl_module)
+        path = Path(self.cache_dir) / f"{pl_module.method_name().lower()}-{key[:16]}.safetensors"
+        scores = None
+        with all_or_none(trainer):
+            if trainer.is_global_zero and path.exists():
+                scores = read_scores(path, key)
+        if not trainer.strategy.broadcast(scores is not None):
+            scores = self.scores(trainer, pl_module)
+            with all_or_none(trainer):
+                if trainer.is_global_zero:
+                    write_atomically(path, lambda file: save_file(scores, file, metadata={"key": key}))
+        return scores or {}
+
+    def key(self, trainer: Trainer, pl_module: Any) -> str:
+        """What scores depend on: weights, data, and how they are made; not the number of ranks, nor any budget."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        parts = (
+            pl_module.score_key(),
+            fingerprint(pl_module.backbone.state_dict()),
+            str(pl_module.backbone),  # rates of dropout and drop path
+            data.score_fingerprint(),
+            self.mode,
+            self.precision,
+            os.environ.get("PL_GLOBAL_SEED"),
+        )
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def scores(self, trainer: Trainer, pl_module: Any) -> dict[str, Tensor]:
+        """One pass over the scoring batches; fp32 sums over all ranks, on the CPU."""
+        self.passes += 1
+        pl_module.to(trainer.strategy.root_device)
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        count = torch.zeros((), device=pl_module.device)
+        with all_or_none(trainer), unchanged(pl_module), torch.enable_grad(), eagerly(pl_module):
+            pl_module.train(self.mode == "train")
+            for module in pl_module.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()  # its statistics are part of the backbone
+            scorer = pl_module.build_scorer()
+            batches = data.score_batches(**pl_module.score_data, rank=trainer.global_rank, world=trainer.world_size)
+            visible = trainer.is_global_zero and trainer.progress_bar_callback is not None
+            with scorer:
+                for batch in tqdm(batches, desc="scoring", disable=not visible):
+                    self.step(pl_module, scorer, batch)
+                    count += 1
+        if trainer.world_size > 1:
+            torch.distributed.all_reduce(count)
+        if not count:
+            raise ValueError("the datamodule's score_batches gave no batch on any rank: there is nothing to score with")
+        if trainer.world_size > 1:
+            # a rank may have had no batch; rank 0 always has the first
+            shapes = trainer.strategy.broadcast({name: total.shape for name, total in scorer.sums.items()})
+            for name, shape in shapes.items():
+                scorer.sums.setdefault(name, torch.zeros(shape, device=pl_module.device))
+            add_over_ranks(scorer.sums)
+        zero = scorer.check()
+        if zero and trainer.is_global_zero:
+            shown = ", ".join(zero[:5]) + (f" and {len(zero) - 5} more" if len(zero) > 5 else "")
+            warnings.warn(f"all scores are zero in {shown}: the loss does not depend on them", stacklevel=2)
+        return {name: total.cpu() for name, total in scorer.sums.items()}
+
+    def step(self, pl_module: Any, scorer: Any, batch: Any) -> None:
+        parts = batch if isinstance(batch, (tuple, list)) else ()
+        if len(parts) < 2 or not all(isinstance(part, Tensor) for part in parts):
+            raise ValueError("a scoring batch has no labels: expected images and labels, two tensors")
+        batch = tuple(part.to(pl_module.device) for part in batch)
+        batch = pl_module.trainer.datamodule.on_after_batch_transfer(batch, 0)
+        scorer.observe(batch[1])
+        self.images += len(batch[1])
+        with torch.autocast(pl_module.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            loss = pl_module.score_loss(batch)
+        if loss is not None:
+            if not loss.isfinite():
+                bad = [name for name, p in pl_module.named_parameters() if not p.isfinite().all()]
+                cause = f"{bad[0]} holds NaN or infinity" if bad else "every weight is finite: look at the images"
+                raise ValueError(f"the scoring loss is {float(loss.detach())}: nothing was selected ({cause})")
+            scorer.backward(loss)
+
+    # selection
+
+    def select(self, trainer: Trainer, pl_module: Any, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The choice of rank 0, on every rank."""
+        selection = None
+        with all_or_none(trainer):
+            if trainer.is_global_zero:
+                selection = pl_module.select(scores)
+        selection = trainer.strategy.broadcast(selection)
+        assert selection is not None
+        digest = fingerprint(selection)
+        of_rank_0 = trainer.strategy.broadcast(digest)
+        with all_or_none(trainer):
+            if of_rank_0 != digest:
+                raise ValueError(f"rank {trainer.global_rank} holds another selection than rank 0")
+        return selection
+
+    # report
+
+    def report(self, trainer: Trainer, pl_module: Any, scores: dict[str, Tensor], seconds: float) -> None:
+        """Say on rank 0 what was found: a line, a picture, a table, and metrics."""
+        folder = Path(str(trainer.log_dir or trainer.default_root_dir))  # asks every rank
+        images = int(trainer.strategy.reduce(torch.tensor(self.images, device=pl_module.device), reduce_op="sum"))
+        if not trainer.is_global_zero:
+            return
+        rows = pl_module.scored(scores)
+        heads = tuple(f"{name}." for name in pl_module.head_names)
+        backbone = sum(p.numel() for n, p in pl_module.backbone.named_parameters() if not n.startswith(heads))
+        selected, of, what = sum(row.selected for row in rows), backbone, "parameters of the backbone"
+        if any(row.channels is not None for row in rows):
+            of, what = sum(row.values.numel() for row in rows), "channels"
+        self.metrics = {
+            "score/seconds": seconds,
+            "score/images": images,
+            "score/peak_mem_gib": peak_memory() / 1024**3,
+            "score/selected": selected,
+            "score/selected_pct": 100 * selected / of,
+        }
+        source = f"{images:,} images in {seconds:.1f} s" if images else "scores of an earlier pass"
+        source = source if pl_module.score_reads_data else "the weights alone"
+        title = f"{pl_module.method_name()}: {selected:,} of {of:,} {what} ({100 * selected / of:.2g} %)"
+        figure, lines = score_report.draw(rows, title, pl_module.scorer.unit), score_report.table(rows)
+        picture = score_report.write(folder, figure, lines)
+        memory = f"peak memory {self.metrics['score/peak_mem_gib']:.2f} GiB"
+        print(f"selected by {title}, from {source}; {memory}; {picture}", file=sys.stderr)
+        for logger in trainer.loggers:
+            logger.log_metrics(self.metrics, step=0)
+            logger.log_hyperparams({"selection": fingerprint(pl_module.selection)})
+        score_report.log(trainer.loggers, figure, picture, lines)
+
+
+def read_scores(path: Path, key: str) -> dict[str, Tensor] | None:
+    """The scores of a cache file, or none if it is damaged or not what its name says."""
+    problem = "made for another key"
+    try:
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("key") == key:
+                scores = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                if all(score.isfinite().all() for score in scores.values()):
+                    return scores
+                problem = "holds NaN or infinity"
+    except SafetensorError as error:
+        problem = str(error)
+    warnings.warn(f"{path} is damaged ({problem}); scoring anew", stacklevel=2)
+    return None

@@ -1,0 +1,172 @@
+"""The file of a trained method: only what trains, and strict about every key of it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from checkpoints.atomic import write_atomically
+from checkpoints.fingerprint import manifest
+from checkpoints.packed import PACKED
+
+FORMAT = 1
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def check_delta(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Refuse a delta that is not exactly the one this model expects.
+
+    Args:
+        expected: The delta of the model that loads.
+        found: The delta of the file.
+
+    Raises:
+        ValueError: On a missing, extra, wrongly shaped or non-finite tensor, by name.
+    """
+    problems = [f"missing {name}" for name in expected if name not in found]
+    problems += [f"unknown {name}" for name in found if name not in expected]
+    for name in expected.keys() & found.keys():
+        tensor = found[name]
+        if tensor.shape != expected[name].shape:
+            problems.append(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}")
+        elif tensor.is_floating_point() and not tensor.isfinite().all():
+            problems.append(f"{name} holds NaN or infinity")
+    if problems:
+        shown = "; ".join(sorted(problems)[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise ValueError(f"this checkpoint does not fit the model: {shown}")
+
+
+def check_backbone(expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Refuse a delta that was trained on other frozen weights.
+
+    Raises:
+        ValueError: If the format is unknown or the frozen weights differ.
+    """
+    if found.get("format") != FORMAT:
+        raise ValueError(f"checkpoint format {found.get('format')}: this version of Graft reads format {FORMAT}")
+    if found["fingerprint"] != expected["fingerprint"]:
+        raise ValueError(
+            f"this delta was trained on other weights: {found['backbone']} (sha256 {found['fingerprint'][:12]}), "
+            f"the model here has {expected['backbone']} (sha256 {expected['fingerprint'][:12]}). "
+            "Load the backbone that it was trained on."
+        )
+
+
+def write_adapter(folder: Path, checkpoint: dict[str, Any]) -> None:
+    """Write the method's part of a checkpoint as safetensors and JSON, loadable by ``read_adapter``."""
+    peft = dict(checkpoint["peft"])
+    selection = peft.pop("selection")
+    tensors = {name: tensor.contiguous() for name, tensor in checkpoint["state_dict"].items()}
+    tensors |= {f"selection/{name}": tensor.contiguous() for name, tensor in (selection or {}).items()}
+    config = {
+        "peft_type": f"GRAFT_{peft['method'].upper()}",
+        "peft": peft,
+        "selected": selection is not None,
+        "hyper_parameters": dict(checkpoint["hyper_parameters"]),
+        "class_names": checkpoint.get("class_names"),
+    }
+    write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    write_atomically(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2)))
+
+
+def one_member(checkpoint: dict[str, Any], name: str = "best") -> dict[str, Any]:
+    """The part of one member of a run with ``members``, as the checkpoint of an ordinary run.
+
+    Args:
+        checkpoint: What ``read_checkpoint`` returned.
+        name: Name of the member; ``best`` is the one of the highest validation accuracy.
+
+    Raises:
+        ValueError: If there is no such member.
+    """
+    names = list(checkpoint["members"])
+    name = checkpoint["best_member"] if name == "best" else name
+    if name not in names:
+        raise ValueError(f"export_member={name!r}: no such member; there are best, {', '.join(names)}")
+    prefix = f"members.{names.index(name)}."
+    state = {n.removeprefix(prefix): t for n, t in checkpoint["state_dict"].items() if n.startswith(prefix)}
+    return {
+        "state_dict": state,
+        "peft": checkpoint["peft"] | {"manifest": manifest(state), "member": name},
+        "hyper_parameters": checkpoint["hyper_parameters"] | checkpoint["members"][name],
+        "class_names": checkpoint.get("class_names"),
+    }
+
+
+def read_adapter(folder: Path) -> dict[str, Any]:
+    """Read an adapter folder back into the form of a checkpoint.
+
+    Raises:
+        FileNotFoundError: If one of the two files is missing.
+        ValueError: If a file is empty, truncated or damaged.
+    """
+    for name in (WEIGHTS, CONFIG):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name}: no such file; an adapter folder holds {WEIGHTS} and {CONFIG}")
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        size = (folder / WEIGHTS).stat().st_size
+        raise ValueError(f"{folder / WEIGHTS} ({size} bytes) is empty or incomplete: {error}") from error
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except ValueError as error:  # not JSON, or not even text
+        raise ValueError(f"{folder / CONFIG} is not valid JSON: {error}") from error
+    missing = {"peft", "selected", "hyper_parameters", "class_names"} - set(config)
+    if missing:
+        raise ValueError(f"{folder / CONFIG} is no adapter of this project: it lacks {', '.join(sorted(missing))}")
+    selection = {n.removeprefix("selection/"): t for n, t in tensors.items() if n.startswith("selection/")}
+    return {
+        "state_dict": {name: tensor for name, tensor in tensors.items() if not name.startswith("selection/")},
+        "peft": config["peft"] | {"selection": selection if config["selected"] else None},
+        "hyper_parameters": with_class_path(config["hyper_parameters"]),
+        "class_names": config["class_names"],
+    }
+
+
+def read_checkpoint(path: str | Path, option: str = "ckpt_path") -> dict[str, Any]:
+    """Read a checkpoint file or an adapter folder, weights-only.
+
+    Args:
+        path: File or folder; the weights in an adapter folder stand for the folder.
+        option: What messages call the path.
+
+    Raises:
+        FileNotFoundError: If there is nothing at ``path``.
+        ValueError: If the file is empty, truncated, unsafe or not one of ours.
+    """
+    path = Path(path)
+    if path.name == WEIGHTS:
+        path = path.parent
+    if path.is_dir():
+        return read_adapter(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{option}={str(path)!r}: no such file")
+    with path.open("rb") as file:
+        if file.read(len(PACKED)) == PACKED:
+            raise ValueError(
+                f"{option}={str(path)!r} is a packed file; make it an adapter folder first: "
+                f"python train.py import_packed --packed {path} --output ADAPTER"
+            )
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises EOFError, RuntimeError, UnpicklingError and more for a damaged file
+        cause = error.__context__ or error  # torch's own text advises to load the code in the file after all
+        reason = f"{type(cause).__name__} {str(cause).partition(chr(10))[0]}".strip()
+        raise ValueError(
+            f"{option}={str(path)!r} ({path.stat().st_size} bytes) is empty, incomplete or unsafe: {reason}"
+        ) from error
+    if not isinstance(checkpoint, dict) or "peft" not in checkpoint:
+        raise ValueError(f"{option}={str(path)!r} is no checkpoint of this project: it has no 'peft' entry")
+    return checkpoint | {"hyper_parameters": with_class_path(checkpoint["hyper_parameters"])}
+
+
+def with_class_path(hyper_parameters: dict[str, Any]) -> dict[str, Any]:
+    """Options whose class path is valid now: format 1 placed the classes of methods in ``lightning_modules``."""
+    module, _, name = hyper_parameters.get("_class_path", "").rpartition(".")
+    return hyper_parameters | ({"_class_path": f"methods.{name}"} if module == "lightning_modules" else {})

@@ -1,0 +1,66 @@
+"""The file format of low-bit adapters."""
+
+import json
+import struct
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+PACKED = b"LBADPT01"  # first bytes of a file with a header
+
+
+class Record(NamedTuple):
+    """One tensor of a file."""
+
+    name: str
+    shape: tuple[int, ...]
+    bits: int
+
+    @property
+    def size(self) -> int:
+        return torch.Size(self.shape).numel()
+
+    @property
+    def nbytes(self) -> int:
+        """Of the codes, mean and standard deviation, or of fp32 values."""
+        return 4 * self.size if self.bits == 32 else -(-self.size * self.bits // 8) + 8
+
+
+def table(records: list[Record]) -> list[dict[str, Any]]:
+    """The records as a header lists them."""
+    rows: list[dict[str, Any]] = []
+    offset = 0
+    for record in records:
+        kind = "f32" if record.bits == 32 else "q"
+        row = {"name": record.name, "shape": list(record.shape), "kind": kind, "bits": record.bits}
+        rows.append(row | {"offset": offset, "nbytes": record.nbytes})
+        offset += record.nbytes
+    return rows
+
+
+def add_header(payload: bytes, settings: Mapping[str, Any], records: list[Record]) -> bytes:
+    """The layout ``tagged``: magic bytes, length of the header, header in JSON, payload."""
+    header = json.dumps({**settings, "records": table(records)}, separators=(",", ":")).encode()
+    return PACKED + struct.pack("<I", len(header)) + header + payload
+
+
+def split_header(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """Header and payload of a file; the header of a file in the layout ``raw`` is empty.
+
+    Raises:
+        ValueError: If the header is cut off or damaged.
+    """
+    if data[: len(PACKED)] != PACKED:
+        return {}, data
+    start = len(PACKED) + 4
+    end = start + int.from_bytes(data[start - 4 : start], "little")
+    if len(data) < max(start, end):
+        raise ValueError(f"truncated: its header ends at byte {end:,}, and the file has {len(data):,}")
+    try:
+        header = json.loads(data[start:end])
+    except ValueError as error:  # not JSON, or not even text
+        raise ValueError(f"its header is no valid JSON: {error}") from error
+    if not isinstance(header, dict) or not header:
+        raise ValueError("its header is no JSON object, or an empty one")
+    return header, data[end:]

@@ -1,0 +1,51 @@
+"""Loaders: the order of an epoch, and equal shares of all ranks."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+PADDING = -100  # label of a sample that only evens out the ranks; metrics and losses ignore it
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """Shuffled shares of the ranks that depend on the seed and the epoch alone, as do the seeds of the workers."""
+
+    def __init__(self, dataset: Dataset[Any], world_size: int, rank: int) -> None:
+        super().__init__(dataset, world_size, rank, shuffle=True, seed=int(os.environ.get("PL_GLOBAL_SEED", 0)))
+        self.generator = torch.Generator()
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        self.generator.manual_seed(self.seed + epoch)
+
+
+class TrainLoader(DataLoader[Any]):
+    """A loader that starts its workers when the first batch is asked for.
+
+    Lightning makes the first iterator before a resumed run knows its epoch, and workers take their seed and their first
+    indices at once.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
+
+
+class Padded(Dataset[tuple[Tensor, int]]):
+    """A dataset whose length is a multiple of the number of ranks; what is added has the label ``PADDING``."""
+
+    def __init__(self, dataset: Dataset[tuple[Tensor, int]], multiple: int) -> None:
+        self.dataset = dataset
+        self.length = len(dataset)  # type: ignore[arg-type]
+        self.padded = -(-self.length // multiple) * multiple
+
+    def __len__(self) -> int:
+        return self.padded
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index < self.length:
+            return self.dataset[index]
+        return self.dataset[self.length - 1][0], PADDING

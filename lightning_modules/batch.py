@@ -1,0 +1,28 @@
+"""Form of a batch, the same for all tasks."""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """What a loader gives.
+
+    Args:
+        inputs: Input of the model: a tensor with B rows, a dict of tensors, or ``Features`` of a cache.
+        targets: Targets of the loss and the metrics, with B rows.
+        valid: Bool (B,). False for samples that only even out the ranks; losses and metrics leave them out.
+    """
+
+    inputs: Any
+    targets: Any
+    valid: Tensor
+
+    @property
+    def count(self) -> int:
+        """Number of samples B, with those that only even out the ranks."""
+        return len(self.valid)
+
+
+class Features(tuple[Tensor, ...]):
+    """Features of a frozen backbone in the place of its inputs; each tensor has B rows."""

@@ -1,0 +1,139 @@
+"""Low-bit matrices for adapters (Jie et al., ICCV 2023, arXiv:2307.16867), and the file that holds them.
+
+A matrix is standardised by its own mean and standard deviation, every value is snapped to one of ``2^bits`` levels made
+for the standard normal distribution, and the result is mapped back. What is stored are the indices of the levels and
+the two moments. The bytes of a file are those of the official code.
+"""
+
+import struct
+from collections.abc import Mapping
+from functools import cache
+from math import sqrt
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from checkpoints.packed import Record
+
+BITS = (1, 2, 4, 8, 32)  # 32 is not quantised at all
+EPS = 1e-5
+
+Codebook = Literal["l1_optimal", "official"]
+
+
+@cache
+def codebook(bits: int, kind: Codebook, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The ``2^bits`` levels, ascending, and the thresholds between them.
+
+    Every level is the median of its cell, which minimises E|x - Q(x)| over the standard normal. ``official`` starts
+    the iteration from zeros as the published code does, from where 8 bits are far from converged after its 500 passes.
+    """
+    count = 2**bits
+    with torch.inference_mode(False):  # made once: it must also serve a training step
+        levels = torch.zeros(count, dtype=torch.float64, device="cpu")
+        if kind == "l1_optimal":
+            levels = sqrt(2) * torch.special.ndtri(
+                (torch.arange(count, dtype=torch.float64, device="cpu") + 0.5) / count
+            )
+        for _ in range(500):
+            thresholds = (levels[1:] + levels[:-1]) / 2
+            edges = F.pad(torch.special.ndtr(thresholds), (1, 0))
+            edges = F.pad(edges, (0, 1), value=1.0)
+            levels = torch.special.ndtri((edges[1:] + edges[:-1]) / 2)
+        return levels.float().to(device), thresholds.float().to(device)
+
+
+class Snap(torch.autograd.Function):
+    """The level of every value; the gradient passes straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, levels: Tensor, thresholds: Tensor) -> Tensor:
+        return levels[torch.bucketize(values, thresholds)].to(values.dtype)  # on a threshold: the lower level
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        return g, None, None
+
+
+def standardise(latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The latent in units of its standard deviation, its mean and its standard deviation (divisor m - 1)."""
+    mean, std = latent.mean(), latent.std()
+    return (latent - mean) / (std + EPS), mean, std
+
+
+def effective(latent: Tensor, bits: int, kind: Codebook) -> Tensor:
+    """What a latent matrix stands for. Mean and standard deviation get gradients too."""
+    normal, mean, std = standardise(latent)
+    return Snap.apply(normal, *codebook(bits, kind, latent.device)) * std + mean
+
+
+# the file
+
+
+def write_record(latent: Tensor, bits: int, kind: Codebook) -> bytes:
+    """The codes of a latent with mean and standard deviation, or its own fp32 values for 32 bits."""
+    latent = latent.detach().cpu().float()
+    if bits == 32:
+        return latent.contiguous().numpy().astype("<f4").tobytes()
+    normal, mean, std = standardise(latent)
+    index = torch.bucketize(normal, codebook(bits, kind, latent.device)[1])
+    return pack(index, bits) + struct.pack("<ff", mean, std)
+
+
+def read_record(data: bytes, record: Record, kind: Codebook) -> Tensor:
+    """The matrix that a record stands for, to be used as it is: snapping it again would change its moments.
+
+    Raises:
+        ValueError: If the record is damaged.
+    """
+    if record.bits == 32:
+        values = torch.tensor(struct.unpack(f"<{record.size}f", data), dtype=torch.float32)
+    else:
+        mean, std = struct.unpack("<ff", data[-8:])
+        index = unpack(data[:-8], record.bits)
+        if not std >= 0:
+            raise ValueError(f"{record.name} is damaged: its standard deviation is {std}")
+        if index[record.size :].any():
+            raise ValueError(f"{record.name} is damaged: its last byte is not padded with zeros")
+        values = codebook(record.bits, kind, torch.device("cpu"))[0][index[: record.size]] * std + mean
+    if not values.isfinite().all():
+        raise ValueError(f"{record.name} is damaged: it holds NaN or infinity")
+    return values.view(record.shape)
+
+
+def pack(index: Tensor, bits: int) -> bytes:
+    """Indices, row-major, as bytes; the first stands in the lowest bits."""
+    groups = F.pad(index.flatten(), (0, -index.numel() % (8 // bits))).view(-1, 8 // bits)
+    return (groups << torch.arange(0, 8, bits)).sum(dim=1).to(torch.uint8).numpy().tobytes()
+
+
+def unpack(data: bytes, bits: int) -> Tensor:
+    """The indices in bytes, those of the padding included."""
+    values = torch.frombuffer(bytearray(data), dtype=torch.uint8).int()
+    return ((values[:, None] >> torch.arange(0, 8, bits)) & (2**bits - 1)).flatten()
+
+
+def write_payload(tensors: Mapping[str, Tensor], records: list[Record], kind: Codebook) -> bytes:
+    """All records, one after another: the layout ``raw``."""
+    return b"".join(write_record(tensors[record.name], record.bits, kind) for record in records)
+
+
+def read_payload(payload: bytes, records: list[Record], kind: Codebook) -> dict[str, Tensor]:
+    """The matrices of a payload.
+
+    Raises:
+        ValueError: If its length is not that of the records, or a record is damaged.
+    """
+    expected = sum(record.nbytes for record in records)
+    if len(payload) != expected:
+        what = "truncated" if len(payload) < expected else "too long"
+        raise ValueError(
+            f"{what}, or of other settings: {len(payload):,} bytes of weights, and these settings have {expected:,}"
+        )
+    tensors, start = {}, 0
+    for record in records:
+        tensors[record.name] = read_record(payload[start : start + record.nbytes], record, kind)
+        start += record.nbytes
+    return tensors

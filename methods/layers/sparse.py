@@ -1,0 +1,266 @@
+"""Chosen entries of frozen tensors that train, and nothing else of them: the form that all selective methods share.
+
+A chosen entry costs its value, gradient and optimizer state (and an index); weight decay, moments and DDP traffic never
+see the entries beside it. ``train_entries`` makes a backbone's modules use such values, ``fold_entries`` writes them
+into plain weights.
+"""
+
+from typing import Any
+
+import torch
+from timm.layers import LayerNorm, LayerNorm2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+from backbones.anatomy import reads_bare_weight
+from backbones.inject import Backbone, become, check_free, fold_rewritten, rewrite
+
+# above this share of a matrix its whole gradient is faster than one dot product per entry: measured on a CPU at
+# 384x1536, 192x768, 768x192 and 768x3072; for GPUs estimated from their ratio of arithmetic to memory traffic
+DENSE_SHARE = {"cpu": 2e-2, "cuda": 2e-3}
+CHUNK = {"cpu": 2**18, "cuda": 2**26}  # elements gathered at a time: a CPU's cache holds them
+
+
+class Entries(nn.Module):
+    """Trained values (n,) of chosen entries of a frozen tensor.
+
+    Args:
+        tensor: The frozen tensor, whose values they start from.
+        indices: Flat positions of the entries (n,), ascending and unique.
+    """
+
+    def __init__(self, tensor: Tensor, indices: Tensor) -> None:
+        super().__init__()
+        indices = indices.to(tensor.device, torch.int32)
+        self.values = nn.Parameter(tensor.detach().flatten()[indices.long()].float())
+        # rebuilt from the selection, which the checkpoint holds already
+        self.register_buffer("indices", indices, persistent=False)
+        self.of_matrix = tensor.squeeze().dim() > 1
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        """The tensor with the trained values in their places; only they get a gradient."""
+        flat = tensor.flatten().index_copy(0, self.indices.long(), self.values.to(tensor.dtype))  # type: ignore[operator]
+        return flat.view_as(tensor)
+
+
+def filled(weight: Tensor, indices: Tensor, values: Tensor) -> Tensor:
+    """A copy of ``weight`` with ``values`` at flat ``indices``."""
+    return weight.flatten().index_copy(0, indices.long(), values.to(weight.dtype)).view_as(weight)
+
+
+class EntriesLinear(torch.autograd.Function):
+    """``y = x W^T + b`` where some entries of W train; W with them filled in is rebuilt rather than kept.
+
+    d values = (g^T x)[entries]: of the whole product where they are many, entry by entry where they are few. Then only
+    those columns of x are kept that have an entry.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, values: Tensor, indices: Tensor) -> Tensor:
+        y = F.linear(x, filled(weight, indices, values), bias)
+        ctx.few = len(indices) <= DENSE_SHARE.get(x.device.type, 0) * weight.numel()
+        ctx.gathered = ctx.few and 2 * len(indices) <= weight.shape[1]
+        kept = x.index_select(-1, indices.long() % weight.shape[1]) if ctx.gathered else x
+        # under autocast the product ran in the type of y, and so does its gradient
+        ctx.save_for_backward(kept.to(y.dtype), weight, values, indices)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, values, indices = ctx.saved_tensors
+        flat_g, flat_x = g.flatten(0, -2), x.flatten(0, -2)
+        d_x = g @ filled(weight, indices, values).to(g.dtype) if ctx.needs_input_grad[0] else None
+        d_bias = flat_g.sum(0, dtype=torch.float32).to(weight.dtype) if ctx.needs_input_grad[2] else None
+        if ctx.few:
+            rows, columns = indices.long() // weight.shape[1], indices.long() % weight.shape[1]
+            d_values = dots(flat_g, flat_x, rows, torch.arange(len(rows), device=x.device) if ctx.gathered else columns)
+        else:
+            d_values = (flat_g.t() @ flat_x).flatten()[indices.long()].float()
+        return d_x, None, d_bias, d_values, None
+
+
+def dots(g: Tensor, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Entries (rows, columns) of ``g^T x`` for g (T, out) and x (T, in), one dot product over T each, in fp32."""
+    total = torch.zeros(len(rows), device=g.device)
+    # in slices of T: entries of one row of g and x lie together, where a gather finds them fast
+    step = max(CHUNK.get(g.device.type, 2**18) // len(rows), 1)
+    for part_g, part_x in zip(g.split(step), x.split(step), strict=True):
+        total += part_x.index_select(1, columns).float().mul_(part_g.index_select(1, rows)).sum(0)
+    return total
+
+
+class EntriesConv2d(torch.autograd.Function):
+    """The same for a convolution; its whole weight gradient is formed and dropped again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, values: Tensor, indices: Tensor, options: Any
+    ) -> Tensor:
+        y = F.conv2d(x, filled(weight, indices, values), bias, *options)
+        ctx.save_for_backward(x.to(y.dtype), weight, values, indices)
+        ctx.options = options
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, values, indices = ctx.saved_tensors
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = conv2d_input(x.shape, filled(weight, indices, values).to(g.dtype), g, *ctx.options)
+        d_bias = g.sum((0, 2, 3), dtype=torch.float32).to(weight.dtype) if ctx.needs_input_grad[2] else None
+        d_values = conv2d_weight(x, weight.shape, g, *ctx.options).flatten()[indices.long()].float()
+        return d_x, None, d_bias, d_values, None, None
+
+
+class SparseModule(nn.Module):
+    """A module some entries of whose ``weight`` or ``bias`` train, as ``weight_entries`` and ``bias_entries``."""
+
+    weight: Tensor
+    bias: Tensor | None
+    weight_entries: Entries | None
+    bias_entries: Entries | None
+
+    def effective(self, name: str) -> Tensor | None:
+        """The parameter with its trained entries in place."""
+        entries, tensor = self._modules.get(f"{name}_entries"), getattr(self, name)
+        return tensor if entries is None else entries(tensor)
+
+
+class SparseLinear(SparseModule, nn.Linear):  # type: ignore[misc]
+    """A linear layer some entries of which train."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        entries, bias = self._modules.get("weight_entries"), self.effective("bias")
+        if entries is None:
+            return F.linear(input, self.weight, bias)
+        # as one matrix: torch 2.11 makes a view of more dimensions inside, which nothing may then be added to in place
+        y = EntriesLinear.apply(input.flatten(0, -2), self.weight, bias, entries.values, entries.indices)
+        return y.view(*input.shape[:-1], self.out_features)
+
+
+class SparseConv2d(SparseModule, nn.Conv2d):
+    """A convolution some entries of which train."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        entries, bias = self._modules.get("weight_entries"), self.effective("bias")
+        options: Any = (self.stride, self.padding, self.dilation, self.groups)
+        if entries is None:
+            return F.conv2d(input, self.weight, bias, *options)
+        return EntriesConv2d.apply(input, self.weight, bias, entries.values, entries.indices, options)
+
+
+class SparseLayerNorm(SparseModule, nn.LayerNorm):  # type: ignore[misc]
+    """A LayerNorm some entries of whose affine map train."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.layer_norm(input, self.normalized_shape, self.effective("weight"), self.effective("bias"), self.eps)
+
+
+class SparseTimmLayerNorm(SparseModule, LayerNorm):  # type: ignore[misc]
+    """The same for timm's LayerNorm."""
+
+    forward = SparseLayerNorm.forward  # type: ignore[assignment]
+
+
+class SparseLayerNorm2d(SparseModule, LayerNorm2d):  # type: ignore[misc]
+    """The same for timm's LayerNorm over the channels of (B, C, H, W) maps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return SparseLayerNorm.forward(self, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # type: ignore[arg-type]
+
+
+SPARSE: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: SparseLinear,
+    nn.Conv2d: SparseConv2d,
+    nn.LayerNorm: SparseLayerNorm,
+    LayerNorm: SparseTimmLayerNorm,
+    LayerNorm2d: SparseLayerNorm2d,
+}
+PLAIN = {sparse: plain for plain, sparse in SPARSE.items()}
+
+
+def train_entries(backbone: Backbone, chosen: dict[str, Tensor]) -> None:
+    """Let chosen entries of a backbone's parameters train, in place.
+
+    Args:
+        backbone: The frozen backbone.
+        chosen: Flat indices by parameter name; an empty tensor makes no parameter.
+
+    Raises:
+        ValueError: If an index is out of range, or a parameter is stored as packed bytes.
+    """
+    for name, indices in chosen.items():
+        if not len(indices):
+            continue
+        path, _, kind = name.rpartition(".")
+        module, tensor = backbone.get_submodule(path), backbone.get_parameter(name)
+        if int(indices.min()) < 0 or int(indices.max()) >= tensor.numel():
+            raise ValueError(f"{name}: an index lies outside its {tensor.numel()} entries")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name}: single entries of packed bytes cannot train; take a backbone in full precision")
+        entries, child = Entries(tensor, indices), f"{kind}_entries"
+        plain = PLAIN.get(type(module), type(module))
+        padded = isinstance(module, nn.Conv2d) and module.padding_mode != "zeros"
+        if plain in SPARSE and not padded and not reads_bare_weight(backbone, path):
+            become(module, SPARSE[plain])
+            check_free(module, child)
+            module.add_module(child, entries)
+        else:  # class tokens, position embeddings, layer scales, ...
+            rewrite(module, kind, child, entries)
+
+
+def fold_entries(backbone: Backbone) -> None:
+    """Write the trained values into their places, bit for bit, and make the modules plain again."""
+    fold_rewritten(backbone)
+    for module in [m for m in backbone.modules() if type(m) in PLAIN]:
+        for kind in ("weight", "bias"):
+            entries: Any = module._modules.pop(f"{kind}_entries", None)
+            if entries is not None:
+                getattr(module, kind).flatten().index_copy_(0, entries.indices.long(), entries.values)
+        become(module, PLAIN[type(module)])
+
+
+class TrainsEntries:
+    """What methods share that train entries of the backbone's parameters and nothing else of them; a mixin."""
+
+    scales_over_widths = False
+    lr: float
+
+    def score_targets(self) -> list[str]:
+        """Every parameter but the classifier's."""
+        heads = tuple(f"{name}." for name in self.head_names)  # type: ignore[attr-defined]
+        return [name for name, _ in self.backbone.named_parameters() if not name.startswith(heads)]  # type: ignore[attr-defined]
+
+    def entries(self) -> list[Any]:
+        """All ``Entries`` of the backbone."""
+        return [m for m in self.backbone.modules() if isinstance(m, Entries)]  # type: ignore[attr-defined]
+
+    @property
+    def entries_lr(self) -> float:
+        """Peak learning rate of the entries."""
+        return self.lr
+
+    def chosen(self) -> dict[str, Tensor]:
+        """Flat indices by parameter name."""
+        assert self.selection is not None  # type: ignore[attr-defined]
+        return self.selection  # type: ignore[attr-defined]
+
+    def adapt(self, backbone: Backbone) -> None:
+        super().adapt(backbone)  # type: ignore[misc]
+        train_entries(backbone, self.chosen())
+
+    def fold(self, backbone: Backbone) -> None:
+        fold_entries(backbone)
+        super().fold(backbone)  # type: ignore[misc]
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Entries of matrices decay as matrices do, entries of vectors do not."""
+        decay = {True: self.weight_decay, False: 0.0}  # type: ignore[attr-defined]
+        own = {id(e.values) for e in self.entries()}
+        groups = super().param_groups()  # type: ignore[misc]
+        groups = [{**group, "params": [p for p in group["params"] if id(p) not in own]} for group in groups]
+        for of_matrix, weight_decay in decay.items():
+            values = [e.values for e in self.entries() if e.of_matrix == of_matrix]
+            groups.append({"params": values, "weight_decay": weight_decay, "lr": self.entries_lr})
+        return [group for group in groups if group["params"]]

@@ -1,0 +1,198 @@
+"""Sub-token compression of what a layer keeps for its gradient (VeLoRA, Miles et al., NeurIPS 2024, arXiv:2405.17991).
+
+A tensor x of C channels is cut into G sub-tokens of M channels for each token; z holds the product of every sub-token
+and a unit vector v, and stands for x in the gradient as ``x^ = z v``. What needs no x stays exact.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.layers.low_rank import Rows, add_update, compute_dtype, folded, hidden_gradients
+
+Init = Literal["batch_average_once", "batch_average", "running_average", "random", "svd"]
+SVD_ROWS = 2048  # sub-tokens that a singular vector is made from
+
+
+def sub_tokens(x: Tensor, size: int) -> Tensor:
+    """x (..., C) cut into its T G sub-tokens (T G, M) of M channels; zeros fill the last one of a token."""
+    missing = -x.shape[-1] % size
+    return (F.pad(x, (0, missing)) if missing else x).reshape(-1, size)
+
+
+def project(x: Tensor, v: Tensor) -> Tensor:
+    """``z = <v, sub-token>`` of x (..., C), (T, G): what is kept in place of x."""
+    return (sub_tokens(x, len(v)) @ v.to(x.dtype)).view(-1, -(-x.shape[-1] // len(v)))
+
+
+def spread(z: Tensor, v: Tensor, width: int) -> Tensor:
+    """``z_j v`` side by side for the groups j of z (..., G): (..., C) in fp32."""
+    return (z.float()[..., None] * v).flatten(-2)[..., :width]
+
+
+def unit(vector: Tensor) -> Tensor:
+    """The vector (M,) at length 1; of zeros, the one whose entries are all equal."""
+    norm = vector.norm()
+    return torch.where(norm > 0, vector / norm.clamp_min(1e-12), len(vector) ** -0.5)
+
+
+class CompressedLinear(torch.autograd.Function):
+    """``y = x W^T + b``, keeping z: d W = s (g^T z) spread by v, all else as ever."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, v: Tensor, s: float) -> Tensor:
+        x = x.to(compute_dtype(x))
+        ctx.save_for_backward(project(x, v), weight, v)
+        ctx.s = s
+        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        z, weight, v = ctx.saved_tensors
+        d_x = g @ weight.to(g.dtype) if ctx.needs_input_grad[0] else None
+        g = g.flatten(0, -2)
+        d_weight = ctx.s * spread(g.T @ z, v, weight.shape[1])
+        return d_x, d_weight, g.sum(0) if ctx.needs_input_grad[2] else None, None, None
+
+
+class CompressedFoldedLowRank(torch.autograd.Function):
+    """``y = x (W + scale B A)^T + b`` keeping z and h = A x; d A is approximate, and d W if W trains."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        v: Tensor,
+        s: float,
+        rows: Rows,
+        scale: float,
+    ) -> Tensor:
+        x = x.to(compute_dtype(x))
+        ctx.save_for_backward(project(x, v), A.to(x.dtype) @ x.flatten(0, -2).T, weight, A, B, v)
+        ctx.s, ctx.rows, ctx.scale = s, rows, scale
+        return F.linear(x, folded(weight, A, B, rows, scale).to(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        z, h, weight, A, B, v = ctx.saved_tensors
+        d_x = g @ folded(weight, A, B, ctx.rows, ctx.scale).to(g.dtype) if ctx.needs_input_grad[0] else None
+        g = g.flatten(0, -2)
+        d_b, d_h = hidden_gradients(g, h, B, ctx.rows, ctx.scale, None)
+        d_weight = ctx.s * spread(g.T @ z, v, A.shape[1]) if ctx.needs_input_grad[1] else None
+        d_bias = g.sum(0) if ctx.needs_input_grad[2] else None
+        return d_x, d_weight, d_bias, ctx.s * spread(d_h @ z, v, A.shape[1]), d_b, None, None, None, None
+
+
+class CompressedAddedLowRank(torch.autograd.Function):
+    """``y += scale B (mask * A x)`` in place, keeping z, h and the mask."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        x: Tensor,
+        A: Tensor,
+        B: Tensor,
+        mask: Tensor | None,
+        v: Tensor,
+        s: float,
+        rows: Rows,
+        scale: float,
+    ) -> Tensor:
+        x = x.to(y.dtype)
+        h = A.to(x.dtype) @ x.flatten(0, -2).T
+        h = h if mask is None else h * mask
+        add_update(y, h, B, rows, scale)
+        ctx.save_for_backward(project(x, v), h, A, B, mask, v)
+        ctx.s, ctx.rows, ctx.scale = s, rows, scale
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        z, h, A, B, mask, v = ctx.saved_tensors
+        d_b, d_h = hidden_gradients(g.flatten(0, -2), h, B, ctx.rows, ctx.scale, mask)
+        d_x = (d_h.T @ A.to(d_h.dtype)).view(*g.shape[:-1], -1) if ctx.needs_input_grad[1] else None
+        return g, d_x, ctx.s * spread(d_h @ z, v, A.shape[1]), d_b, None, None, None, None, None
+
+
+class CompressedScaleShift(torch.autograd.Function):
+    """``y = scale x + shift`` in place of x (..., C), keeping its z: d scale = s sum_t g x^, all else as ever."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, v: Tensor, s: float) -> Tensor:
+        ctx.save_for_backward(project(x, v), scale, v)
+        ctx.s = s
+        ctx.mark_dirty(x)
+        return x.mul_(scale.to(x.dtype)).add_(shift.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        z, scale, v = ctx.saved_tensors
+        flat = g.flatten(0, -2)
+        products = (sub_tokens(flat, len(v)).view(*z.shape, -1) * z[..., None]).sum(0, dtype=torch.float32)
+        d_scale = ctx.s * (products * v).flatten()[: len(scale)]
+        return g * scale.to(g.dtype), d_scale, flat.sum(0, dtype=torch.float32), None, None
+
+
+class Direction(nn.Module):
+    """The unit vector v (M,) of one layer; zeros until the first batch says where it points.
+
+    Args:
+        size: Channels M of a sub-token.
+        s: Factor of the approximate gradient.
+        init: How v is made from what the layer sees.
+        decay: Weight of the old v in a running average.
+    """
+
+    v: Tensor
+
+    def __init__(self, size: int, s: float, init: Init, decay: float) -> None:
+        super().__init__()
+        self.register_buffer("v", unit(torch.rand(size)) if init == "random" else torch.zeros(size))
+        self.s, self.init, self.decay = s, init, decay
+        self.due = init != "random"  # whether the next input counts
+        self.sums: Tensor | None = None  # what it said, for the ranks to add up
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The vector to project x (..., C) on."""
+        if self.due:
+            self.observe(x.detach())
+        return self.v
+
+    def observe(self, x: Tensor) -> None:
+        """Take the mean of the sub-tokens of x (its direction is the sum's), or their product with themselves."""
+        with torch.autocast(x.device.type, enabled=False), torch.no_grad():
+            tokens = sub_tokens(x, len(self.v))
+            if self.init == "svd":
+                tokens = tokens[:: -(-len(tokens) // SVD_ROWS)].float()
+                self.sums = tokens.T @ tokens
+            else:
+                self.sums = tokens.mean(0, dtype=torch.float32)
+            self.point(self.sums)
+        self.due = False  # a recomputed forward pass must not count twice
+
+    def point(self, sums: Tensor) -> None:
+        if self.init == "svd":
+            first = torch.linalg.eigh(sums)[1][:, -1]  # the first right singular vector of the sub-tokens
+            self.v.copy_(unit(first if first.sum() >= 0 else -first))
+        elif self.init == "running_average" and self.v.any():
+            self.v.copy_(unit(self.decay * self.v + (1 - self.decay) * sums))
+        else:
+            self.v.copy_(unit(sums))
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.due = not bool(self.v.any())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Direction":
+        values = self.v
+        super()._apply(fn, recurse)
+        self.v = values.to(self.v.device)  # of a bf16 v, which a cast of the model would make, the length is not 1
+        return self

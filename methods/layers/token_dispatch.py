@@ -1,0 +1,212 @@
+"""Token dispatch: who skips a branch of a block, what runs for the others, and the adapter that runs for all."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backbones.inject import Op
+
+
+class Adapter(nn.Module):
+    """Bottleneck ``scale * up(drop(relu(down(x))))`` of tokens (B, N, D), zero at first.
+
+    Args:
+        dim: Channels D of a token.
+        hidden: Width d of the bottleneck.
+        scale: Factor s, dimensionless.
+        dropout: Probability of dropping a hidden unit.
+    """
+
+    def __init__(self, dim: int, hidden: int, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(dim, hidden), nn.Linear(hidden, dim)  # down: Kaiming uniform
+        self.dropout, self.scale = nn.Dropout(dropout), scale
+        for zero in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(zero)
+
+    def forward(self, x: Tensor, stream: Tensor) -> Tensor:
+        """Update of tokens x; ``stream`` is the whole sequence, for adapters that look at all of it."""
+        return self.scale * self.up(self.dropout(torch.relu(self.down(x))))
+
+
+class MixedAdapter(nn.Module):
+    """An adapter whose weights are, for each image, a mixture of those of several (Eq. 7 of the paper).
+
+    Args:
+        experts: Number E of adapters.
+        router: ``softmax`` or ``linear``: what becomes of the E outputs of the router.
+        dim: Channels D of a token.
+        hidden: Width d of the bottlenecks.
+        scale: Factor s.
+        dropout: Probability of dropping a hidden unit.
+    """
+
+    def __init__(self, experts: int, router: str, dim: int, hidden: int, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(Adapter(dim, hidden, scale, dropout) for _ in range(experts))
+        self.router, self.softmax = nn.Linear(dim, experts), router == "softmax"
+        self.dropout, self.scale = nn.Dropout(dropout), scale
+        nn.init.trunc_normal_(self.router.weight, std=0.02)
+        nn.init.zeros_(self.router.bias)
+
+    def forward(self, x: Tensor, stream: Tensor) -> Tensor:
+        """Update of tokens x; the mixture follows from the mean token of ``stream``."""
+        alpha = self.router(stream.mean(1))
+        alpha = alpha.softmax(-1) if self.softmax else alpha
+        hidden = self.dropout(torch.relu(self.linear(x, alpha, "down")))
+        return self.scale * self.linear(hidden, alpha, "up")
+
+    def linear(self, x: Tensor, alpha: Tensor, name: str) -> Tensor:
+        """``x_b W_b^T + b_b`` with the mixed weights of every image b."""
+        layers: Any = [getattr(expert, name) for expert in self.experts]
+        weight = torch.tensordot(alpha, torch.stack([layer.weight for layer in layers]).to(alpha.dtype), 1)
+        bias = torch.tensordot(alpha, torch.stack([layer.bias for layer in layers]).to(alpha.dtype), 1)
+        return x @ weight.transpose(1, 2) + bias.unsqueeze(1)
+
+
+class Dispatch(Op):
+    """Sends patch tokens through a branch or past it, and adds an adapter's update to all tokens.
+
+    ``enter`` stands before the branch's norm and ``hook`` behind its drop path, so that for the stream x (B, T, D) a
+    branch f becomes ``M * f(x) + A(x)``, with M (B, T) 1 for tokens that are kept and 0 for those that skip; prefix
+    tokens are always kept. In evaluation f runs for the kept tokens of the whole batch, as the rows of one matrix.
+
+    Args:
+        dim: Channels D of a token.
+        adapter: The adapter A.
+        temperature: Temperature tau of the relaxed decisions.
+        prefix: Number of class and register tokens, which stand first.
+        skip: ``auto``, ``dense`` or ``gather``.
+    """
+
+    mask_keys = True  # attention: skipping tokens are no keys while training
+    prefix_only = False  # nobody reads the patch tokens behind this branch: in evaluation all of them skip
+
+    def __init__(self, dim: int, adapter: nn.Module, temperature: float, prefix: int, skip: str) -> None:
+        super().__init__()
+        self.adapter, self.dispatcher = adapter, nn.Linear(dim, 1)
+        self.temperature, self.prefix, self.skip = temperature, prefix, skip
+        self.complete = False  # whether all tokens are kept
+        self.record: list[Tensor] | None = None  # where masks are collected
+        # between the hooks of one forward pass: the stream x, the mask M, the rows of the kept tokens in (B T, D), and
+        # which of the gathered tokens (B, K) are no padding
+        self.stream: Tensor | None = None
+        self.mask: Tensor | None = None
+        self.rows: Tensor | None = None
+        self.valid: Tensor | None = None
+        nn.init.trunc_normal_(self.dispatcher.weight, std=0.02)
+        nn.init.zeros_(self.dispatcher.bias)
+
+    # who skips
+
+    def decide(self, x: Tensor) -> Tensor:
+        """The mask M (B, T) of a stream x: bool, or while training 0 and 1 with the gradient of a sigmoid."""
+        patches = x[:, self.prefix :]
+        if self.drops_patches:
+            mask = torch.zeros(patches.shape[:2], dtype=torch.bool, device=x.device)
+        else:
+            # in fp32: near 0 a rounded logit would be another decision
+            with torch.autocast(x.device.type, enabled=False):
+                logits = self.dispatcher(patches.float()).squeeze(-1)
+            if self.training:
+                logits = logits + self.noise(logits)
+                soft = torch.sigmoid(logits / self.temperature)
+                mask = (logits > 0).float() + (soft - soft.detach())
+            else:
+                mask = logits > 0
+        if self.record is not None:
+            self.record.append(mask)
+        return torch.cat([mask.new_ones(len(x), self.prefix), mask], dim=1)
+
+    def noise(self, logits: Tensor) -> Tensor:
+        """The difference of two Gumbel(0, 1) draws, for each token."""
+        first, second = -torch.empty_like(logits).exponential_().log(), -torch.empty_like(logits).exponential_().log()
+        return first - second
+
+    @property
+    def drops_patches(self) -> bool:
+        return self.prefix_only and not self.training and self.skip != "dense"
+
+    @property
+    def gathers(self) -> bool:
+        # how many rows there are depends on the data, which a compiled graph cannot hold
+        automatic = self.skip == "auto" and not torch.compiler.is_compiling()
+        return not self.training and (self.skip == "gather" or automatic)
+
+    # what runs
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
+        """Pre-hook: what the branch reads of the stream, None for all of it."""
+        x = args[0]
+        self.stream, self.mask, self.rows, self.valid = x, None, None, None  # also after a pass that failed
+        if self.drops_patches:
+            self.decide(x)  # for the record
+            return x[:, : self.prefix]
+        if self.complete:
+            return None
+        self.mask = self.decide(x)
+        return self.gather(x, self.mask) if self.gathers else None
+
+    def gather(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The kept tokens (K, D) of all images."""
+        self.rows = mask.flatten().nonzero().squeeze(1)
+        return x.flatten(0, 1).index_select(0, self.rows)
+
+    def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        x, mask, rows = self.stream, self.mask, self.rows
+        assert x is not None, "the norm before the branch was not called"
+        self.stream = self.mask = self.rows = None
+        if self.drops_patches:
+            update = output + self.adapter(x[:, : self.prefix], x)
+            return F.pad(update, (0, 0, 0, x.shape[1] - self.prefix))
+        update = self.adapter(x, x)
+        if mask is None:
+            return output + update
+        if rows is None:
+            return mask.to(output.dtype).unsqueeze(-1) * output + update
+        return update.flatten(0, 1).index_add(0, rows, output.to(update.dtype)).view_as(x)
+
+
+class AttentionDispatch(Dispatch):
+    """The same for attention, which runs among the kept tokens of each image: queries, keys and values.
+
+    Images keep different numbers of tokens, so K is the largest of them and the others are padded with tokens that
+    are nobody's keys.
+    """
+
+    def gather(self, x: Tensor, mask: Tensor) -> Tensor:
+        counts = mask.sum(1)
+        longest = max(int(counts.max()), 1)
+        first = mask.int().argsort(dim=1, descending=True, stable=True)[:, :longest]  # kept tokens stand first
+        self.valid = torch.arange(longest, device=x.device) < counts.unsqueeze(1)
+        self.rows = (first + x.shape[1] * torch.arange(len(x), device=x.device).unsqueeze(1))[self.valid]
+        return x.gather(1, first.unsqueeze(-1).expand(-1, -1, x.shape[2]))
+
+    def keys(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Pre-hook of the attention: who may be attended to."""
+        keys = self.valid
+        if keys is None and self.mask is not None and (self.mask_keys or not self.training):
+            keys = self.mask.detach() > 0
+        if keys is not None:
+            # an image without a kept token has no output to spoil, but no key at all would give NaN
+            keys = keys | ~keys.any(1, keepdim=True)
+            kwargs["attn_mask"] = keys[:, None, None]
+        return args, kwargs
+
+    def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        if self.valid is not None:
+            output, self.valid = output[self.valid], None
+        return super().hook(module, args, output)
+
+
+class LayerDispatch(AttentionDispatch):
+    """The same for a whole block: its update of the stream is what is masked, and A stands beside the block."""
+
+    def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        x = self.stream
+        assert x is not None
+        return x + super().hook(module, args, output - args[0])  # args: what ``enter`` made of them

@@ -19,7 +19,7 @@ class Batch(NamedTuple):
     valid: Tensor
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """Number of samples B, with those that only even out the ranks."""
         return len(self.valid)
 

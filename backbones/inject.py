@@ -1,4 +1,4 @@
-"""The ways into a backbone: a child that rewrites an output or a parameter, and a subclass that shares the weights."""
+"""Three ways to modify a backbone in place: ``attach``, ``parametrize_in_place`` and ``swap_class``."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -10,7 +10,7 @@ Backbone = Any
 """A timm model: an ``nn.Module`` whose children's types a checker cannot know."""
 
 
-class Op(nn.Module):
+class AdapterModule(nn.Module):
     """A child module that rewrites the output of the module it is attached to."""
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -18,8 +18,8 @@ class Op(nn.Module):
         raise TypeError(f"{type(self).__name__} rewrites no output")
 
 
-def attach(module: nn.Module, name: str, op: Op) -> None:
-    """Add ``op`` as the child ``name`` of a module, whose output it rewrites from now on.
+def attach(module: nn.Module, name: str, op: AdapterModule) -> None:
+    """Add ``op`` as the child ``name`` of a module. From now on, it rewrites the module's output.
 
     Raises:
         ValueError: If the module has something of that name already.
@@ -30,35 +30,35 @@ def attach(module: nn.Module, name: str, op: Op) -> None:
     module.register_forward_hook(op.hook)
 
 
-def detach(module: nn.Module, name: str) -> Op:
-    """Take an attached op away again and return it."""
+def detach(module: nn.Module, name: str) -> AdapterModule:
+    """Remove an attached module with its hooks, and return it."""
     op = module._modules.pop(name)
-    assert isinstance(op, Op)
+    assert isinstance(op, AdapterModule)
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
         for key in [k for k, hook in hooks.items() if getattr(hook, "__self__", None) is op]:
             del hooks[key]
     return op
 
 
-def become(module: nn.Module, cls: type[nn.Module]) -> None:
-    """Turn a module into another class that shares its weights: a subclass, or its plain class again."""
+def swap_class(module: nn.Module, cls: type[nn.Module]) -> None:
+    """Change the class of a module: to a subclass that shares its weights, or back to the plain class."""
     if not (issubclass(cls, type(module)) or issubclass(type(module), cls)):
         raise TypeError(f"{type(module).__name__} and {cls.__name__} do not share their weights")
     module.__class__ = cls
 
 
-class Rewritten(nn.Module):
-    """A module of any class in which reading a parameter gives what a child makes of it.
+class Parametrized(nn.Module):
+    """A module whose parameters are replaced on reading by the output of child modules.
 
-    The parameter itself keeps its name and its values; ``rewrites`` says which child rewrites which parameter.
+    The stored parameter keeps its name and its values. ``parametrizations`` maps a parameter to its child module.
     """
 
     plain: type[nn.Module]
-    rewrites: dict[str, str]
+    parametrizations: dict[str, str]
 
     def __getattr__(self, name: str) -> Any:
         value = super().__getattr__(name)
-        child = self.__dict__.get("rewrites", {}).get(name)
+        child = self.__dict__.get("parametrizations", {}).get(name)
         return value if child is None else self._modules[child](value)  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -66,35 +66,35 @@ class Rewritten(nn.Module):
 
 
 @cache
-def rewritten(plain: Any) -> type[Rewritten]:
-    """The subclass of a class whose parameters can be rewritten."""
-    return type(f"Rewritten{plain.__name__}", (Rewritten, plain), {"plain": plain})
+def parametrized(plain: Any) -> type[Parametrized]:
+    """The subclass of a class whose parameters can be replaced on reading."""
+    return type(f"Parametrized{plain.__name__}", (Parametrized, plain), {"plain": plain})
 
 
-def blank(plain: type[nn.Module]) -> Rewritten:
-    cls = rewritten(plain)  # type: ignore[arg-type]
+def blank(plain: type[nn.Module]) -> Parametrized:
+    cls = parametrized(plain)  # type: ignore[arg-type]
     return cls.__new__(cls)
 
 
-def rewrite(module: Any, parameter: str, name: str, op: nn.Module) -> None:
-    """Add ``op`` as the child ``name`` of a module; reading ``parameter`` gives ``op(parameter)`` from now on."""
+def parametrize_in_place(module: Any, parameter: str, name: str, op: nn.Module) -> None:
+    """Add ``op`` as the child ``name`` of a module. From now on, reading ``parameter`` gives ``op(parameter)``."""
     check_free(module, name)
-    if not isinstance(module, Rewritten):
-        become(module, rewritten(type(module)))  # type: ignore[arg-type]
-        module.rewrites = {}
-    module.rewrites[parameter] = name
+    if not isinstance(module, Parametrized):
+        swap_class(module, parametrized(type(module)))  # type: ignore[arg-type]
+        module.parametrizations = {}
+    module.parametrizations[parameter] = name
     module.add_module(name, op)
 
 
-def fold_rewritten(backbone: Backbone) -> None:
-    """Write into every rewritten parameter what its child makes of it in evaluation, and make the modules plain."""
-    for module in [m for m in backbone.modules() if isinstance(m, Rewritten)]:
-        for parameter, child in module.rewrites.items():
+def merge_parametrized(backbone: Backbone) -> None:
+    """Store the output of every parametrization in its parameter, and make the modules plain again."""
+    for module in [m for m in backbone.modules() if isinstance(m, Parametrized)]:
+        for parameter, child in module.parametrizations.items():
             weight: Any = module._parameters[parameter]
             op: Any = module._modules.pop(child)
             weight.copy_(op.eval()(weight))
-        del module.rewrites
-        become(module, module.plain)
+        del module.parametrizations
+        swap_class(module, module.plain)
 
 
 def check_free(module: nn.Module, name: str) -> None:
@@ -102,6 +102,6 @@ def check_free(module: nn.Module, name: str) -> None:
         raise ValueError(f"{type(module).__name__} has a child {name!r} already: was the method applied twice?")
 
 
-def holders(backbone: Backbone, name: str) -> Iterator[Any]:
+def modules_with(backbone: Backbone, name: str) -> Iterator[Any]:
     """Every module of the backbone that has a child called ``name``."""
     yield from [module for module in backbone.modules() if name in module._modules]

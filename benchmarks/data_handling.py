@@ -24,7 +24,7 @@ from methods import METHODS
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    alone = [name for name, method in METHODS.items() if method.alone]
+    alone = [name for name, method in METHODS.items() if method.standalone]
     parser.add_argument("--method", choices=alone, default="ssf", metavar="METHOD")
     parser.add_argument("--backbone", default="vit_tiny_patch16_224")
     parser.add_argument("--data", default="assets/fashion_mnist_1k", help="whose first test images are used")

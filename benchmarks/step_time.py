@@ -153,7 +153,7 @@ def merged_ratios(variants: list[Variant], images: Tensor, args: argparse.Namesp
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    every = ",".join(name for name, method in METHODS.items() if method.alone)
+    every = ",".join(name for name, method in METHODS.items() if method.standalone)
     parser.add_argument("--methods", default=every, help="names separated by commas, lora+velora for a stack")
     parser.add_argument("--options", type=json.loads, default={}, help="options of the methods that know them, in JSON")
     parser.add_argument("--backbone", default="vit_tiny_patch16_224")

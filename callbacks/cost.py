@@ -38,7 +38,7 @@ class Cost(Callback):
             "cost/trainable_pct": 100 * trained / pl_module.total_parameters,
             "cost/storage_bytes": pl_module.storage_bytes(),
         }
-        if not pl_module.dynamic:
+        if not pl_module.input_dependent:
             self.values["cost/gflops"] = forward_gflops(pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -68,7 +68,7 @@ class Cost(Callback):
         self.flops, self.evaluated = 0, 0
 
     def start_count(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int, *args: Any) -> None:
-        if pl_module.dynamic:
+        if pl_module.input_dependent:
             self.counter = flop_counter().__enter__()
 
     def stop_count(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any) -> None:
@@ -78,7 +78,7 @@ class Cost(Callback):
             self.counter = None
 
     def report_count(self, trainer: Trainer, pl_module: Any) -> None:
-        if pl_module.dynamic:
+        if pl_module.input_dependent:
             sums = torch.tensor([self.flops, self.evaluated], dtype=torch.float32, device=pl_module.device)
             flops, images = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
             self.values["cost/gflops"] = flops / images / 1e9

@@ -8,7 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, distributed
 
 
-class FiniteLoss(Callback):
+class StopOnNonFiniteLoss(Callback):
     """Stop a fit whose loss is NaN or infinite before the optimizer sees its gradient.
 
     The flag is copied to the host while the backward pass runs, so that a GPU never waits for it. All ranks stop where

@@ -58,9 +58,7 @@ class Result(Callback):
             | about
             | ({"ckpt_path": str(trainer.ckpt_path)} if trainer.ckpt_path else {})
             | {
-                "task": next(
-                    c.__name__ for c in type(pl_module).__mro__ if c.__module__.startswith("lightning_modules.")
-                ),
+                "task": task_name(type(pl_module)),
                 "class": type(pl_module).__name__,
                 "pretrained": pl_module.pretrained,
                 "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
@@ -94,6 +92,12 @@ class Result(Callback):
                 shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
                 table.add_row(name, f"{shown} ({value / 1024:,.1f} KB)" if name.endswith("_bytes") else shown)
         Console().print(table)
+
+
+def task_name(model: type) -> str:
+    """Name of the task's class that a model is composed of, or else of the model's own class."""
+    classes = [c for c in model.__mro__ if c.__module__.startswith("lightning_modules.")]
+    return (classes or [model])[0].__name__
 
 
 def revision() -> str | None:

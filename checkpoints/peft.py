@@ -42,7 +42,7 @@ class LowRankLayer:
     scale: float
     magnitude: Tensor | None = None
 
-    def fold(self, weight: Tensor) -> Tensor:
+    def merge_into(self, weight: Tensor) -> Tensor:
         """``W + scale B A``, with the rows' norms set to the magnitude of DoRA."""
         weight = weight + self.scale * self.B @ self.A
         return weight if self.magnitude is None else weight * (self.magnitude / weight.norm(dim=1))[:, None]

@@ -26,7 +26,7 @@ def demo(
     from commands.lightning import nearest
     from methods import METHODS
 
-    every = [name for name, method in METHODS.items() if method.alone]
+    every = [name for name, method in METHODS.items() if method.standalone]
     names = every if methods == "all" else methods.split(",")
     for name in names:
         for part in name.split("+"):

@@ -21,7 +21,7 @@ def export(ckpt_path: Path, output: Path, format: Literal["peft", "packed", "raw
     if output.exists() and (format != "peft" or not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"output={str(output)!r} exists and is not empty; nothing was written")
     model: Any = PEFTMethod.from_delta(ckpt_path)
-    model.undecorate(model.backbone)  # what only training needs
+    model.before_merge(model.backbone)  # what only training needs
     delta = {name.removeprefix("backbone."): tensor for name, tensor in model.delta_state_dict().items()}
     if format == "peft":
         export_peft(model, delta, ckpt_path, output)
@@ -50,7 +50,7 @@ def export_peft(model: Any, delta: dict[str, Any], ckpt_path: Path, output: Path
         written_layers, written_head = read_peft(Path(folder))
         written = model.merge()
         for name, layer in written_layers.items():
-            written.get_submodule(name).weight.copy_(layer.fold(model.backbone.get_submodule(name).weight))
+            written.get_submodule(name).weight.copy_(layer.merge_into(model.backbone.get_submodule(name).weight))
         for name, tensor in written_head.items():
             written.get_parameter(name).copy_(tensor)
         images = torch.rand(4, *model.input_config["input_size"]) * 2 - 1

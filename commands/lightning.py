@@ -27,12 +27,12 @@ import methods
 from callbacks.cost import Cost
 from callbacks.delta_export import DeltaExport
 from callbacks.feature_cache import FeatureCache
-from callbacks.finite_loss import FiniteLoss
+from callbacks.finite_loss import StopOnNonFiniteLoss
 from callbacks.predictions import Predictions
 from callbacks.result import Result
 from callbacks.save_config import SaveConfig
 from callbacks.scoring.score_before_fit import ScoreBeforeFit
-from checkpoints.atomic import WholeFiles
+from checkpoints.atomic import AtomicCheckpointIO
 from checkpoints.delta import read_checkpoint
 from lightning_modules import TASKS
 from methods import METHODS, PEFTMethod, compose
@@ -202,7 +202,7 @@ class GraftCLI(LightningCLI):
         result = Result(cost, test_follows=given.test_after_fit)
         # save_last of the best epoch's callback would skip every epoch that is not better than all before
         last = ModelCheckpoint(folder / "checkpoints", "last", enable_version_counter=False)
-        self.trainer_defaults["callbacks"] = [FiniteLoss(), cost, DeltaExport(), result, Predictions(), last]
+        self.trainer_defaults["callbacks"] = [StopOnNonFiniteLoss(), cost, DeltaExport(), result, Predictions(), last]
         if self.subcommand == "score":
             given.score.cache_dir = given.score.cache_dir or str(folder)
             self.trainer_defaults["callbacks"] = [result]
@@ -247,7 +247,7 @@ class GraftCLI(LightningCLI):
             return
         saved = read_checkpoint(path)["hyper_parameters"]
         options = self.given.model.init_args.as_dict()
-        starts = getattr(locate(saved["_class_path"]), "start_options", ())  # a resumed run does not start there
+        starts = getattr(locate(saved["_class_path"]), "warm_start_options", ())  # a resumed run does not start there
         differences = [
             f"{name}: {saved[name]!r} in the checkpoint, {options[name]!r} here"
             for name in saved.keys() & options.keys() - {*NOT_SAVED, *starts}
@@ -267,7 +267,7 @@ class GraftCLI(LightningCLI):
         plugins = self._get(self.config_init, "trainer").get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            plugins = [*plugins, WholeFiles()]
+            plugins = [*plugins, AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs, plugins=plugins)
 
     def instantiate_classes(self) -> None:
@@ -307,7 +307,7 @@ class GraftCLI(LightningCLI):
         if path and path not in ("best", "last", "hpc"):
             if self.model.init_from is not None:
                 print(f"note: init_from={self.model.init_from!r} is not read: ckpt_path={path!r} holds later values")
-            self.model.forget_start()
+            self.model.forget_warm_start()
         if path and Path(path).is_dir():
             if subcommand == "fit":
                 raise ValueError(f"ckpt_path={path!r} is an adapter folder: it holds no optimizer state to resume from")

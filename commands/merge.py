@@ -1,4 +1,4 @@
-"""Fold a trained method into plain timm weights."""
+"""Merge a trained method into plain timm weights."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ def merge(ckpt_path: Path, output: Path, dtype: Literal["float32", "float16", "b
     Args:
         ckpt_path: Checkpoint file or adapter folder of a run.
         output: New folder for ``model.safetensors`` and ``config.json``.
-        dtype: Type of the stored weights; folding itself is done in float32.
+        dtype: Type of the stored weights; merging itself is done in float32.
     """
     # imported here: the overview of train.py names this command without loading torch
     import timm

@@ -28,6 +28,6 @@ def methods(backbone: str = "vit_base_patch16_224.augreg_in21k", num_classes: in
             counts = model.parameter_counts()
             shown = [f"{count:,}" for count in counts] if model.adapted else ["chosen from data", ""]
         except ValueError as error:
-            shown = [str(error) if method.alone else "stacks on another", ""]
+            shown = [str(error) if method.standalone else "stacks on another", ""]
         table.add_row(name, summary, *shown, "yes" if method.mergeable else "no")
     Console(width=150).print(table)

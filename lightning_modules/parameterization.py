@@ -18,7 +18,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from backbones.inject import Backbone, Op, check_free, detach, holders
+from backbones.inject import AdapterModule, Backbone, check_free, detach, modules_with
 
 LAYERS = ("embedding", "hidden", "readout")  # wide are: the output alone, both sides, the input alone
 CONSTANT = "constant"  # no side is wide, such as the bias of the head
@@ -213,7 +213,7 @@ def build_param_groups(
     return list(groups.values())
 
 
-class Multiplier(Op):
+class Multiplier(AdapterModule):
     """Multiplies the weight of a layer, not its bias, by way of the input.
 
     Args:
@@ -276,7 +276,7 @@ def check_reached(backbone: Backbone, image: Tensor) -> None:
     called: set[nn.Module] = set()
     handles = [
         module.register_forward_pre_hook(lambda module, args: called.add(module))
-        for module in holders(backbone, "multiplier")
+        for module in modules_with(backbone, "multiplier")
     ]
     training = backbone.training
     backbone.eval()(image)
@@ -437,9 +437,9 @@ class WidthScaled(LightningModule):
         settings = {"lr": self.lr, "weight_decay": self.weight_decay, **self.scaling}
         return build_param_groups(self, self.base_shapes(), self.parameterization, self.optimizer_name, **settings)
 
-    def fold(self, backbone: Backbone) -> None:
+    def merge_into(self, backbone: Backbone) -> None:
         """Put the multipliers into the weights of a backbone, in place."""
-        for module in list(holders(backbone, "multiplier")):
+        for module in list(modules_with(backbone, "multiplier")):
             op = detach(module, "multiplier")
             assert isinstance(op, Multiplier)
             module.weight.mul_(op.value)

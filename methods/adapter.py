@@ -9,7 +9,7 @@ from timm.layers.activations import QuickGELU
 from torch import Tensor, nn
 
 from backbones.anatomy import per_block, transformer_blocks
-from backbones.inject import Backbone, Op, attach
+from backbones.inject import AdapterModule, Backbone, attach
 from methods.core.base import PEFTMethod
 
 Init = Literal["houlsby", "lora", "xavier", "vpt_dead_zero"]
@@ -34,7 +34,7 @@ PLACEMENTS = {
 }
 
 
-class Bottleneck(Op):
+class Bottleneck(AdapterModule):
     """Residual bottleneck ``o + g * drop_path(up(drop(act(down(o)))))``.
 
     Args:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from backbones.anatomy import transformer_blocks
-from backbones.inject import Backbone, Op, check_free
+from backbones.inject import AdapterModule, Backbone, check_free
 from methods.core.base import PEFTMethod
 
 
-class ParallelBottleneck(Op):
+class ParallelBottleneck(AdapterModule):
     """Adds ``scale * up(drop(relu(down(x))))`` of a residual stream x (B, ..., C) to the branch that x feeds.
 
     Args:

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.anatomy import ends, linear_layers, reads_bare_weight, transformer_blocks
-from backbones.inject import Backbone, become, check_free
+from backbones.inject import Backbone, check_free, swap_class
 from checkpoints import packed
 from methods.adaptformer import ParallelBottleneck
 from methods.core.base import PEFTMethod
 from methods.layers import low_bit
-from methods.layers.low_rank import LoRALinear, LowRank, fold_low_rank
+from methods.layers.low_rank import LoRALinear, LowRank, merge_low_rank
 
 SETTINGS = {
     "method": "bi_form",
@@ -99,7 +99,7 @@ class BiAdapter(PEFTMethod):
     """
 
     mergeable = False  # Bi-LoRA is
-    unmergeable = "the adapters of Bi-AdaptFormer are not linear; bi_form=lora folds"
+    unmergeable = "the adapters of Bi-AdaptFormer are not linear; bi_form=lora merges"
 
     def __init__(
         self,
@@ -176,13 +176,13 @@ class BiAdapter(PEFTMethod):
             update: Any = LowRank(linear, self.bi_dim, self.bi_scale, rows, self.bi_dropout)
             self.quantise(update, LowBitLowRank, self.bi_bits)
             self.start(update.B)
-            become(linear, LoRALinear)
+            swap_class(linear, LoRALinear)
             assert isinstance(linear, LoRALinear)
             linear.lora = update
 
     def quantise(self, layer: Any, cls: type[LowBit], bits: int) -> None:
         if bits < 32:
-            become(layer, cls)
+            swap_class(layer, cls)
             layer.bits, layer.codebook = bits, self.bi_codebook
 
     def start(self, up: Tensor) -> None:
@@ -190,8 +190,8 @@ class BiAdapter(PEFTMethod):
         if self.bi_bits < 32:
             nn.init.trunc_normal_(up, std=1e-3, a=-2e-3, b=2e-3)
 
-    def fold(self, backbone: Backbone) -> None:
-        fold_low_rank(backbone)
+    def merge_into(self, backbone: Backbone) -> None:
+        merge_low_rank(backbone)
         for head in [module for module in backbone.modules() if isinstance(module, LowBitLinear)]:
             head.weight.copy_(head.matrices()[0])
             if head.bias is not None:
@@ -200,8 +200,8 @@ class BiAdapter(PEFTMethod):
                 head.bias = nn.Parameter(bias)
             for name in ("bits", "codebook", "made"):
                 vars(head).pop(name, None)
-            become(head, nn.Linear)
-        super().fold(backbone)
+            swap_class(head, nn.Linear)
+        super().merge_into(backbone)
 
     # the packed file
 

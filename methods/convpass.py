@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.anatomy import transformer_blocks
-from backbones.inject import Backbone, Op, check_free
+from backbones.inject import AdapterModule, Backbone, check_free
 from methods.core.base import PEFTMethod
 
 
-class Bypass(Op):
+class Bypass(AdapterModule):
     """Adds ``scale * drop_path(up(drop(g(conv3x3(g(down(u)))))))`` of a branch's input u to its output, g QuickGELU.
 
     Args:

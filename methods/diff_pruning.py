@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.inject import Backbone, fold_rewritten, rewrite
+from backbones.inject import Backbone, merge_parametrized, parametrize_in_place
 from callbacks.scoring.top import top
 from methods.core.base import PEFTMethod
 
@@ -91,7 +91,7 @@ class DiffPruning(PEFTMethod):
             if not name.startswith(heads):
                 path, _, kind = name.rpartition(".")
                 op = Diff(parameter, self.diff_alpha_init, self.diff_stretch)
-                rewrite(backbone.get_submodule(path), kind, f"{kind}_diff", op)
+                parametrize_in_place(backbone.get_submodule(path), kind, f"{kind}_diff", op)
 
     def diffs(self) -> list[Diff]:
         return [module for module in self.backbone.modules() if isinstance(module, Diff)]
@@ -119,6 +119,6 @@ class DiffPruning(PEFTMethod):
                 if diff.alpha.abs().max() < SURE / 2:  # not in a run that has pruned and is trained longer
                     diff.prune(int(self.diff_fraction * diff.alpha.numel()))
 
-    def fold(self, backbone: Backbone) -> None:
-        fold_rewritten(backbone)
-        super().fold(backbone)
+    def merge_into(self, backbone: Backbone) -> None:
+        merge_parametrized(backbone)
+        super().merge_into(backbone)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.inject import holders
-from methods.layers.low_rank import LoRALinear, LowRank, Rows, compute_dtype, folded, low_rank_gradients
+from backbones.inject import modules_with
+from methods.layers.low_rank import LoRALinear, LowRank, Rows, compute_dtype, low_rank_gradients, merged_weight
 from methods.lora import LoRA
 
 SMALLEST_MAGNITUDE = 1e-3  # below it, dividing by the magnitude loses too many digits of the gradient
@@ -17,7 +17,7 @@ def decomposed(
     weight: Tensor, A: Tensor, B: Tensor, magnitude: Tensor, rows: Rows, scale: float
 ) -> tuple[Tensor, Tensor]:
     """``ratio (W + scale B A)``, and the ratio (K size,) of magnitude to row norm."""
-    result = folded(weight, A, B, rows, scale)
+    result = merged_weight(weight, A, B, rows, scale)
     ratio = magnitude / row_norms(result, rows)
     for (first, last), part in zip(rows, ratio.chunk(len(rows)), strict=True):
         result[first:last] *= part[:, None]
@@ -30,7 +30,7 @@ def row_norms(weight: Tensor, rows: Rows) -> Tensor:
     return norms.clamp_min(1e-12)  # a row of zeros stays one
 
 
-class FoldedDecomposed(torch.autograd.Function):
+class MergedDecomposed(torch.autograd.Function):
     """``y = x (ratio (W + scale B A))^T + b`` with constant norms; x and y are kept for the backward pass.
 
     With g the gradient of y: d magnitude = (sum g y - b sum g) / magnitude.
@@ -97,13 +97,13 @@ class Decomposed(LowRank):
         with torch.no_grad():
             self.magnitude.copy_(row_norms(weight.to(self.A.dtype), self.rows))
 
-    def fold(self, weight: Tensor) -> Tensor:
+    def merge_into(self, weight: Tensor) -> Tensor:
         return decomposed(weight, *self.factors(), self.magnitude, self.rows, self.scale)[0]
 
     def ratio(self, weight: Tensor) -> Tensor:
         """Magnitude over the constant row norm, 1 for rows without an update, (out,)."""
         with torch.no_grad():
-            norms = row_norms(folded(weight, *self.factors(), self.rows, self.scale), self.rows)
+            norms = row_norms(merged_weight(weight, *self.factors(), self.rows, self.scale), self.rows)
         ratio = torch.ones_like(weight[:, 0], dtype=norms.dtype)
         for (first, last), part in zip(self.rows, (self.magnitude / norms).chunk(len(self.rows)), strict=True):
             ratio[first:last] = part
@@ -127,12 +127,12 @@ class DoRALinear(LoRALinear):
     def forward(self, input: Tensor) -> Tensor:
         lora = self.lora
         if lora.drops or not lora.divisible:
-            return self.unfolded(input)
-        return FoldedDecomposed.apply(
+            return self.unmerged(input)
+        return MergedDecomposed.apply(
             input, self.weight, self.bias, *lora.factors(), lora.magnitude, lora.rows, lora.scale
         )
 
-    def unfolded(self, input: Tensor) -> Tensor:
+    def unmerged(self, input: Tensor) -> Tensor:
         """The same from single products; with dropout x' of x, ``W (x - x') + b + ratio (W + scale B A) x'``."""
         seen = self.lora.seen(input)
         y = self.lora(self.product(seen, None), seen)
@@ -153,12 +153,12 @@ class DoRA(LoRA):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
         # one look at all magnitudes costs a GPU one wait per step instead of one per layer
-        updates = [linear.lora for linear in holders(self.backbone, "lora")]
+        updates = [linear.lora for linear in modules_with(self.backbone, "lora")]
         if float(torch.cat([update.magnitude.detach() for update in updates]).abs().min()) >= SMALLEST_MAGNITUDE:
             for update in updates:
                 update.looked = True
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_end(outputs, batch, batch_idx)
-        for linear in holders(self.backbone, "lora"):
+        for linear in modules_with(self.backbone, "lora"):
             linear.lora.looked = None

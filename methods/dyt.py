@@ -47,7 +47,7 @@ class DyT(PEFTMethod):
 
     mergeable = False
     unmergeable = "which tokens skip an MLP depends on the image"
-    dynamic = True
+    input_dependent = True
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from backbones.inject import Backbone, become, check_free
+from backbones.inject import Backbone, check_free, swap_class
 from callbacks.scoring.scorers import AbsoluteGradients, Scorer, SignedGradients
 from checkpoints.delta import check_delta
 from methods.vpt import VPT, Prompt, PromptedAttention
@@ -190,9 +190,9 @@ class E2VPT(VPT):
         for block in backbone.blocks if self.kv_length or pruned else ():
             check_free(block.attn, "kv_prompt")
             if type(block.attn) is Attention:  # prompts stay in the sequence, or there are none
-                become(block.attn, PromptedAttention)
+                swap_class(block.attn, PromptedAttention)
                 block.attn.prompts = ()  # type: ignore[assignment]
-            become(block.attn, KeyValueAttention)
+            swap_class(block.attn, KeyValueAttention)
             block.attn.pruned, block.attn.kv_prompt = pruned, None
             if self.kv_length:
                 prompts = torch.empty(1 if self.kv_shared else 2, heads, self.kv_length, block.attn.head_dim)
@@ -203,13 +203,13 @@ class E2VPT(VPT):
     def new_prompt(self, backbone: Backbone, length: int, dim: int, project: nn.Module, norm: nn.Module) -> Prompt:
         prompt: Any = super().new_prompt(backbone, length, dim, project, norm)
         if self.selection is None:
-            become(prompt, MaskedPrompt)
+            swap_class(prompt, MaskedPrompt)
             prompt.masks = (backbone.prompt_masks,)
             return prompt
         tokens, segments = (self.selection[name].to(torch.int64) for name in ("tokens", "segments"))
         mask = torch.zeros(len(tokens), self.prompt_segments, device=tokens.device).scatter(1, segments, 1.0)
         channels = spread(mask, dim, self.prompt_layout).nonzero()[:, 1].view(len(tokens), -1)
-        become(prompt, PrunedPrompt)
+        swap_class(prompt, PrunedPrompt)
         prompt.prune(tokens, channels, zero=self.prune_mode == "zero" and len(tokens) < self.prompt_length)
         return prompt
 

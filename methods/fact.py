@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from backbones.anatomy import reads_bare_weight
-from backbones.inject import Backbone, become, check_free
+from backbones.inject import Backbone, check_free, swap_class
 from methods.core.base import PEFTMethod
-from methods.layers.low_rank import LoRALinear, LowRank, Rows, fold_low_rank
+from methods.layers.low_rank import LoRALinear, LowRank, Rows, merge_low_rank
 
 # which of the twelve D x D updates of a block belong to a layer: q, k and v; proj; four chunks each of fc1 and fc2
 PARTS = {"attn.qkv": (0, 3), "attn.proj": (3, 4), "mlp.fc1": (4, 8), "mlp.fc2": (8, 12)}
@@ -122,12 +122,12 @@ class FacT(PEFTMethod):
                 check_free(linear, "lora")
                 rows = tuple((first, first + dim) for first in range(0, linear.out_features, dim))
                 linear.lora = FacTUpdate(backbone.fact, index, parts, rows, self.fact_scale, self.fact_dropout)
-                become(linear, LoRALinear)
+                swap_class(linear, LoRALinear)
 
-    def fold(self, backbone: Backbone) -> None:
-        fold_low_rank(backbone)
+    def merge_into(self, backbone: Backbone) -> None:
+        merge_low_rank(backbone)
         del backbone.fact
-        super().fold(backbone)
+        super().merge_into(backbone)
 
 
 def block_layers(backbone: Backbone) -> list[list[Any]]:

@@ -13,7 +13,7 @@ from backbones.inject import Backbone
 from callbacks.scoring.scorers import AbsoluteGradients, Scorer, SignedGradients, SquaredGradients, check_classes
 from callbacks.scoring.top import top, top_of_all, top_of_rows
 from methods.core.base import PEFTMethod
-from methods.layers.sparse import SPARSE, fold_entries, train_entries
+from methods.layers.sparse import SPARSE, merge_entries, train_entries
 
 SCORERS: dict[str, type[Scorer]] = {
     "abs_sum": SignedGradients,
@@ -137,9 +137,9 @@ class GPS(PEFTMethod):
     def trainable_names(self) -> Iterable[str]:
         return [name for name, kind in self.kinds().items() if kind == "whole"]
 
-    def fold(self, backbone: Backbone) -> None:
-        fold_entries(backbone)
-        super().fold(backbone)
+    def merge_into(self, backbone: Backbone) -> None:
+        merge_entries(backbone)
+        super().merge_into(backbone)
 
 
 def supervised_contrastive(features: Tensor, labels: Tensor, temperature: float) -> Tensor:

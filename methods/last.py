@@ -8,11 +8,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.inject import Backbone, Op, attach
+from backbones.inject import AdapterModule, Backbone, attach
 from methods.core.base import PEFTMethod
 
 
-class Tap(Op):
+class Tap(AdapterModule):
     """Keeps what a module of the backbone has said until it is read."""
 
     def __init__(self) -> None:

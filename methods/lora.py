@@ -5,9 +5,9 @@ from math import sqrt
 from typing import Any, ClassVar, Literal
 
 from backbones.anatomy import ends, linear_layers, reads_bare_weight
-from backbones.inject import Backbone, become, check_free
+from backbones.inject import Backbone, check_free, swap_class
 from methods.core.base import PEFTMethod
-from methods.layers.low_rank import LoRALinear, LowRank, Rows, fold_low_rank
+from methods.layers.low_rank import LoRALinear, LowRank, Rows, merge_low_rank
 
 DEFAULT_TARGETS = ["q", "v"]
 
@@ -81,11 +81,11 @@ class LoRA(PEFTMethod):
         check_free(linear, "lora")
         factor = {"alpha": 1.0, "alpha/r": 1 / rank, "alpha/sqrt(r)": 1 / sqrt(rank)}[self.lora_scaling]
         linear.lora = self.update(linear, rank, self.lora_alpha * factor, rows, self.lora_dropout, self.lora_dropout_at)
-        become(linear, self.layer)
+        swap_class(linear, self.layer)
 
-    def fold(self, backbone: Backbone) -> None:
-        fold_low_rank(backbone)
-        super().fold(backbone)
+    def merge_into(self, backbone: Backbone) -> None:
+        merge_low_rank(backbone)
+        super().merge_into(backbone)
 
 
 def find_targets(backbone: Backbone, targets: list[str], heads: tuple[str, ...] = ()) -> dict[str, Rows]:

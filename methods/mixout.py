@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.inject import Backbone, fold_rewritten, rewrite
+from backbones.inject import Backbone, merge_parametrized, parametrize_in_place
 from methods.core.base import PEFTMethod
 
 
@@ -57,12 +57,12 @@ class Mixout(PEFTMethod):
         super().adapt(backbone)
         for name in self.mixed():
             module = backbone.get_submodule(name.removesuffix(".weight"))
-            rewrite(module, "weight", "mixout", Mix(module.weight, self.mixout_probability))
+            parametrize_in_place(module, "weight", "mixout", Mix(module.weight, self.mixout_probability))
 
     def trainable_names(self) -> Iterable[str]:
         mixed = self.mixed()
         return [n for n, _ in self.backbone.named_parameters() if n not in mixed and not n.endswith(".mixout.delta")]
 
-    def fold(self, backbone: Backbone) -> None:
-        fold_rewritten(backbone)
-        super().fold(backbone)
+    def merge_into(self, backbone: Backbone) -> None:
+        merge_parametrized(backbone)
+        super().merge_into(backbone)

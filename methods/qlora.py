@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.anatomy import linear_layers, reads_bare_weight
-from backbones.inject import Backbone, become
+from backbones.inject import Backbone, swap_class
 from methods.dora import DoRALinear
 from methods.layers import nf4
 from methods.layers.low_rank import LoRALinear, compute_dtype
@@ -88,7 +88,7 @@ class QLoRALinear(NF4Linear, LoRALinear):
 class QDoRALinear(NF4Linear, DoRALinear):
     """The same with trained directions and magnitudes."""
 
-    forward = DoRALinear.unfolded
+    forward = DoRALinear.unmerged
 
 
 PACKED: dict[type[nn.Module], type[NF4Linear]] = {
@@ -126,7 +126,7 @@ class QLoRA(LoRA):
         for name, linear in linear_layers(backbone, tuple(self.head_names)).items():
             if type(linear) not in PACKED or reads_bare_weight(backbone, name):
                 continue
-            become(linear, PACKED[type(linear)])
+            swap_class(linear, PACKED[type(linear)])
             assert isinstance(linear, NF4Linear)
             linear.pack(self.qlora_kernel)
             if isinstance(linear, QDoRALinear):
@@ -135,9 +135,9 @@ class QLoRA(LoRA):
         # DDP would send all buffers to all ranks in every step; these are the same everywhere and never change
         self._ddp_params_and_buffers_to_ignore = packed
 
-    def fold(self, backbone: Backbone) -> None:
-        """Fold into the fp32 values of the bytes: exact, where another rounding to four bits would not be."""
+    def merge_into(self, backbone: Backbone) -> None:
+        """Merge into the fp32 values of the bytes: exact, where another rounding to four bits would not be."""
         for linear in [module for module in backbone.modules() if isinstance(module, NF4Linear)]:
             linear.unpack()
-            become(linear, PLAIN[type(linear)])
-        super().fold(backbone)
+            swap_class(linear, PLAIN[type(linear)])
+        super().merge_into(backbone)

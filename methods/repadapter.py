@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.anatomy import transformer_blocks
-from backbones.inject import Backbone, Op, check_free, detach, holders
+from backbones.inject import AdapterModule, Backbone, check_free, detach, modules_with
 from methods.core.base import PEFTMethod
 
 
-class LinearAdapter(Op):
+class LinearAdapter(AdapterModule):
     """Rewrites a layer's input u as ``u + scale * (up(drop(down(u))))``, where ``up`` is block-diagonal.
 
     Args:
@@ -52,7 +52,7 @@ class LinearAdapter(Op):
         return torch.addmm(u.flatten(0, -2), hidden, torch.cat([self.up, shift[None]])).view_as(u), *rest
 
     def merge_into(self, layer: Any) -> None:
-        """Fold M = I + s up down and c = s (up a + b) into a linear layer: W' = W M, bias' = bias + W c."""
+        """Merge M = I + s up down and c = s (up a + b) into a linear layer: W' = W M, bias' = bias + W c."""
         weight = layer.weight.flatten(1)
         weighted = weight @ self.up.t()  # (out, h): W is never multiplied with a dense (C, C) matrix
         shift = weighted @ self.down.bias + self.scale * weight @ self.up_bias
@@ -123,11 +123,11 @@ class RepAdapter(PEFTMethod):
         layer.add_module("repadapter", op)
         layer.register_forward_pre_hook(op.rewrite)
 
-    def fold(self, backbone: Backbone) -> None:
-        for layer in holders(backbone, "repadapter"):
+    def merge_into(self, backbone: Backbone) -> None:
+        for layer in modules_with(backbone, "repadapter"):
             # channels mixed before a depthwise convolution make a dense one, and its padding breaks the bias: stays
             if layer.weight[0].numel() == layer.repadapter.down.in_features:
                 op = detach(layer, "repadapter")
                 assert isinstance(op, LinearAdapter)
                 op.merge_into(layer)
-        super().fold(backbone)
+        super().merge_into(backbone)

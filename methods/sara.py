@@ -107,8 +107,8 @@ class SaRA(TrainsEntries, PEFTMethod):
         for entries in self.entries():
             entries.register_buffer("active", torch.ones(len(entries.values), dtype=torch.bool))
 
-    def load_start(self, start: dict[str, Any]) -> None:
-        super().load_start(start)
+    def load_warm_start(self, start: dict[str, Any]) -> None:
+        super().load_warm_start(start)
         for entries in self.entries():
             entries.active.fill_(True)
 

@@ -7,7 +7,7 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from backbones.anatomy import transformer_blocks
-from backbones.inject import Backbone, Op, check_free, detach, holders
+from backbones.inject import AdapterModule, Backbone, check_free, detach, modules_with
 from callbacks.scoring.report import Scored
 from callbacks.scoring.scorers import ClassSquares, Scorer
 from methods.core.base import PEFTMethod
@@ -15,7 +15,7 @@ from methods.core.base import PEFTMethod
 PARTS = {"q": 0, "v": 2}  # thirds of the fused qkv output that are tuned
 
 
-class SalientLinear(Op):
+class SalientLinear(AdapterModule):
     """Adds ``scale * (W x_S + b)`` to the salient channels S of a feature, ``x_S`` being their K values.
 
     Args:
@@ -60,7 +60,7 @@ class SalientLinear(Op):
         return output.index_add(-1, self.channels, self.update(x).to(output.dtype))
 
     def merge_into(self, layer: Any) -> None:
-        """Fold into the rows S of the linear layer whose output is changed: W' = (I + P M P^T) W, b' likewise + P c."""
+        """Merge into the rows S of the linear layer whose output changes: W' = (I + P M P^T) W, b' likewise + P c."""
         change = self.scale * self.linear.weight
         if self.scale_on_x:
             change = self.linear.weight + (self.scale - 1) * torch.eye(len(change), device=change.device)
@@ -157,7 +157,7 @@ class SCT(PEFTMethod):
     def select(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: self.top(importance) for name, importance in self.importances(scores).items()}
 
-    def scored(self, scores: dict[str, Tensor]) -> list[Scored]:
+    def score_rows(self, scores: dict[str, Tensor]) -> list[Scored]:
         assert self.selection is not None
         chosen = self.selection
         return [Scored(n, i, len(chosen[n]), channels=chosen[n]) for n, i in self.importances(scores).items()]
@@ -195,10 +195,10 @@ class SCT(PEFTMethod):
         module.add_module(name, op)
         return op
 
-    def fold(self, backbone: Backbone) -> None:
+    def merge_into(self, backbone: Backbone) -> None:
         for name in ("sct", "sct_q", "sct_v"):
-            for module in holders(backbone, name):
+            for module in modules_with(backbone, name):
                 op = detach(module, name)
                 assert isinstance(op, SalientLinear)
                 op.merge_into(module.fc2 if name == "sct" else module)
-        super().fold(backbone)
+        super().merge_into(backbone)

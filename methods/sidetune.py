@@ -60,7 +60,7 @@ class Sidetune(PEFTMethod):
 
     mergeable = False
     unmergeable = "its side network stays beside the backbone"
-    start_options = (*PEFTMethod.start_options, "sidetune_pretrained")
+    warm_start_options = (*PEFTMethod.warm_start_options, "sidetune_pretrained")
 
     def __init__(self, sidetune_pretrained: bool | str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -68,8 +68,8 @@ class Sidetune(PEFTMethod):
             sidetune_pretrained = self.pretrained is not False
         self.sidetune_pretrained = sidetune_pretrained
 
-    def forget_start(self) -> None:
-        super().forget_start()
+    def forget_warm_start(self) -> None:
+        super().forget_warm_start()
         self.sidetune_pretrained = False
 
     def adapt(self, backbone: Backbone) -> None:

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.anatomy import FROZEN, ends, linear_layers, reads_bare_weight
-from backbones.inject import Backbone, Op, attach, detach, holders
+from backbones.inject import AdapterModule, Backbone, attach, detach, modules_with
 from callbacks.scoring.report import Scored
 from callbacks.scoring.scorers import SquaredGradients
 from methods.core.base import PEFTMethod
 from methods.layers.low_rank import AddedLowRank, LowRank
-from methods.layers.sparse import SPARSE, fold_entries, train_entries
+from methods.layers.sparse import SPARSE, merge_entries, train_entries
 from methods.layers.spt_budget import Granularity, Part, sweep
 
 CANDIDATES = ("q", "k", "v", "proj", "fc1", "fc2")  # linear layers that can get a module
@@ -23,7 +23,7 @@ Blocks = dict[str, tuple[int, int]]
 """Rows of a layer that get a module of their own by name: all of it, or ``q``, ``k`` and ``v`` of a fused one."""
 
 
-class ParallelLoRA(LowRank, Op):
+class ParallelLoRA(LowRank, AdapterModule):
     """``y + path(B A drop(x))`` for blocks of rows of a layer.
 
     Args:
@@ -68,7 +68,7 @@ class Bottleneck(nn.Module):
         return self.drop_path(self.up(F.gelu(self.down(self.dropout(x)))))
 
 
-class Adapters(Op):
+class Adapters(AdapterModule):
     """``y + A(y)`` for blocks of a layer's output y; on ``proj`` ``y + A(x)``, where x is its input.
 
     Args:
@@ -104,7 +104,7 @@ class Adapters(Op):
         return torch.cat(pieces, dim=-1) if len(pieces) > 1 else pieces[0]
 
 
-class TokenDtype(Op):
+class TokenDtype(AdapterModule):
     """Tokens in the dtype of the frozen weights, also where an fp32 class token that trains was joined to them."""
 
     like: Tensor
@@ -138,7 +138,7 @@ class SPT(PEFTMethod):
         spt_drop_path: Probability with which a module leaves out a sample.
     """
 
-    unmergeable = "adapters are not linear; spt_kind=lora folds"
+    unmergeable = "adapters are not linear; spt_kind=lora merges"
     scorer = SquaredGradients
     unit: ClassVar[float] = 1e6  # of the budget
 
@@ -248,7 +248,7 @@ class SPT(PEFTMethod):
                 selection[f"entries/{name}"] = torch.cat(pieces).to(torch.int32)
         return selection
 
-    def scored(self, scores: dict[str, Tensor]) -> list[Scored]:
+    def score_rows(self, scores: dict[str, Tensor]) -> list[Scored]:
         entries, whole, modules = (self.chosen(kind) for kind in ("entries", "whole", "structured"))
         rows = []
         for part in self.pool():
@@ -305,14 +305,14 @@ class SPT(PEFTMethod):
     def trainable_names(self) -> Iterable[str]:
         return [*self.chosen("whole"), *(["cls_token"] if self.class_token else [])]
 
-    def fold(self, backbone: Backbone) -> None:
-        fold_entries(backbone)
-        for linear in holders(backbone, "spt"):
+    def merge_into(self, backbone: Backbone) -> None:
+        merge_entries(backbone)
+        for linear in modules_with(backbone, "spt"):
             op: Any = detach(linear, "spt")
-            linear.weight.copy_(op.fold(linear.weight))
-        for module in holders(backbone, "spt_dtype"):
+            linear.weight.copy_(op.merge_into(linear.weight))
+        for module in modules_with(backbone, "spt_dtype"):
             detach(module, "spt_dtype")
-        super().fold(backbone)
+        super().merge_into(backbone)
 
 
 def place(backbone: Backbone, name: str) -> tuple[str, tuple[int, int]]:

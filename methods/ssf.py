@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
-from backbones.inject import Backbone, Op, attach, become, check_free, detach, holders
+from backbones.inject import AdapterModule, Backbone, attach, check_free, detach, modules_with, swap_class
 from methods.core.base import PEFTMethod
 
 SMALLEST_SCALE = 1e-3  # below it, dividing by the scale loses too many digits of the gradient
 
 
-class ScaleShift(Op):
+class ScaleShift(AdapterModule):
     """Per-channel affine map of a feature, ``y = scale * x + shift``.
 
     Args:
@@ -40,7 +40,7 @@ class ScaleShift(Op):
         return output * scale + shift
 
     def affine(self, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The per-channel weight and bias of a norm with the map folded in, both (C,)."""
+        """The per-channel weight and bias of a norm with the map merged in, both (C,)."""
         weight = self.scale if weight is None else self.scale * weight
         return weight, self.shift if bias is None else self.scale * bias + self.shift
 
@@ -54,7 +54,7 @@ class ScaleShift(Op):
         return self.looked
 
 
-class FoldedLinear(torch.autograd.Function):
+class MergedLinear(torch.autograd.Function):
     """``y = x (scale W)^T + scale b + shift`` for frozen W and b, keeping only its own output for the backward pass.
 
     With g the gradient of y: d shift = sum g, d scale = (sum g y - shift sum g) / scale, d x = g (scale W).
@@ -74,7 +74,7 @@ class FoldedLinear(torch.autograd.Function):
         return d_x, None, None, d_scale, d_shift
 
 
-class FoldedConv2d(torch.autograd.Function):
+class MergedConv2d(torch.autograd.Function):
     """The same for a convolution of (B, C, H, W) maps; ``options`` are stride, padding, dilation and groups."""
 
     @staticmethod
@@ -93,8 +93,8 @@ class FoldedConv2d(torch.autograd.Function):
         d_scale, d_shift = affine_gradients(g, y, scale, shift, (0, 2, 3))
         d_x = None
         if ctx.needs_input_grad[0]:
-            folded = (weight * scale.view(-1, 1, 1, 1)).to(g.dtype)
-            d_x = conv2d_input(ctx.shape, folded, g, *ctx.options)
+            merged = (weight * scale.view(-1, 1, 1, 1)).to(g.dtype)
+            d_x = conv2d_input(ctx.shape, merged, g, *ctx.options)
         return d_x, None, None, d_scale, d_shift, None
 
 
@@ -123,18 +123,18 @@ def column_sums(g: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class SSFLinear(nn.Linear):
-    """A linear layer with its scale and shift folded into the weights."""
+    """A linear layer with its scale and shift merged into the weights."""
 
     ssf: ScaleShift
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.ssf.divisible:
             return self.ssf.hook(self, (input,), super().forward(input))
-        return FoldedLinear.apply(input, self.weight, self.bias, self.ssf.scale, self.ssf.shift)
+        return MergedLinear.apply(input, self.weight, self.bias, self.ssf.scale, self.ssf.shift)
 
 
 class SSFConv2d(nn.Conv2d):
-    """A convolution with its scale and shift folded into the weights."""
+    """A convolution with its scale and shift merged into the weights."""
 
     ssf: ScaleShift
 
@@ -142,11 +142,11 @@ class SSFConv2d(nn.Conv2d):
         if not self.ssf.divisible or self.padding_mode != "zeros":
             return self.ssf.hook(self, (input,), super().forward(input))
         options = (self.stride, self.padding, self.dilation, self.groups)
-        return FoldedConv2d.apply(input, self.weight, self.bias, self.ssf.scale, self.ssf.shift, options)
+        return MergedConv2d.apply(input, self.weight, self.bias, self.ssf.scale, self.ssf.shift, options)
 
 
 class SSFLayerNorm(nn.LayerNorm):
-    """A LayerNorm with scale and shift folded into its affine map; gradients come from the norm's own backward."""
+    """A LayerNorm with scale and shift merged into its affine map; gradients come from the norm's own backward."""
 
     ssf: ScaleShift
 
@@ -167,14 +167,14 @@ class SSFLayerNorm2d(LayerNorm2d):
         return SSFLayerNorm.forward(self, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # type: ignore[arg-type]
 
 
-FOLDED: dict[type[nn.Module], type[nn.Module]] = {
+MERGED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: SSFLinear,
     nn.Conv2d: SSFConv2d,
     nn.LayerNorm: SSFLayerNorm,
     LayerNorm: SSFTimmLayerNorm,
     LayerNorm2d: SSFLayerNorm2d,
 }
-PLAIN = {folded: plain for plain, folded in FOLDED.items()}
+PLAIN = {merged: plain for plain, merged in MERGED.items()}
 # layers that get the elementwise map: their own forward stays as it is
 OTHERS = (nn.Linear, nn.Conv2d, nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, Affine)
 
@@ -222,13 +222,13 @@ class SSF(PEFTMethod):
             attach(final, "ssf", ScaleShift(backbone.num_features, self.ssf_std, isinstance(backbone, ConvNeXt)))
 
     def insert(self, module: Any) -> None:
-        """Give a layer its scale and shift, folded into its weights where its class is known."""
+        """Give a layer its scale and shift, merged into its weights where its class is known."""
         dim = next(module.parameters()).shape[-1 if isinstance(module, Affine) else 0]
         op = ScaleShift(dim, self.ssf_std, isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.GroupNorm)))
-        if type(module) in FOLDED:
+        if type(module) in MERGED:
             check_free(module, "ssf")
             module.ssf = op
-            become(module, FOLDED[type(module)])
+            swap_class(module, MERGED[type(module)])
         else:
             attach(module, "ssf", op)
 
@@ -240,24 +240,24 @@ class SSF(PEFTMethod):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
         # one look at all scales costs a GPU one wait per step instead of one per layer
-        ops = [module.ssf for module in holders(self.backbone, "ssf")]
+        ops = [module.ssf for module in modules_with(self.backbone, "ssf")]
         if float(torch.cat([op.scale.detach() for op in ops]).abs().min()) >= SMALLEST_SCALE:
             for op in ops:
                 op.looked = True
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_end(outputs, batch, batch_idx)
-        for module in holders(self.backbone, "ssf"):
+        for module in modules_with(self.backbone, "ssf"):
             module.ssf.looked = None
 
-    def fold(self, backbone: Backbone) -> None:
-        for module in holders(backbone, "ssf"):
+    def merge_into(self, backbone: Backbone) -> None:
+        for module in modules_with(backbone, "ssf"):
             # no weight to fold into (the final map of ConvNeXt), or none that takes a shift (RMSNorm): stays
             if isinstance(module, (nn.Identity, nn.RMSNorm)):
                 continue
             if type(module) in PLAIN:
                 op = module._modules.pop("ssf")
-                become(module, PLAIN[type(module)])
+                swap_class(module, PLAIN[type(module)])
             else:
                 op = detach(module, "ssf")
             if isinstance(module, Affine):
@@ -271,4 +271,4 @@ class SSF(PEFTMethod):
             else:
                 module.weight = nn.Parameter(op.scale)
             module.bias = nn.Parameter(new_bias)
-        super().fold(backbone)
+        super().merge_into(backbone)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.anatomy import ends, linear_layers
-from backbones.inject import Backbone, become, check_free, holders
+from backbones.inject import Backbone, check_free, modules_with, swap_class
 from callbacks.scoring.ranks import over_ranks
 from callbacks.scoring.undisturbed import unchanged
 from methods.core.base import PEFTMethod
@@ -20,8 +20,8 @@ from methods.core.precision import BATCH_NORM
 from methods.layers.low_rank import LoRALinear
 from methods.layers.sub_tokens import (
     CompressedAddedLowRank,
-    CompressedFoldedLowRank,
     CompressedLinear,
+    CompressedMergedLowRank,
     CompressedScaleShift,
     Direction,
     Init,
@@ -56,12 +56,12 @@ class VeLoRALoRALinear(LoRALinear):
         if not compresses(self):
             return super().forward(input)
         if self.lora.drops:
-            return self.unfolded(input)
+            return self.unmerged(input)
         lora, velora = self.lora, self.velora
         options = (velora(input), velora.s, lora.rows, lora.scale)
-        return CompressedFoldedLowRank.apply(input, self.weight, self.bias, *lora.factors(), *options)
+        return CompressedMergedLowRank.apply(input, self.weight, self.bias, *lora.factors(), *options)
 
-    def unfolded(self, input: Tensor) -> Tensor:
+    def unmerged(self, input: Tensor) -> Tensor:
         """The same with the update added to the frozen product, as under dropout."""
         lora, velora, y = self.lora, self.velora, self.product(input, self.bias)
         seen, (A, B) = lora.seen(input), lora.factors()
@@ -73,7 +73,7 @@ class VeLoRAQLoRALinear(VeLoRALoRALinear, QLoRALinear):
     """The same over a weight in four bits."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.unfolded(input) if compresses(self) else super().forward(input)
+        return self.unmerged(input) if compresses(self) else super().forward(input)
 
 
 class VeLoRASSFLinear(SSFLinear):
@@ -131,7 +131,7 @@ class VeLoRA(PEFTMethod):
         velora_pad: Whether zeros may fill the last sub-token of a token where the size does not divide the width.
     """
 
-    alone = False
+    standalone = False
 
     def __init__(
         self,
@@ -161,8 +161,8 @@ class VeLoRA(PEFTMethod):
         self.velora_moves = velora_init in ("batch_average", "running_average")
         self.velora_drawn = False
 
-    def decorate(self, backbone: Backbone) -> None:
-        super().decorate(backbone)
+    def after_adapt(self, backbone: Backbone) -> None:
+        super().after_adapt(backbone)
         targets = self.find_compressible(backbone)
         unknown = [end for end in self.velora_sizes if not any(ends(name, end) for name in targets)]
         if unknown:
@@ -170,7 +170,7 @@ class VeLoRA(PEFTMethod):
         for name, layer in targets.items():
             check_free(layer, "velora")
             layer.velora = Direction(self.size(name, layer), *self.velora_options)
-            become(layer, COMPRESSED[type(layer)])
+            swap_class(layer, COMPRESSED[type(layer)])
 
     def find_compressible(self, backbone: Backbone) -> dict[str, Any]:
         """The layers that are to be compressed.
@@ -224,11 +224,11 @@ class VeLoRA(PEFTMethod):
             )
         return size
 
-    def undecorate(self, backbone: Backbone) -> None:
-        for layer in holders(backbone, "velora"):
-            become(layer, PLAIN[type(layer)])
+    def before_merge(self, backbone: Backbone) -> None:
+        for layer in modules_with(backbone, "velora"):
+            swap_class(layer, PLAIN[type(layer)])
             del layer.velora
-        super().undecorate(backbone)
+        super().before_merge(backbone)
 
     # where v points
 
@@ -260,7 +260,7 @@ class VeLoRA(PEFTMethod):
         hooks = [d.register_forward_pre_hook(lambda d, args: seen.update({d: args[0]})) for d in directions.values()]
         with unchanged(self), torch.enable_grad():
             self.eval()
-            for layer in holders(self.backbone, "velora"):
+            for layer in modules_with(self.backbone, "velora"):
                 layer.training = True
             for direction in directions.values():
                 direction.due = False

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.anatomy import per_block
-from backbones.inject import Backbone, Op, become, check_free
+from backbones.inject import AdapterModule, Backbone, check_free, swap_class
 from methods.core.base import PEFTMethod
 
 
-class Prompt(Op):
+class Prompt(AdapterModule):
     """Learned tokens (P, d), appended to the sequence (B, N, C) that a module sees and taken off its output.
 
     Attention does not know the order of tokens, so the end of the sequence is as good as the place after the class
@@ -200,8 +200,8 @@ class VPT(PEFTMethod):
         length = {"prompt_length"} if self.prompt_resize != "error" else set()
         return super().free_options() | {"prompt_resize"} | length
 
-    def resize_start(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        tensors = super().resize_start(tensors)
+    def resize_warm_start(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        tensors = super().resize_warm_start(tensors)
         prompts = {name: tokens for name, tokens in tensors.items() if name.endswith("prompt.tokens")}
         if self.prompt_lengths is not None:
             return tensors
@@ -245,7 +245,7 @@ class VPT(PEFTMethod):
             width = self.prompt_project or backbone.embed_dim
             block.prompt = prompt = self.new_prompt(backbone, length, width, project, norm)
             if ends and type(block.attn) is Attention:
-                become(block.attn, PromptedAttention)
+                swap_class(block.attn, PromptedAttention)
                 block.attn.prompts = (prompt,)  # type: ignore[assignment]
                 continue
             first = block.attn if ends else block
@@ -262,12 +262,12 @@ class VPT(PEFTMethod):
         blocks, none = [block for stage in backbone.layers for block in stage.blocks], nn.Identity()
         for index, block in enumerate(blocks):
             check_free(block, "prompt")
-            become(block, PromptedSwinBlock)
-            become(block.attn, PromptedWindowAttention)
+            swap_class(block, PromptedSwinBlock)
+            swap_class(block.attn, PromptedWindowAttention)
             new = self.prompt_deep or index == 0
             block.prompt = self.new_prompt(backbone, self.prompt_length, block.dim, none, none) if new else None
         for stage in backbone.layers[1:]:
-            become(stage.downsample, PromptedPatchMerging)
+            swap_class(stage.downsample, PromptedPatchMerging)
         blocks[-1].register_forward_hook(join)
 
     def new_prompt(self, backbone: Backbone, length: int, dim: int, project: nn.Module, norm: nn.Module) -> Prompt:

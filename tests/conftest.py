@@ -35,7 +35,7 @@ TINY_OPTIONS: dict[str, dict[str, Any]] = {
     "spt": {"spt_budget": 0.03, "spt_alpha": 0.5, "spt_beta": 1.3},
 }
 # a method that changes how another one trains is tested on this one
-STACK = {name: name if method.alone else f"lora+{name}" for name, method in METHODS.items()}
+STACK = {name: name if method.standalone else f"lora+{name}" for name, method in METHODS.items()}
 CLASSES = ("daisy", "rose", "tulip")
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other

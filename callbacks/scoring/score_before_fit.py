@@ -186,7 +186,7 @@ class ScoreBeforeFit(Callback):
         images = int(trainer.strategy.reduce(torch.tensor(self.images, device=pl_module.device), reduce_op="sum"))
         if not trainer.is_global_zero:
             return
-        rows = pl_module.scored(scores)
+        rows = pl_module.score_rows(scores)
         heads = tuple(f"{name}." for name in pl_module.head_names)
         backbone = sum(p.numel() for n, p in pl_module.backbone.named_parameters() if not n.startswith(heads))
         selected, of, what = sum(row.selected for row in rows), backbone, "parameters of the backbone"

@@ -17,8 +17,8 @@ from callbacks.scoring.score_before_fit import ScoreBeforeFit
 from callbacks.scoring.scorers import Scorer
 from checkpoints import delta as files
 from checkpoints.fingerprint import fingerprint, manifest
-from methods.core.precision import BATCH_NORM, default_dtype, in_fp32, moves
-from methods.core.warm_start import copy_start, read_start
+from methods.core.precision import BATCH_NORM, default_dtype, kept_in_fp32, updates_statistics
+from methods.core.warm_start import copy_warm_start, read_warm_start
 
 # parts of the names of options that say how values are drawn, not what they mean
 ABOUT_DRAWING = ("dropout", "drop_path", "_init", "_std", "_xavier")
@@ -39,12 +39,12 @@ class PEFTMethod(LightningModule):
 
     mergeable: bool = True
     unmergeable: str = "no plain model gives the same output"  # why, where it is not
-    alone: bool = True  # False for one that only changes how another method trains, on which it is stacked
-    dynamic: bool = False  # whether the cost of a forward pass depends on the images
+    standalone: bool = True  # False for one that only changes how another method trains, on which it is stacked
+    input_dependent: bool = False  # whether the cost of a forward pass depends on the images
     prunable: bool = False  # whether a fitted model can be scored, pruned and fit anew
     scorer: type[Scorer] | None = None  # for methods that choose weights or channels from data
     # options that say where trained values start from: no file of trained values needs them
-    start_options: tuple[str, ...] = ("init_from", "init_head", "init_other_backbone")
+    warm_start_options: tuple[str, ...] = ("init_from", "init_head", "init_other_backbone")
 
     backbone: Backbone
 
@@ -74,15 +74,15 @@ class PEFTMethod(LightningModule):
         """Names (inside the backbone) of backbone parameters that train."""
         return ()
 
-    def decorate(self, backbone: Backbone) -> None:
+    def after_adapt(self, backbone: Backbone) -> None:
         """Change how layers train, in place, once all methods have adapted them and it is known what trains."""
 
-    def undecorate(self, backbone: Backbone) -> None:
-        """Make the layers again what ``decorate`` found; comes before ``fold``."""
+    def before_merge(self, backbone: Backbone) -> None:
+        """Make the layers again what ``after_adapt`` found; comes before ``fold``."""
 
-    def fold(self, backbone: Backbone) -> None:
-        """Put the trained delta into the plain weights, in place; end with ``super().fold(backbone)``."""
-        super().fold(backbone)  # type: ignore[misc]
+    def merge_into(self, backbone: Backbone) -> None:
+        """Put the trained delta into the plain weights, in place; end with ``super().merge_into(backbone)``."""
+        super().merge_into(backbone)  # type: ignore[misc]
 
     # hooks of a method that chooses from data, all about the plain backbone
 
@@ -121,7 +121,7 @@ class PEFTMethod(LightningModule):
         """Set what trains after pruning to the values ``initial`` (the delta) from before the first fit."""
         raise TypeError(f"{type(self).__name__} prunes nothing")
 
-    def scored(self, scores: dict[str, Tensor]) -> list[Scored]:
+    def score_rows(self, scores: dict[str, Tensor]) -> list[Scored]:
         """What the picture and the table of a pass show: what was scored, and how much of it was selected."""
         selection = self.selection or {}
         return [Scored(name, scores[name].abs(), len(selection.get(name, ()))) for name in self.score_targets()]
@@ -166,7 +166,7 @@ class PEFTMethod(LightningModule):
         """Freeze the backbone, adapt it and unfreeze what trains; a no-op when done or while a selection is due."""
         if self.adapted:
             return
-        start = read_start(self, self.init_from) if self.init_from is not None else None
+        start = read_warm_start(self, self.init_from) if self.init_from is not None else None
         if start is not None:
             self.selection = start["peft"]["selection"]
         if self.scorer is not None and self.selection is None:
@@ -202,7 +202,7 @@ class PEFTMethod(LightningModule):
         for head in self.head_names:
             backbone.get_submodule(head).requires_grad_(True)
         with default_dtype(torch.float32), next(iter(plain.values())).device:
-            self.decorate(backbone)
+            self.after_adapt(backbone)
         # a weight that trains in full is part of the delta: only what stays frozen identifies the backbone
         heads = tuple(f"{head}." for head in self.head_names)
         frozen = {n: p for n, p in plain.items() if not p.requires_grad} | buffers
@@ -211,14 +211,14 @@ class PEFTMethod(LightningModule):
         every = {f"backbone.{name}": p for name, p in plain.items()} | dict(self.named_parameters())
         self.total_parameters = sum(p.numel() for p in every.values())
         if start is not None:
-            self.load_start(start)
+            self.load_warm_start(start)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; BatchNorm statistics of the frozen backbone stay as they are."""
         super().train(mode)
         for module in self.backbone.modules() if self.adapted else ():
-            if isinstance(module, BATCH_NORM) and not moves(module):
+            if isinstance(module, BATCH_NORM) and not updates_statistics(module):
                 module.eval()
         return self
 
@@ -226,8 +226,8 @@ class PEFTMethod(LightningModule):
         """Cast or move the module; under ``bf16-true`` only frozen tensors are cast."""
         # a bf16 scale at 1.0 cannot take an Adam step of 1e-3: what trains keeps its fp32 values
         modules = list(self.modules()) if self.adapted else []
-        kept = [(p, p.data) for module in modules for p in in_fp32(module)]
-        frozen = {m for m in self.backbone.modules() if not moves(m)}
+        kept = [(p, p.data) for module in modules for p in kept_in_fp32(module)]
+        frozen = {m for m in self.backbone.modules() if not updates_statistics(m)}
         moving = [m for m in modules if isinstance(m, BATCH_NORM) and m not in frozen]
         statistics = [(m, name, b) for m in moving for name, b in m.named_buffers(recurse=False)]
         super().to(*args, **kwargs)
@@ -248,7 +248,7 @@ class PEFTMethod(LightningModule):
         moving = {
             f"backbone.{name}.{buffer}"
             for name, module in self.backbone.named_modules()
-            if moves(module)
+            if updates_statistics(module)
             for buffer, _ in module.named_buffers(recurse=False)
         }
         plain = {f"backbone.{name}" for name in self.plain_keys}
@@ -267,21 +267,21 @@ class PEFTMethod(LightningModule):
         return sum(n for name, n in trained.items() if not name.startswith(heads)), sum(trained.values())
 
     def merge(self) -> nn.Module:
-        """The backbone as a plain model with the trained delta folded in; this module stays as it is.
+        """The backbone as a plain model with the trained delta merged in; this module stays as it is.
 
         Returns:
-            A copy of the backbone in fp32 and eval mode. Modules that cannot fold are still in it, as extra keys.
+            A copy of the backbone in fp32 and eval mode. Modules that cannot be merged are still in it, as extra keys.
 
         Raises:
             TypeError: If no plain model gives the same output.
         """
         if not self.mergeable:
-            raise TypeError(f"{self.method_name()} cannot fold because {self.unmergeable}")
+            raise TypeError(f"{self.method_name()} cannot be merged because {self.unmergeable}")
         self.configure_model()
-        backbone = deepcopy(self.backbone).float()  # folding in bf16 would round the frozen weights
+        backbone = deepcopy(self.backbone).float()  # merging in bf16 would round the frozen weights
         with torch.no_grad():
-            self.undecorate(backbone)
-            self.fold(backbone)
+            self.before_merge(backbone)
+            self.merge_into(backbone)
         return backbone.requires_grad_(False).eval()
 
     # the values of another run to start from
@@ -289,19 +289,19 @@ class PEFTMethod(LightningModule):
     def free_options(self) -> set[str]:
         """Options of the method that may differ between a run and the one that it starts from."""
         drawn = {name for name in self.method_options() if any(part in name for part in ABOUT_DRAWING)}
-        return drawn | set(self.start_options)
+        return drawn | set(self.warm_start_options)
 
-    def resize_start(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def resize_warm_start(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The other run's tensors, brought to the sizes of this one where a method knows how."""
         return tensors
 
-    def forget_start(self) -> None:
+    def forget_warm_start(self) -> None:
         """Read nothing to start from, as a checkpoint or an adapter folder brings later values."""
         self.init_from = None
 
-    def load_start(self, start: dict[str, Any]) -> None:
+    def load_warm_start(self, start: dict[str, Any]) -> None:
         """Take over the values of the checkpoint of ``init_from``; the optimizer's never."""
-        copy_start(self, start)
+        copy_warm_start(self, start)
 
     @classmethod
     def method_options(cls) -> dict[str, Any]:
@@ -338,7 +338,7 @@ class PEFTMethod(LightningModule):
         # PEFTMethod.load_from_checkpoint finds the class, whether the run began in the CLI or in a notebook
         # what it started from is in its values by now: the file must load where the other run's is not to be had
         checkpoint["hyper_parameters"] = {
-            n: value for n, value in self.hparams.items() if n not in self.start_options
+            n: value for n, value in self.hparams.items() if n not in self.warm_start_options
         } | {
             "_class_path": f"{type(self).__module__}.{type(self).__qualname__}",
             "_instantiator": "lightning.pytorch.cli.instantiate_module",
@@ -357,7 +357,7 @@ class PEFTMethod(LightningModule):
             self.build_backbone()
             self.plain_keys = None
         self.selection = selection
-        self.forget_start()  # the checkpoint's values have gone on from there
+        self.forget_warm_start()  # the checkpoint's values have gone on from there
         self.configure_model()
         self.started_from = checkpoint["peft"].get("started_from")
         files.check_backbone(self.description(), checkpoint["peft"])

@@ -39,7 +39,7 @@ class Members(LightningModule):
         export_member: Name of the member that the adapter folder holds; ``best`` chooses by validation accuracy.
     """
 
-    mergeable = dynamic = False
+    mergeable = input_dependent = False
     scorer = selection = None
 
     def __init__(
@@ -88,10 +88,10 @@ class Members(LightningModule):
                 raise
             return getattr(self._modules["members"][0], name)  # type: ignore[index]
 
-    def forget_start(self) -> None:
+    def forget_warm_start(self) -> None:
         """Read nothing to start from, as a checkpoint brings later values."""
         for member in self.members:
-            member.forget_start()  # type: ignore[operator]
+            member.forget_warm_start()  # type: ignore[operator]
 
     def forward(self, x: Tensor | tuple[Tensor, ...]) -> Tensor:
         """Logits of the member that is exported."""

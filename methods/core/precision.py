@@ -9,14 +9,14 @@ from torch import nn
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
-def in_fp32(module: nn.Module) -> list[nn.Parameter]:
+def kept_in_fp32(module: nn.Module) -> list[nn.Parameter]:
     """The parameters of one module that no cast touches: what trains, and its partners in a norm's affine map."""
     parameters = list(module.parameters(recurse=False))
     trained = [p for p in parameters if p.requires_grad]
     return parameters if trained and all(p.dim() <= 1 for p in parameters) else trained
 
 
-def moves(module: nn.Module) -> bool:
+def updates_statistics(module: nn.Module) -> bool:
     """Whether a BatchNorm of the backbone trains in full, so that its statistics move too."""
     parameters = list(module.parameters(recurse=False))
     is_batch_norm = isinstance(module, BATCH_NORM)

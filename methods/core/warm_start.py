@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from methods.core.base import PEFTMethod
 
 
-def read_start(method: "PEFTMethod", path: str) -> dict[str, Any]:
+def read_warm_start(method: "PEFTMethod", path: str) -> dict[str, Any]:
     """The other run's checkpoint.
 
     Args:
@@ -41,12 +41,12 @@ def read_start(method: "PEFTMethod", path: str) -> dict[str, Any]:
     return start
 
 
-def copy_start(method: "PEFTMethod", start: dict[str, Any]) -> None:
+def copy_warm_start(method: "PEFTMethod", start: dict[str, Any]) -> None:
     """Copy what the other run trained; its classifier only with ``init_head``, its optimizer never.
 
     Args:
         method: The adapted model.
-        start: What ``read_start`` returned.
+        start: What ``read_warm_start`` returned.
 
     Raises:
         ValueError: If it was trained on other weights or other classes, or a tensor does not fit.
@@ -63,7 +63,7 @@ def copy_start(method: "PEFTMethod", start: dict[str, Any]) -> None:
         files.check_backbone(method.description(), start["peft"])
         if method.init_head and here and there and here != there:
             raise ValueError(f"init_head: the classes are {there[:200]} there, {here[:200]} here")
-        found = method.resize_start(found)
+        found = method.resize_warm_start(found)
         files.check_delta(expected, found)
     except ValueError as error:
         raise ValueError(f"init_from={path!r}: {error}") from error

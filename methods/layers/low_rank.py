@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.inject import Backbone, become, holders
+from backbones.inject import Backbone, modules_with, swap_class
 
 Rows = tuple[tuple[int, int], ...]
 """Blocks of output channels that are updated, each from its first row to before its last."""
 
 
-def folded(weight: Tensor, A: Tensor, B: Tensor, rows: Rows, scale: float) -> Tensor:
+def merged_weight(weight: Tensor, A: Tensor, B: Tensor, rows: Rows, scale: float) -> Tensor:
     """``W + scale B A`` in the precision of A; A (K r, in) and B (K size, r) hold a pair for each block of rows."""
     result = weight.to(A.dtype, copy=True)
     for (first, last), a, b in zip(rows, A.chunk(len(rows)), B.chunk(len(rows)), strict=True):
@@ -50,7 +50,7 @@ def add_update(y: Tensor, h: Tensor, B: Tensor, rows: Rows, scale: float) -> Non
         flat[:, first:last].addmm_(part.T, b.T, alpha=scale)
 
 
-class FoldedLowRank(torch.autograd.Function):
+class MergedLowRank(torch.autograd.Function):
     """``y = x (W + scale B A)^T + b``: one product in the forward pass, and only x is kept for the backward pass."""
 
     @staticmethod
@@ -60,12 +60,12 @@ class FoldedLowRank(torch.autograd.Function):
         x = x.to(compute_dtype(x))  # autocast would cast inside the product, and x would be kept in fp32
         ctx.save_for_backward(x, weight, A, B)
         ctx.rows, ctx.scale = rows, scale
-        return F.linear(x, folded(weight, A, B, rows, scale).to(x.dtype), bias)
+        return F.linear(x, merged_weight(weight, A, B, rows, scale).to(x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, A, B = ctx.saved_tensors
-        d_x = g @ folded(weight, A, B, ctx.rows, ctx.scale).to(g.dtype) if ctx.needs_input_grad[0] else None
+        d_x = g @ merged_weight(weight, A, B, ctx.rows, ctx.scale).to(g.dtype) if ctx.needs_input_grad[0] else None
         g, x = g.flatten(0, -2), x.flatten(0, -2)
         d_a, d_b, _ = low_rank_gradients(g, x, A, B, ctx.rows, ctx.scale)
         d_weight = g.T @ x if ctx.needs_input_grad[1] else None
@@ -135,9 +135,9 @@ class LowRank(nn.Module):
         """A (K r, in) and B (K size, r) of K blocks of rows."""
         return self.A, self.B
 
-    def fold(self, weight: Tensor) -> Tensor:
+    def merge_into(self, weight: Tensor) -> Tensor:
         """The weight with the update added, in fp32."""
-        return folded(weight, *self.factors(), self.rows, self.scale)
+        return merged_weight(weight, *self.factors(), self.rows, self.scale)
 
     @property
     def drops(self) -> bool:
@@ -175,12 +175,12 @@ class LoRALinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if self.lora.drops:
             return self.lora(self.product(input, self.bias), self.lora.seen(input))
-        return FoldedLowRank.apply(input, self.weight, self.bias, *self.lora.factors(), self.lora.rows, self.lora.scale)
+        return MergedLowRank.apply(input, self.weight, self.bias, *self.lora.factors(), self.lora.rows, self.lora.scale)
 
 
-def fold_low_rank(backbone: Backbone) -> None:
+def merge_low_rank(backbone: Backbone) -> None:
     """Add every low-rank update to its weight and make the layers plain again."""
-    for linear in holders(backbone, "lora"):
-        linear.weight.copy_(linear.lora.fold(linear.weight))
+    for linear in modules_with(backbone, "lora"):
+        linear.weight.copy_(linear.lora.merge_into(linear.weight))
         del linear.lora
-        become(linear, nn.Linear)
+        swap_class(linear, nn.Linear)

@@ -1,7 +1,7 @@
 """Chosen entries of frozen tensors that train, and nothing else of them: the form that all selective methods share.
 
 A chosen entry costs its value, gradient and optimizer state (and an index); weight decay, moments and DDP traffic never
-see the entries beside it. ``train_entries`` makes a backbone's modules use such values, ``fold_entries`` writes them
+see the entries beside it. ``train_entries`` makes a backbone's modules use such values, ``merge_entries`` writes them
 into plain weights.
 """
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from backbones.anatomy import reads_bare_weight
-from backbones.inject import Backbone, become, check_free, fold_rewritten, rewrite
+from backbones.inject import Backbone, check_free, merge_parametrized, parametrize_in_place, swap_class
 
 # above this share of a matrix its whole gradient is faster than one dot product per entry: measured on a CPU at
 # 384x1536, 192x768, 768x192 and 768x3072; for GPUs estimated from their ratio of arithmetic to memory traffic
@@ -203,22 +203,22 @@ def train_entries(backbone: Backbone, chosen: dict[str, Tensor]) -> None:
         plain = PLAIN.get(type(module), type(module))
         padded = isinstance(module, nn.Conv2d) and module.padding_mode != "zeros"
         if plain in SPARSE and not padded and not reads_bare_weight(backbone, path):
-            become(module, SPARSE[plain])
+            swap_class(module, SPARSE[plain])
             check_free(module, child)
             module.add_module(child, entries)
         else:  # class tokens, position embeddings, layer scales, ...
-            rewrite(module, kind, child, entries)
+            parametrize_in_place(module, kind, child, entries)
 
 
-def fold_entries(backbone: Backbone) -> None:
+def merge_entries(backbone: Backbone) -> None:
     """Write the trained values into their places, bit for bit, and make the modules plain again."""
-    fold_rewritten(backbone)
+    merge_parametrized(backbone)
     for module in [m for m in backbone.modules() if type(m) in PLAIN]:
         for kind in ("weight", "bias"):
             entries: Any = module._modules.pop(f"{kind}_entries", None)
             if entries is not None:
                 getattr(module, kind).flatten().index_copy_(0, entries.indices.long(), entries.values)
-        become(module, PLAIN[type(module)])
+        swap_class(module, PLAIN[type(module)])
 
 
 class TrainsEntries:
@@ -250,9 +250,9 @@ class TrainsEntries:
         super().adapt(backbone)  # type: ignore[misc]
         train_entries(backbone, self.chosen())
 
-    def fold(self, backbone: Backbone) -> None:
-        fold_entries(backbone)
-        super().fold(backbone)  # type: ignore[misc]
+    def merge_into(self, backbone: Backbone) -> None:
+        merge_entries(backbone)
+        super().merge_into(backbone)  # type: ignore[misc]
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Entries of matrices decay as matrices do, entries of vectors do not."""

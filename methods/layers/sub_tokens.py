@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.layers.low_rank import Rows, add_update, compute_dtype, folded, hidden_gradients
+from methods.layers.low_rank import Rows, add_update, compute_dtype, hidden_gradients, merged_weight
 
 Init = Literal["batch_average_once", "batch_average", "running_average", "random", "svd"]
 SVD_ROWS = 2048  # sub-tokens that a singular vector is made from
@@ -57,7 +57,7 @@ class CompressedLinear(torch.autograd.Function):
         return d_x, d_weight, g.sum(0) if ctx.needs_input_grad[2] else None, None, None
 
 
-class CompressedFoldedLowRank(torch.autograd.Function):
+class CompressedMergedLowRank(torch.autograd.Function):
     """``y = x (W + scale B A)^T + b`` keeping z and h = A x; d A is approximate, and d W if W trains."""
 
     @staticmethod
@@ -76,12 +76,12 @@ class CompressedFoldedLowRank(torch.autograd.Function):
         x = x.to(compute_dtype(x))
         ctx.save_for_backward(project(x, v), A.to(x.dtype) @ x.flatten(0, -2).T, weight, A, B, v)
         ctx.s, ctx.rows, ctx.scale = s, rows, scale
-        return F.linear(x, folded(weight, A, B, rows, scale).to(x.dtype), bias)
+        return F.linear(x, merged_weight(weight, A, B, rows, scale).to(x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         z, h, weight, A, B, v = ctx.saved_tensors
-        d_x = g @ folded(weight, A, B, ctx.rows, ctx.scale).to(g.dtype) if ctx.needs_input_grad[0] else None
+        d_x = g @ merged_weight(weight, A, B, ctx.rows, ctx.scale).to(g.dtype) if ctx.needs_input_grad[0] else None
         g = g.flatten(0, -2)
         d_b, d_h = hidden_gradients(g, h, B, ctx.rows, ctx.scale, None)
         d_weight = ctx.s * spread(g.T @ z, v, A.shape[1]) if ctx.needs_input_grad[1] else None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.inject import Op
+from backbones.inject import AdapterModule
 
 
 class Adapter(nn.Module):
@@ -66,7 +66,7 @@ class MixedAdapter(nn.Module):
         return x @ weight.transpose(1, 2) + bias.unsqueeze(1)
 
 
-class Dispatch(Op):
+class Dispatch(AdapterModule):
     """Sends patch tokens through a branch or past it, and adds an adapter's update to all tokens.
 
     ``enter`` stands before the branch's norm and ``hook`` behind its drop path, so that for the stream x (B, T, D) a

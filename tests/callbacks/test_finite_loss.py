@@ -10,7 +10,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from callbacks.finite_loss import FiniteLoss
+from callbacks.finite_loss import StopOnNonFiniteLoss
 from datamodules import ImageDataset
 from methods import PEFTMethod
 from tests.conftest import build_tiny, quiet_trainer
@@ -43,7 +43,7 @@ def test_stops_before_the_update(bad: float, build: Build, data: Data, trainer: 
     spoil(model, bad, 9)
     snapshots = Snapshots()
     keep = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1)
-    run = trainer(max_epochs=3, enable_checkpointing=True, callbacks=[FiniteLoss(), snapshots, keep])
+    run = trainer(max_epochs=3, enable_checkpointing=True, callbacks=[StopOnNonFiniteLoss(), snapshots, keep])
     message = r"train/loss is NaN or infinite at step 9 \(epoch 1\): stopped before the update\. .*step=6\.ckpt"
     with pytest.raises(FloatingPointError, match=message):
         run.fit(model, datamodule=data())
@@ -53,7 +53,7 @@ def test_stops_before_the_update(bad: float, build: Build, data: Data, trainer: 
     assert all(torch.equal(now[name], tensor) for name, tensor in before.items())
     assert not all(torch.equal(now[name], tensor) for name, tensor in snapshots.weights[8].items())
 
-    resumed = trainer(max_epochs=3, enable_checkpointing=True, callbacks=[FiniteLoss(), keep])
+    resumed = trainer(max_epochs=3, enable_checkpointing=True, callbacks=[StopOnNonFiniteLoss(), keep])
     resumed.fit(build("ssf"), datamodule=data(), ckpt_path=tmp_path / "step=6.ckpt")
     assert resumed.global_step == 18
 
@@ -62,26 +62,26 @@ def test_first_step_without_a_checkpoint(build: Build, data: Data, trainer: Make
     model = build("ssf")
     spoil(model, float("nan"), 0)
     with pytest.raises(FloatingPointError, match=r"at step 0 \(epoch 0\).*Last good checkpoint: none yet.*--model\.lr"):
-        trainer(callbacks=[FiniteLoss()]).fit(model, datamodule=data())
+        trainer(callbacks=[StopOnNonFiniteLoss()]).fit(model, datamodule=data())
 
 
 def test_any_batch_of_an_accumulated_step(build: Build, data: Data, trainer: MakeTrainer) -> None:
     model = build("ssf")
     spoil(model, float("nan"), 4)  # the second of the three batches of step 1
     with pytest.raises(FloatingPointError, match="at step 1"):
-        trainer(callbacks=[FiniteLoss()], accumulate_grad_batches=3).fit(model, datamodule=data())
+        trainer(callbacks=[StopOnNonFiniteLoss()], accumulate_grad_batches=3).fit(model, datamodule=data())
 
 
 def test_the_method_s_own_term_counts(build: Build, data: Data, trainer: MakeTrainer) -> None:
     model: Any = build("ssf")
     model.extra_loss = lambda: torch.tensor(float("nan"))
     with pytest.raises(FloatingPointError, match="at step 0"):
-        trainer(callbacks=[FiniteLoss()]).fit(model, datamodule=data())
+        trainer(callbacks=[StopOnNonFiniteLoss()]).fit(model, datamodule=data())
 
 
 def test_finite_losses_pass(build: Build, data: Data, trainer: MakeTrainer) -> None:
     results = []
-    for callbacks in ([FiniteLoss()], []):
+    for callbacks in ([StopOnNonFiniteLoss()], []):
         model = build("ssf")
         trainer(callbacks=callbacks).fit(model, datamodule=data())
         results.append(model.delta_state_dict())
@@ -93,7 +93,7 @@ def fit_with_a_bad_rank(rank: int, weights: Path, images: Path, folder: Path) ->
     model = build_tiny(weights, "ssf")
     if rank == 1:
         spoil(model, float("nan"), 2)
-    run = quiet_trainer(folder, devices=2, strategy="ddp", callbacks=[FiniteLoss()])
+    run = quiet_trainer(folder, devices=2, strategy="ddp", callbacks=[StopOnNonFiniteLoss()])
     try:
         run.fit(model, datamodule=ImageDataset(root=str(images), batch_size=4, resize="direct"))
     except FloatingPointError as error:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from checkpoints.atomic import WholeFiles
+from checkpoints.atomic import AtomicCheckpointIO
 
 
 def full_disk(checkpoint: Any, path: Path) -> None:
@@ -16,11 +16,11 @@ def full_disk(checkpoint: Any, path: Path) -> None:
 
 def test_a_full_disk_leaves_the_file_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last.ckpt"
-    WholeFiles().save_checkpoint({"step": torch.tensor(1)}, path)
+    AtomicCheckpointIO().save_checkpoint({"step": torch.tensor(1)}, path)
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(OSError, match=r"cannot write .*last\.ckpt .*No space left on device.*; the file before it is"):
-        WholeFiles().save_checkpoint({"step": torch.tensor(2)}, path)
+        AtomicCheckpointIO().save_checkpoint({"step": torch.tensor(2)}, path)
     with pytest.raises(OSError, match="no file was left there"):
-        WholeFiles().save_checkpoint({"step": torch.tensor(2)}, tmp_path / "best.ckpt")
+        AtomicCheckpointIO().save_checkpoint({"step": torch.tensor(2)}, tmp_path / "best.ckpt")
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
-    assert WholeFiles().load_checkpoint(path) == {"step": torch.tensor(1)}
+    assert AtomicCheckpointIO().load_checkpoint(path) == {"step": torch.tensor(1)}

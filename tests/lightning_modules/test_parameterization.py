@@ -255,7 +255,7 @@ def test_initial_weights(head_init: str) -> None:
 
 
 @every_parameterization
-def test_folded_model_equals_the_one_with_multipliers(parameterization: str) -> None:
+def test_merged_model_equals_the_one_with_multipliers(parameterization: str) -> None:
     model: Any = wide(parameterization=parameterization).eval()
     images = torch.randn(2, 3, 32, 32)
     merged = model.merge()

@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from backbones.inject import become
+from backbones.inject import swap_class
 from callbacks.ema import EMA
 from checkpoints import packed
 from lightning_modules.classification import Classification
@@ -402,7 +402,7 @@ def test_bi_lora_merges(bits: int, head: bool, build: Build) -> None:
 
 
 def test_bi_adaptformer_does_not_merge(build: Build) -> None:
-    with pytest.raises(TypeError, match="cannot fold because"):
+    with pytest.raises(TypeError, match="cannot be merged because"):
         adapted(build).merge()
 
 
@@ -439,7 +439,7 @@ def make_layer(kind: type[LowBit]) -> Any:
     if kind is LowBitLowRank:
         layer = LowRank(nn.Linear(12, 18), 2, 1.7, ((0, 6), (12, 18)))
         nn.init.normal_(layer.B)
-    become(layer, kind)
+    swap_class(layer, kind)
     layer.bits, layer.codebook = 2, "l1_optimal"
     return layer.eval()
 

@@ -211,7 +211,7 @@ def test_merge(method: str, build: Build) -> None:
     model.eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     if not METHODS[method].mergeable:
-        with pytest.raises(TypeError, match="cannot fold because"):
+        with pytest.raises(TypeError, match="cannot be merged because"):
             model.merge()
         return
     merged = model.merge()

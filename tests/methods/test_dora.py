@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.inject import become
+from backbones.inject import swap_class
 from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod, compose
 from methods.dora import SMALLEST_MAGNITUDE, Decomposed, DoRALinear
@@ -48,7 +48,7 @@ def layer(rows: Rows | None, *, bias: bool = True, dropout: float = 0.0, dropout
     linear.lora = Decomposed(linear, 2, 1.7, rows, dropout, dropout_at)
     nn.init.normal_(linear.lora.B)
     nn.init.normal_(linear.lora.magnitude, 1.0, 0.3)
-    become(linear, DoRALinear)
+    swap_class(linear, DoRALinear)
     return linear.double()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.inject import become
+from backbones.inject import swap_class
 from callbacks.measures import SavedBytes
 from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod, compose
@@ -142,7 +142,7 @@ def layer(rows: Rows | None, dropout: float = 0.0, dropout_at: Any = "hidden") -
     linear.weight.requires_grad_(False)
     linear.lora = LowRank(linear, 2, 1.7, rows, dropout, dropout_at)
     nn.init.normal_(linear.lora.B)
-    become(linear, LoRALinear)
+    swap_class(linear, LoRALinear)
     return linear.double()
 
 

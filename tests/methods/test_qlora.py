@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backbones.inject import become
+from backbones.inject import swap_class
 from callbacks.measures import SavedBytes
 from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod, compose
@@ -74,7 +74,7 @@ def test_a_block_of_zeros_stays_one() -> None:
 def packed_layer(width: int = 48) -> Any:
     torch.manual_seed(0)
     linear: Any = nn.Linear(width, 20)
-    become(linear, NF4Linear)
+    swap_class(linear, NF4Linear)
     linear.pack("torch")
     linear.requires_grad_(False)
     return linear
@@ -152,7 +152,7 @@ def test_merge_is_into_the_rounded_weight(build: Build) -> None:
     merged: Any = model.merge()
     weight = merged.blocks[0].attn.qkv.weight
     assert type(merged.blocks[0].attn.qkv) is nn.Linear
-    torch.testing.assert_close(weight, linear.lora.fold(linear.dense()))
+    torch.testing.assert_close(weight, linear.lora.merge_into(linear.dense()))
     again = nf4.dequantize(*nf4.quantize(weight), tuple(weight.shape))
     assert (again - weight).abs().max() > 1e-3
 

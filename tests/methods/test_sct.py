@@ -74,7 +74,7 @@ def test_merge_or_refusal(mode: str, on_x: bool, build: Any) -> None:
     model.configure_model()
     images = torch.randn(2, 3, 32, 32)
     if mode == "attn":
-        with pytest.raises(TypeError, match="cannot fold because"):
+        with pytest.raises(TypeError, match="cannot be merged because"):
             model.merge()
         return
     with torch.no_grad():

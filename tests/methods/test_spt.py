@@ -204,7 +204,7 @@ def check_training(golden: Golden, kind: str) -> None:
         merged = part.check_merge(model)
         assert set(merged.state_dict()) == model.plain_keys
     else:
-        with pytest.raises(TypeError, match="cannot fold because"):
+        with pytest.raises(TypeError, match="cannot be merged because"):
             model.merge()
 
 
@@ -363,7 +363,7 @@ def plain(name: str) -> nn.Module:
 @pytest.mark.parametrize("granularity", ["both", "structured_only", "unstructured_only"])
 @pytest.mark.parametrize("name", BACKBONES)
 def test_every_backbone(name: str, granularity: str, kind: str) -> None:
-    """Starts from the frozen backbone, trains what was counted, and folds where it can."""
+    """Starts from the frozen backbone, trains what was counted, and merges where it can."""
     options = {"spt_kind": kind, "spt_granularity": granularity, **SMALL}
     images = torch.randn(2, 3, 32, 32)
     made_up = scores(task(plain(name), **options))

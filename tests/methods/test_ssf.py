@@ -91,7 +91,7 @@ def adapted(name: str, **options: Any) -> PEFTMethod:
 
 
 @pytest.mark.parametrize("name", TINY_MODELS)
-def test_folded_form_equals_the_elementwise_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merged_form_equals_the_elementwise_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Outputs and gradients of the custom backward against plain autograd of ``scale * f(x) + shift``."""
     images = torch.randn(2, 3, 32, 32)
     model = adapted(name)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.inject import become
+from backbones.inject import swap_class
 from callbacks.measures import SavedBytes
 from datamodules import ImageDataset
 from methods import PEFTMethod
@@ -99,7 +99,7 @@ def layer(size: int = 4, s: float = 1.0, bias: bool = True, width: int = 24) -> 
     torch.manual_seed(0)
     linear: Any = nn.Linear(width, 7, bias)
     linear.velora = Direction(size, s, "random", 0.9)
-    become(linear, VeLoRALinear)
+    swap_class(linear, VeLoRALinear)
     linear = linear.double()
     linear.velora.v = unit(linear.velora.v.double())  # no cast touches v
     return linear

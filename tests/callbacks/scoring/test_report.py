@@ -179,7 +179,7 @@ def test_other_backbones(method: str, backbone: str, args: dict[str, Any], block
     )
     scores = {name: torch.rand_like(model.backbone.get_parameter(name)) for name in model.score_targets()}
     model.selection = model.select(scores)
-    rows = model.scored(scores)
+    rows = model.score_rows(scores)
     assert sum(row.values.numel() for row in rows) == sum(score.numel() for score in scores.values())
     blocks, columns, *_ = score_report.cells(rows)
     assert block in blocks

@@ -9,7 +9,7 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from methods.layers.sparse import CHUNK, EntriesLinear, dots, fold_entries, train_entries
+from methods.layers.sparse import CHUNK, EntriesLinear, dots, merge_entries, train_entries
 from tests.conftest import perturb
 
 
@@ -44,14 +44,14 @@ def test_gradients_are_those_of_the_dense_model(share: float) -> None:
         torch.testing.assert_close(entries.values.grad, gradient.flatten()[indices], atol=1e-4, rtol=1e-4)
 
 
-def test_fold_is_exact_and_leaves_plain_modules() -> None:
+def test_merge_is_exact_and_leaves_plain_modules() -> None:
     model = network()
     train_entries(model, choose(model, 0.2))
     perturb(model, 1.0)
     x = torch.randn(2, 3, 4, 4)
     expected = model(x)
     with torch.no_grad():
-        fold_entries(model)
+        merge_entries(model)
     assert torch.equal(model(x), expected)
     assert [type(a) for a in model.modules()] == [type(b) for b in network().modules()]
     assert set(model.state_dict()) == set(network().state_dict())
@@ -71,7 +71,7 @@ class Table(nn.Module):
 
 
 def test_parameters_of_any_module() -> None:
-    """Read as they are named, with gradients of the chosen entries; copies and folds like all others."""
+    """Read as they are named, with gradients of the chosen entries; copies and merges like all others."""
     dense, model = Table(), Table().requires_grad_(False)
     chosen = {"table": torch.tensor([0, 3, 17]), "scale": torch.tensor([5])}
     train_entries(model, chosen)
@@ -91,7 +91,7 @@ def test_parameters_of_any_module() -> None:
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(other(x), expected)
         with torch.no_grad():
-            fold_entries(other)
+            merge_entries(other)
             assert torch.equal(other(x), expected)
         assert type(other) is Table
         assert set(other.state_dict()) == set(Table().state_dict())

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.table import Table
 from callbacks.cost import Cost
 from callbacks.scoring.score_before_fit import ScoreBeforeFit
 from checkpoints.atomic import write_atomically
+from lightning_modules.seed import run_seed
 
 
 class Result(Callback):
@@ -59,9 +59,10 @@ class Result(Callback):
             | ({"ckpt_path": str(trainer.ckpt_path)} if trainer.ckpt_path else {})
             | {
                 "task": task_name(type(pl_module)),
+                "metric": pl_module.headline._asdict(),
                 "class": type(pl_module).__name__,
                 "pretrained": pl_module.pretrained,
-                "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
+                "seed": run_seed(),
                 "world_size": trainer.world_size,
                 "precision": str(trainer.precision),
                 "versions": {name: version(name) for name in ("torch", "lightning", "timm")},

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from datamodules.loading import EpochSampler, Padded, TrainLoader
 from datamodules.samples import CachedImages, FrozenFeatures, LiveImages, Samples, to_rgb
+from lightning_modules.seed import run_seed
 
 CACHE_LIMIT = 2 * 1024**3  # bytes of uint8 pixels that ``cache: auto`` keeps in memory
 DECODED = 100_000  # images of a split that are decoded before a run, to see that all can be read
@@ -322,7 +323,7 @@ class ImageDataModule(LightningDataModule):
             world: Number of shares.
         """
         dataset: Any = self.splits["train"]
-        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        seed = run_seed()
         count = len(dataset)
         draw = torch.Generator().manual_seed(seed)
         orders = [torch.randperm(count, generator=draw) if shuffle else torch.arange(count) for _ in range(passes)]

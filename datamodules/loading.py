@@ -1,6 +1,5 @@
 """Loaders: the order of an epoch, and equal shares of all ranks."""
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,14 +7,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-PADDING = -100  # label of a sample that only evens out the ranks; metrics and losses ignore it
+from lightning_modules.batch import PADDING
+from lightning_modules.seed import run_seed
 
 
 class EpochSampler(DistributedSampler[Any]):
     """Shuffled shares of the ranks that depend on the seed and the epoch alone, as do the seeds of the workers."""
 
     def __init__(self, dataset: Dataset[Any], world_size: int, rank: int) -> None:
-        super().__init__(dataset, world_size, rank, shuffle=True, seed=int(os.environ.get("PL_GLOBAL_SEED", 0)))
+        super().__init__(dataset, world_size, rank, shuffle=True, seed=run_seed())
         self.generator = torch.Generator()
 
     def set_epoch(self, epoch: int) -> None:

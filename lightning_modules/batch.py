@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+PADDING = -100  # label of a sample that only evens out the ranks; metrics and losses ignore it
+
 
 class Batch(NamedTuple):
     """What a loader gives.

@@ -1,6 +1,6 @@
 """Image classification."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from timm.data import Mixup
@@ -10,8 +10,8 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from backbones.timm_models import build_backbone, head_modules, init_head, input_config, reset_head
-from datamodules.loading import PADDING
-from lightning_modules.task import TaskModule
+from lightning_modules.batch import PADDING
+from lightning_modules.task import Headline, TaskModule
 
 
 class Classification(TaskModule):
@@ -29,6 +29,9 @@ class Classification(TaskModule):
         mixup: Beta parameter of mixup, 0 for none.
         cutmix: Beta parameter of cutmix, 0 for none; with both, each batch draws one of them.
     """
+
+    headline = Headline("acc1", higher_is_better=True, label="top-1 (%)", scale=100.0)
+    links: ClassVar[dict[str, str]] = {"num_classes": "num_classes"}
 
     def __init__(
         self,

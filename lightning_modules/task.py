@@ -1,11 +1,10 @@
 """What every task shares: a backbone, an optimizer, a schedule, and the four names that a method may ask for."""
 
 import math
-import os
 import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +17,28 @@ from backbones.inject import Backbone
 from callbacks.ema import EMA
 from lightning_modules.optim.adam_atan2 import AdamATan2
 from lightning_modules.parameterization import WidthScaled
+from lightning_modules.seed import derived_seed
+
+
+class Headline(NamedTuple):
+    """The number that a task is judged by: ``val/<name>`` is monitored, ``test/<name>`` is reported.
+
+    Args:
+        name: Name of the metric, such as ``acc1``.
+        higher_is_better: Whether a larger value is a better one.
+        label: What tables and axes call it, with its unit.
+        scale: Factor of the shown value, 100 for shares that are shown as percent.
+    """
+
+    name: str
+    higher_is_better: bool
+    label: str
+    scale: float = 1.0
+
+    @property
+    def mode(self) -> Literal["max", "min"]:
+        """Direction for Lightning's checkpoint and early stopping."""
+        return "max" if self.higher_is_better else "min"
 
 
 class TaskModule(WidthScaled):
@@ -34,6 +55,10 @@ class TaskModule(WidthScaled):
         ema_decay: Evaluate and save an exponential moving average of what trains; a decay such as 0.999, or none.
         lr_interval: Whether the schedule moves every ``step`` or every ``epoch``, as most papers of the field do.
     """
+
+    headline: ClassVar[Headline]
+    unit: ClassVar[str] = "image"  # what speed and scoring count
+    links: ClassVar[dict[str, str]] = {}  # option -> attribute of the datamodule that fills it
 
     backbone: Backbone
 
@@ -106,8 +131,7 @@ class TaskModule(WidthScaled):
 
     def on_train_epoch_start(self) -> None:
         # drop path, mixup and augmentation depend on the epoch alone: a resumed run draws what an unbroken one would
-        entropy = (int(os.environ.get("PL_GLOBAL_SEED", 0)), self.current_epoch, self.global_rank)
-        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        seed = derived_seed(self.current_epoch, self.global_rank)
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)

@@ -1,17 +1,16 @@
 """Child-Tuning: only a child network of the backbone is updated."""
 
-import os
 from collections.abc import Iterable
 from math import ceil
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from backbones.anatomy import FROZEN
 from backbones.inject import Backbone
 from callbacks.scoring.scorers import Scorer, SquaredGradients
+from lightning_modules.seed import derived_seed
 from methods.core.base import PEFTMethod
 from methods.layers.sparse import TrainsEntries
 
@@ -79,8 +78,7 @@ class ChildTuning(TrainsEntries, PEFTMethod):
         """Drop gradients at random, the same on every rank, and scale the others so that the mean stays."""
         super().on_before_optimizer_step(optimizer)
         if self.child_variant == "F":
-            seed = np.random.SeedSequence((int(os.environ.get("PL_GLOBAL_SEED", 0)), self.global_step))
-            draw = torch.Generator(self.device).manual_seed(int(seed.generate_state(1)[0]))
+            draw = torch.Generator(self.device).manual_seed(derived_seed(self.global_step))
             for parameter in self.parameters():
                 if parameter.grad is not None:
                     keep = torch.empty_like(parameter.grad).bernoulli_(self.child_fraction, generator=draw)

@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric
 from backbones.anatomy import transformer_blocks
 from backbones.inject import Backbone, attach, check_free
 from callbacks.kept_tokens import KeptTokens
-from datamodules.loading import PADDING
+from lightning_modules.batch import PADDING
 from methods.core.base import PEFTMethod
 from methods.layers.token_dispatch import Adapter, AttentionDispatch, Dispatch, LayerDispatch, MixedAdapter
 

@@ -1,6 +1,5 @@
 """SaRA: the pretrained weights that are closest to zero train."""
 
-import os
 from math import exp
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from backbones.inject import Backbone
 from callbacks.scoring.scorers import Magnitudes
+from lightning_modules.seed import run_seed
 from methods.core.base import PEFTMethod
 from methods.layers.sparse import TrainsEntries
 
@@ -121,7 +121,7 @@ class SaRA(TrainsEntries, PEFTMethod):
         paths = [path for path in self.matrices() if self.sara_rank_weight > 0]
         if not paths:
             return super().extra_loss()
-        entropy = (int(os.environ.get("PL_GLOBAL_SEED", 0)), self.global_step)
+        entropy = (run_seed(), self.global_step)
         layer: Any = self.backbone.get_submodule(paths[np.random.default_rng(entropy).integers(len(paths))])
         if len(layer.weight_entries.values) <= FEWEST_ENTRIES:
             return super().extra_loss()

@@ -1,7 +1,6 @@
 """Score weights or channels before a fit begins, the same on every rank."""
 
 import hashlib
-import os
 import sys
 import time
 import warnings
@@ -23,6 +22,7 @@ from callbacks.scoring.ranks import add_over_ranks, all_or_none
 from callbacks.scoring.undisturbed import eagerly, unchanged
 from checkpoints.atomic import write_atomically
 from checkpoints.fingerprint import fingerprint
+from lightning_modules.seed import run_seed
 
 
 class ScoreBeforeFit(Callback):
@@ -106,7 +106,7 @@ class ScoreBeforeFit(Callback):
             data.score_fingerprint(),
             self.mode,
             self.precision,
-            os.environ.get("PL_GLOBAL_SEED"),
+            run_seed(),
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 

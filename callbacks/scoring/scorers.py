@@ -4,7 +4,6 @@ Every score is a plain sum over batches in fp32, so that shares of the batches c
 """
 
 import difflib
-import os
 from abc import abstractmethod
 from collections.abc import Iterable
 from inspect import ismethod
@@ -13,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
+
+from lightning_modules.seed import run_seed
 
 
 class Scorer:
@@ -246,7 +247,7 @@ class RandomScores(ParameterScorer):
     unit, needs_data = "uniform number", False
 
     def __enter__(self) -> "RandomScores":
-        draw = torch.Generator().manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))
+        draw = torch.Generator().manual_seed(run_seed())
         self.sums = {name: torch.rand(self.parameters[name].shape, generator=draw) for name in self.targets}
         return self
 

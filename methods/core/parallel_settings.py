@@ -1,6 +1,5 @@
 """Several settings of a method in one run, over one forward pass of the frozen backbone they share."""
 
-import os
 from collections.abc import Mapping, Sequence
 from inspect import signature
 from itertools import product
@@ -17,6 +16,7 @@ from callbacks.feature_cache import check_frozen
 from callbacks.scoring.undisturbed import unchanged
 from checkpoints import delta as files
 from checkpoints.fingerprint import manifest
+from lightning_modules.seed import run_seed
 from lightning_modules.task import TaskModule
 from methods.core.base import PEFTMethod
 
@@ -69,7 +69,7 @@ class Members(LightningModule):
 
     def build(self, cls: type[PEFTMethod], setting: dict[str, Any]) -> PEFTMethod:
         """A member as a run of its own would begin with it."""
-        seed = setting.get("seed", int(os.environ.get("PL_GLOBAL_SEED", 0)))
+        seed = setting.get("seed", run_seed())
         with unchanged(self):
             torch.manual_seed(seed)
             member = cls(**(self.options | options_of(setting)))

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datamodules.loading import PADDING, EpochSampler, Padded
+from datamodules.loading import EpochSampler, Padded
 from datamodules.samples import CachedImages, open_image, to_rgb
+from lightning_modules.batch import PADDING
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:

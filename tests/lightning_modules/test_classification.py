@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from checkpoints.delta import read_checkpoint, write_adapter
 from datamodules import ImageDataset
-from datamodules.loading import PADDING
+from lightning_modules.batch import PADDING
 from methods import PEFTMethod
 
 Build = Callable[..., PEFTMethod]

@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+
 from benchmarks.step_time import interleave
+from lightning_modules.batch import Batch, Features
 from lightning_modules.classification import Classification
 from methods import METHODS, compose
-from methods.core.parallel_settings import Members
-
-Batch = tuple[Any, Tensor]
+from methods.core.parallel_settings import ParallelSettings
 
 
 class Run:
@@ -34,22 +33,20 @@ class Run:
 
     def __init__(self, model: Any, device: str) -> None:
         self.model = model.to(device).train()
-        self.members = model.each() if isinstance(model, Members) else [model]
+        self.members = model.each() if isinstance(model, ParallelSettings) else [model]
         trained = [p for member in self.members for p in member.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
 
     def epoch(self, batches: list[Batch]) -> None:
-        for inputs, labels in batches:
-            if len(self.members) > 1:
-                inputs = self.model.frozen(inputs)
-            torch.stack([member.loss((inputs, labels)) for member in self.members]).sum().backward()
+        for batch in batches:
+            self.model.loss(batch).backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
 
     @torch.no_grad()
     def features(self, batches: list[Batch]) -> list[Batch]:
         """All batches as a cache holds them."""
-        return [(self.members[0].frozen_features(images), labels) for images, labels in batches]
+        return [batch._replace(inputs=Features(self.members[0].frozen_features(batch.inputs))) for batch in batches]
 
 
 def main() -> None:
@@ -71,12 +68,12 @@ def main() -> None:
         return task(backbone=args.backbone, pretrained=False, num_classes=100, **options)
 
     def run(model: Any) -> Run:
-        if not isinstance(model, Members):
+        if not isinstance(model, ParallelSettings):
             model.configure_model()
         return Run(model, args.device)
 
     last, ssf, probe = run(build("last", last_rank=args.rank)), run(build("ssf")), run(build("linear_probe"))
-    together = run(Members(build("last", last_rank=args.rank), {"seed": list(range(args.members))}))
+    together = run(ParallelSettings(build("last", last_rank=args.rank), {"seed": list(range(args.members))}))
     count, size = args.images // args.batch_size, last.model.input_config["input_size"]
     images = [torch.randn(args.batch_size, *size, device=args.device) for _ in range(count)]
     batches: list[Batch] = [(x, torch.randint(100, (len(x),), device=args.device)) for x in images]

@@ -13,12 +13,13 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from lightning.fabric.utilities import move_data_to_device
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.step_time import Variant, clock
 from datamodules.image_dataset import ImageDataset
+from lightning_modules.batch import Batch
 from methods import METHODS
 
 
@@ -45,9 +46,8 @@ def main() -> None:
     data.splits["train"] = data.dataset("train", samples.keep(list(range(args.images))))
     loader = data.train_dataloader()
 
-    def prepared(batch: list[Tensor]) -> tuple[Tensor, Tensor]:
-        images, labels = (tensor.to(args.device, non_blocking=True) for tensor in batch)
-        return data.on_after_batch_transfer((images, labels), 0)
+    def prepared(batch: Batch) -> Batch:
+        return data.on_after_batch_transfer(move_data_to_device(batch, args.device), 0)
 
     def epoch() -> None:
         for batch in loader:

@@ -22,6 +22,7 @@ from step_time import Floor, Variant, clock, interleave
 from torch import Tensor
 
 from callbacks.measures import peak_bytes
+from lightning_modules.batch import Batch
 from lightning_modules.classification import Classification
 from methods import METHODS, compose
 from methods.layers.spt_budget import STEPS, sweep
@@ -37,35 +38,35 @@ def model_of(method: str, backbone: str, device: str, **options: Any) -> Any:
     return cls(backbone=backbone, pretrained=False, num_classes=100, **options).to(device).eval()
 
 
-def batches_of(model: Any, args: argparse.Namespace, size: int) -> list[tuple[Tensor, Tensor]]:
+def batches_of(model: Any, args: argparse.Namespace, size: int) -> list[Batch]:
     """Noise, two images of every class that occurs."""
     shape = (size, *model.input_config["input_size"])
     labels = torch.arange(size, device=args.device) // 2 % 100
-    return [(torch.randn(shape, device=args.device), labels) for _ in range(BATCHES)]
+    return [Batch.of(torch.randn(shape, device=args.device), labels) for _ in range(BATCHES)]
 
 
-def score(model: Any, batches: list[tuple[Tensor, Tensor]]) -> Any:
+def score(model: Any, batches: list[Batch]) -> Any:
     """The pass of ``ScoreBeforeFit``, without Lightning."""
     with model.build_scorer() as scorer:
         for batch in batches:
-            scorer.observe(batch[1])
+            scorer.observe(batch.targets)
             loss = model.score_loss(batch)
             if loss is not None:
                 loss.backward()
     return scorer
 
 
-def train(model: Any, batches: list[tuple[Tensor, Tensor]]) -> None:
+def train(model: Any, batches: list[Batch]) -> None:
     """Forward and backward as any training does, gradients of a batch dropped before the next."""
-    for images, labels in batches:
-        model.loss((images, labels)).backward()
+    for batch in batches:
+        model.loss(batch).backward()
         model.zero_grad()
 
 
-def forward(model: Any, batches: list[tuple[Tensor, Tensor]]) -> None:
+def forward(model: Any, batches: list[Batch]) -> None:
     with torch.no_grad():
-        for images, _ in batches:
-            model.forward_features(images)
+        for batch in batches:
+            model.features(batch.inputs)
 
 
 def only(model: Any, names: list[str]) -> Any:

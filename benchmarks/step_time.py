@@ -24,8 +24,10 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+
 from backbones.inject import Backbone
 from callbacks.measures import SavedBytes
+from lightning_modules.batch import Batch
 from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod, compose
 
@@ -60,7 +62,7 @@ class Variant:
         known = {option for c in cls.__mro__ for option in signature(c.__init__).parameters}
         options = {option: value for option, value in given.items() if option in known}
         self.model: Any = cls(backbone=args.backbone, pretrained=False, num_classes=100, **options)
-        if self.model.scorer is not None:
+        if getattr(self.model, "scorer", None) is not None:
             self.select(args.batch_size)
         self.model.configure_model()
         self.model.to(args.device).train()
@@ -75,23 +77,23 @@ class Variant:
         labels = torch.arange(batch_size) // 2 % 100
         with self.model.eval().build_scorer() as scorer:
             scorer.observe(labels)
-            loss = self.model.score_loss((images, labels)) if scorer.needs_data else None
+            loss = self.model.score_loss(Batch.of(images, labels)) if scorer.needs_data else None
             if loss is not None:
                 scorer.backward(loss)
         self.model.selection = self.model.select(scorer.sums)
 
-    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=self.autocast):
+    def forward(self, batch: Batch) -> Tensor:
+        with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=self.autocast):
             return self.model.loss(batch)
 
-    def step(self, batch: tuple[Tensor, Tensor]) -> None:
+    def step(self, batch: Batch) -> None:
         self.model.on_train_batch_start(batch, 0)
         self.forward(batch).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.model.on_train_batch_end(None, batch, 0)
 
-    def saved_bytes(self, batch: tuple[Tensor, Tensor]) -> int:
+    def saved_bytes(self, batch: Batch) -> int:
         with SavedBytes(self.model) as saved:
             loss = self.forward(batch)
         del loss
@@ -131,7 +133,7 @@ def interleave(works: dict[str, Any], base: str, rounds: int, warmup: int, devic
 
 def merged_ratios(variants: list[Variant], images: Tensor, args: argparse.Namespace) -> dict[str, float | None]:
     """Time of each merged model relative to the plain backbone, forward only."""
-    plain = variants[0].model.build_backbone() or variants[0].model.backbone
+    plain = variants[0].model.build() or variants[0].model.backbone
     models: dict[str, nn.Module] = {"plain": plain.to(args.device).eval()}
     for variant in variants[1:]:
         if variant.model.mergeable:

@@ -3,11 +3,14 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+
+from lightning_modules.adapted import AdaptedTask
+from lightning_modules.batch import Batch
 
 
 class Alignment(Callback):
@@ -36,16 +39,17 @@ class Alignment(Callback):
         self.first_weights: dict[str, Tensor] = {}
         self.first_inputs: dict[str, Tensor] = {}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        task = cast(AdaptedTask, pl_module)
         self.probe, self.measured = None, -1
         self.first_weights, self.first_inputs = {}, {}
-        if not self.chosen(pl_module):
-            known = [name for name, module in pl_module.backbone.named_modules() if isinstance(module, nn.Linear)]
+        if not self.chosen(task):
+            known = [name for name, module in task.backbone.named_modules() if isinstance(module, nn.Linear)]
             raise ValueError(
                 f"layers={self.layers}: no linear layer of the backbone has such a name; it has {', '.join(known[:8])}"
             )
 
-    def chosen(self, pl_module: Any) -> dict[str, nn.Module]:
+    def chosen(self, pl_module: AdaptedTask) -> dict[str, nn.Module]:
         """The measured layers by their name in the backbone."""
         ends = tuple(f".{name}" for name in self.layers or [""])
         return {
@@ -54,18 +58,18 @@ class Alignment(Callback):
             if isinstance(module, nn.Linear) and (self.layers is None or f".{name}".endswith(ends))
         }
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         step = trainer.global_step
         if self.probe is not None and (step % self.every_n_steps or step == self.measured):
             return  # the second: a step of several batches is measured once
         if self.probe is None:
-            self.probe = batch[0][: self.images].clone()
+            self.probe = batch.inputs[: self.images].clone()
         self.measured = step
-        for name, value in self.measure(trainer, pl_module).items():
+        for name, value in self.measure(trainer, cast(AdaptedTask, pl_module)).items():
             pl_module.log(f"alignment/{name}", value)
 
     @torch.no_grad()
-    def measure(self, trainer: Trainer, pl_module: Any) -> dict[str, float]:
+    def measure(self, trainer: Trainer, pl_module: AdaptedTask) -> dict[str, float]:
         """``<layer>/A`` and its variants; the same on all ranks."""
         weights, inputs = self.weights(pl_module), self.inputs(pl_module)
         if not self.first_weights:
@@ -84,15 +88,15 @@ class Alignment(Callback):
         values = {name: alignment(row, found[name][1]) for name, row in zip(names, sums.tolist(), strict=True)}
         return {name: value for name, value in values.items() if value is not None}
 
-    def weights(self, pl_module: Any) -> dict[str, Tensor]:
+    def weights(self, pl_module: AdaptedTask) -> dict[str, Tensor]:
         """Weights (out, in) in fp32 that the layers stand for."""
-        plain = {f"backbone.{name}" for name in pl_module.plain_keys}
+        plain = {f"backbone.{name}" for name in pl_module.plain_keys or ()}
         adds = any(p.requires_grad and name not in plain for name, p in pl_module.named_parameters())
         merged = pl_module.merge() if adds and pl_module.mergeable else pl_module.backbone
         known = dict(merged.named_modules())
         return {name: known[name].weight.detach().float().clone() for name in self.chosen(pl_module) if name in known}
 
-    def inputs(self, pl_module: Any) -> dict[str, Tensor]:
+    def inputs(self, pl_module: AdaptedTask) -> dict[str, Tensor]:
         """Inputs (rows, in) in fp32 of the layers that run on the probe batch."""
         found: dict[str, Tensor] = {}
         training = {module: module.training for module in pl_module.modules()}

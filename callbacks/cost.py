@@ -1,94 +1,106 @@
 """What a run costs: parameters, storage, compute, memory and speed."""
 
 import time
-from typing import Any
+from typing import Any, cast
 
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from callbacks.measures import SavedBytes, flop_counter, forward_gflops, peak_memory, reset_peak_memory
+from lightning_modules.adapted import AdaptedTask
+from lightning_modules.batch import Batch
 
 
 class Cost(Callback):
     """Measure what a fit costs; ``values`` holds the numbers under their metric names.
 
-    ``cost/trainable_params`` and ``cost/trainable_params_no_head`` count parameters, ``cost/storage_bytes`` what
-    was trained (packed, if the method has such a file), ``cost/gflops`` one forward pass of one image (multiply-adds
-    counted as two; where it depends on the image, the mean over the split that was evaluated last, of what ran),
-    ``cost/saved_mib`` the activations that autograd keeps between the first training batch's forward and backward pass,
-    ``cost/images_per_s`` training on all devices without evaluation (first epoch left out if there are more),
-    ``cost/peak_mem_gib`` the largest allocation on this GPU or, on a CPU, the largest size of the process.
+    - ``cost/trainable_params``: what trains; ``cost/trainable_params_method``: the same without neck and head;
+    - ``cost/storage_bytes``: what was trained, packed if the method has such a file;
+    - ``cost/gflops``: one forward pass of one sample, multiply-adds counted as two; where it depends on the sample, the
+      mean over the split that was evaluated last;
+    - ``cost/saved_mib``: activations that autograd keeps between the forward and backward pass of the first batch;
+    - ``cost/images_per_s`` (or another unit of the task): training on all devices without evaluation; the first epoch
+      is left out if there are more;
+    - ``cost/peak_mem_gib``: the largest allocation on this GPU or, on a CPU, the largest size of the process.
     """
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
-        self.images, self.seconds, self.start = 0, 0.0, 0.0
+        self.samples, self.seconds, self.start = 0, 0.0, 0.0
         self.counter: FlopCounterMode | None = None  # of the batch that is evaluated
         self.flops, self.evaluated = 0, 0
         self.saved: SavedBytes | None = None  # counts while the first training batch passes forward
 
-    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         reset_peak_memory()
-        no_head, trained = pl_module.parameter_counts()
+        task = cast(AdaptedTask, pl_module)
+        counts = task.parameter_counts()
+        trained = sum(counts.values())
         self.values = {
             "cost/trainable_params": trained,
-            "cost/trainable_params_no_head": no_head,
-            "cost/trainable_pct": 100 * trained / pl_module.total_parameters,
-            "cost/storage_bytes": pl_module.storage_bytes(),
+            "cost/trainable_params_method": counts["method"],
+            "cost/trainable_pct": 100 * trained / task.total_parameters,
+            "cost/storage_bytes": task.storage_bytes(),
         }
-        if not pl_module.input_dependent:
-            self.values["cost/gflops"] = forward_gflops(pl_module)
+        if not task.input_dependent:
+            self.values["cost/gflops"] = forward_gflops(task)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self.start, self.epoch_images = time.perf_counter(), 0
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.start, self.epoch_samples = time.perf_counter(), 0
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         if "cost/saved_mib" not in self.values:
             self.saved = SavedBytes(pl_module).__enter__()
 
-    def on_before_backward(self, trainer: Trainer, pl_module: Any, loss: Tensor) -> None:
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if self.saved is not None:
             self.saved.__exit__(None, None, None)
             self.values["cost/saved_mib"] = self.saved.bytes / 2**20
             self.saved = None
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.epoch_images += len(batch[1]) * trainer.world_size
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self.epoch_samples += batch.size * trainer.world_size
         if trainer.is_last_batch:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if trainer.current_epoch == 1 and trainer.max_epochs != 1:
-                self.images, self.seconds = 0, 0.0  # the first epoch held start-up work
-            self.images += self.epoch_images
+                self.samples, self.seconds = 0, 0.0  # the first epoch held start-up work
+            self.samples += self.epoch_samples
             self.seconds += time.perf_counter() - self.start
 
-    def reset_count(self, trainer: Trainer, pl_module: Any) -> None:
+    def reset_count(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.flops, self.evaluated = 0, 0
 
-    def start_count(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int, *args: Any) -> None:
-        if pl_module.input_dependent:
+    def start_count(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, *args: Any
+    ) -> None:
+        if cast(AdaptedTask, pl_module).input_dependent:
             self.counter = flop_counter().__enter__()
 
-    def stop_count(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any) -> None:
+    def stop_count(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: Any
+    ) -> None:
         if self.counter is not None:
             self.counter.__exit__(None, None, None)
-            self.flops, self.evaluated = self.flops + self.counter.get_total_flops(), self.evaluated + len(batch[0])
+            self.flops, self.evaluated = self.flops + self.counter.get_total_flops(), self.evaluated + batch.size
             self.counter = None
 
-    def report_count(self, trainer: Trainer, pl_module: Any) -> None:
-        if pl_module.input_dependent:
+    def report_count(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if cast(AdaptedTask, pl_module).input_dependent:
             sums = torch.tensor([self.flops, self.evaluated], dtype=torch.float32, device=pl_module.device)
-            flops, images = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
-            self.values["cost/gflops"] = flops / images / 1e9
+            flops, samples = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+            self.values["cost/gflops"] = flops / samples / 1e9
 
     on_validation_epoch_start = on_test_epoch_start = reset_count
     on_validation_batch_start = on_test_batch_start = start_count  # type: ignore[assignment]
     on_validation_batch_end = on_test_batch_end = stop_count  # type: ignore[assignment]
     on_validation_epoch_end = on_test_epoch_end = report_count
 
-    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self.counter is not None:
             self.counter.__exit__(None, None, None)
             self.counter = None
@@ -96,9 +108,9 @@ class Cost(Callback):
             self.saved.__exit__(None, None, None)
             self.saved = None
 
-    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.seconds:
-            self.values["cost/images_per_s"] = self.images / self.seconds
+            self.values[f"cost/{cast(AdaptedTask, pl_module).unit}s_per_s"] = self.samples / self.seconds
         self.values["cost/peak_mem_gib"] = peak_memory() / 1024**3
         for logger in trainer.loggers:
             logger.log_metrics(self.values, step=trainer.global_step)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from lightning import Callback, Trainer
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from safetensors import SafetensorError, safe_open
 from timm.layers import DropPath, PatchDropout
@@ -19,9 +20,11 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
+from callbacks.features.reusable import ReusableFeatures
 from callbacks.scoring.undisturbed import unchanged
 from checkpoints.atomic import write_atomically
 from checkpoints.fingerprint import fingerprint
+from lightning_modules.batch import Features
 
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # names of the safetensors format
 STORED = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -83,6 +86,8 @@ class FeatureCache(Callback):
         changing = [f"{name}={value}" for name, value in options.items() if value not in ("none", 0)]
         if changing:
             return f"{', '.join(changing)} makes other images at every epoch; switch it off"
+        if not isinstance(pl_module, ReusableFeatures):
+            return f"{pl_module.method_name()} trains in the backbone, whose features change at every step"
         try:
             pl_module.frozen_layers()
         except ValueError as error:
@@ -137,9 +142,9 @@ class FeatureCache(Callback):
 
     def key(self, trainer: Trainer, pl_module: Any, split: str, batch_size: int) -> dict[str, str]:
         """All that features depend on, down to their last bits."""
-        heads = tuple(f"{name}." for name in pl_module.head_names)
         state = pl_module.backbone.state_dict()
-        plain = {n: t for n, t in state.items() if n in pl_module.plain_keys and not n.startswith(heads)}
+        frozen = [name for name in pl_module.plain_keys if not pl_module.in_head(f"backbone.{name}")]
+        plain = {name: tensor for name, tensor in state.items() if name in frozen}
         return {
             "backbone": str(getattr(pl_module, "backbone_name", type(pl_module.backbone).__name__)),
             "backbone_args": repr(sorted(getattr(pl_module, "backbone_args", {}).items())),
@@ -163,10 +168,11 @@ class FeatureCache(Callback):
         loader = data.loader(Subset(dataset, order), batch_size)
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
         for start, batch in zip(starts, tqdm(loader, desc="features", disable=not shown), strict=True):
-            batch = data.on_after_batch_transfer([part.to(pl_module.device) for part in batch], 0)
+            batch = data.on_after_batch_transfer(move_data_to_device(batch, pl_module.device), 0)
             with trainer.precision_plugin.forward_context(), pl_module.mixed_dtypes():
-                features = pl_module.frozen_features(batch[0])
-                if start == 0 and not torch.allclose(pl_module(batch[0]), pl_module(features), atol=1e-3, rtol=1e-3):
+                features = pl_module.frozen_features(batch.inputs)
+                again = pl_module(Features(features)) if start == 0 else None
+                if again is not None and not torch.allclose(pl_module(batch.inputs), again, atol=1e-3, rtol=1e-3):
                     raise ValueError(f"{type(pl_module.backbone).__name__}: its classifier reads other features")
             stored = STORED.get(self.dtype)
             count = min(batch_size, len(dataset) - start)
@@ -179,8 +185,9 @@ def check_frozen(pl_module: Any) -> None:
     Raises:
         ValueError: With the name of the parameter or the module.
     """
-    backbone, plain, heads = pl_module.backbone, pl_module.plain_keys, tuple(f"{n}." for n in pl_module.head_names)
-    names = [n for n, p in backbone.named_parameters() if p.requires_grad and n in plain and not n.startswith(heads)]
+    backbone, plain = pl_module.backbone, pl_module.plain_keys
+    trained = [name for name, parameter in backbone.named_parameters() if parameter.requires_grad and name in plain]
+    names = [name for name in trained if not pl_module.in_head(f"backbone.{name}")]
     added = {name.split(".")[0] for name in backbone.state_dict() if name not in plain}
     rates = ((DropPath, "drop_prob"), (PatchDropout, "prob"), (nn.modules.dropout._DropoutNd, "p"))
     dropping = [

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
 from checkpoints.atomic import write_atomically
+from lightning_modules.batch import Batch
 
 
 class KeptTokens(Callback):
@@ -21,20 +22,23 @@ class KeptTokens(Callback):
     def __init__(self, images: int = 8) -> None:
         self.images, self.shown = images, torch.empty(0)
 
-    def keep(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any) -> None:
+    def keep(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: Any
+    ) -> None:
         if batch_idx == 0:
-            self.shown = batch[0][: self.images].detach().clone()
+            self.shown = batch.inputs[: self.images].detach().clone()
 
     @torch.no_grad()
-    def draw(self, trainer: Trainer, pl_module: Any) -> None:
+    def draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = Path(str(trainer.log_dir or trainer.default_root_dir))  # asks every rank
         if not trainer.is_global_zero or trainer.fast_dev_run or not len(self.shown):  # type: ignore[attr-defined]
             return
-        training = pl_module.training
-        with pl_module.eval().masks() as masks:
-            pl_module(self.shown)
-        pl_module.train(training)
-        sides = zip(self.shown.shape[2:], pl_module.backbone.patch_embed.patch_size, strict=True)
+        task: Any = pl_module  # DyT, which collects masks
+        training = task.training
+        with task.eval().masks() as masks:
+            task(self.shown)
+        task.train(training)
+        sides = zip(self.shown.shape[2:], task.backbone.patch_embed.patch_size, strict=True)
         kept = torch.stack(masks).float().mean(0).unflatten(1, [1, *(-(-side // patch) for side, patch in sides)])
         write_picture(folder / "kept_tokens.png", self.shown.float().cpu(), kept.cpu())
         self.shown = torch.empty(0)
@@ -45,20 +49,17 @@ class KeptTokens(Callback):
 
 def write_picture(path: Path, images: Tensor, kept: Tensor) -> None:
     """Images (B, 3, H, W) of any range above the same ones, as bright as the share ``kept`` (B, 1, h, w) in [0, 1]."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
     images = (images - low) / (high - low).clamp(min=1e-6)
     size = list(images.shape[2:])
     brightness = F.interpolate(kept / kept.max().clamp(min=1e-6), size)
-    figure, axes = plt.subplots(2, len(images), figsize=(1.6 * len(images), 3.6), layout="constrained", squeeze=False)
+    figure = Figure(figsize=(1.6 * len(images), 3.6), layout="constrained")
+    axes = figure.subplots(2, len(images), squeeze=False)
     for row, pictures in zip(axes, (images, images * (0.15 + 0.85 * brightness)), strict=True):
         for axis, picture in zip(row, pictures.permute(0, 2, 3, 1).numpy(), strict=True):
             axis.imshow(picture)
             axis.axis("off")
     figure.suptitle(f"below: the brighter a patch, the more blocks keep it (brightest: {kept.max():.0%} of them)")
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100))
-    plt.close(figure)

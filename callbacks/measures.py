@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from lightning_modules.task import Task
+
 
 class SavedBytes:
     """Count the bytes that autograd saves inside a ``with`` block: unique storages, parameters and buffers left out.
@@ -78,13 +80,13 @@ def flop_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=formula)
 
 
-def forward_gflops(pl_module: Any) -> float:
-    """GFLOP of the forward pass of one image, counted from what runs."""
-    training, counter = pl_module.training, flop_counter()
-    pl_module.eval()
+def forward_gflops(task: Task) -> float:
+    """GFLOP of the forward pass of one sample, counted from what runs."""
+    training, counter = task.training, flop_counter()
+    task.eval()
     with torch.no_grad(), counter:
-        pl_module(pl_module.example_input())
-    pl_module.train(training)
+        task(task.example_batch().inputs)
+    task.train(training)
     return counter.get_total_flops() / 1e9
 
 

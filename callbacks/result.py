@@ -5,16 +5,18 @@ import json
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
 from callbacks.cost import Cost
 from callbacks.scoring.score_before_fit import ScoreBeforeFit
 from checkpoints.atomic import write_atomically
+from lightning_modules.adapted import AdaptedTask
 from lightning_modules.seed import run_seed
+from lightning_modules.task import Headline
 
 
 class Result(Callback):
@@ -29,10 +31,10 @@ class Result(Callback):
         self.cost, self.test_follows = cost, test_follows
         self.values: dict[str, Any] = {}
 
-    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         checkpoint = trainer.checkpoint_callback
         best = getattr(checkpoint, "best_model_score", None)
-        self.values = self.describe(trainer, pl_module) | {
+        self.values = self.describe(trainer, cast(AdaptedTask, pl_module)) | {
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step,
             "checkpoint": getattr(checkpoint, "best_model_path", ""),
@@ -42,15 +44,15 @@ class Result(Callback):
             self.values[f"best/{checkpoint.monitor}"] = float(best)  # type: ignore[union-attr]
         self.write(trainer, fitted=True)
 
-    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
-        self.values = self.values or self.describe(trainer, pl_module)
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.values = self.values or self.describe(trainer, cast(AdaptedTask, pl_module))
         self.write(trainer)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":  # not the validation inside a fit
             self.on_test_end(trainer, pl_module)
 
-    def describe(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
+    def describe(self, trainer: Trainer, pl_module: AdaptedTask) -> dict[str, Any]:
         data = trainer.datamodule  # type: ignore[attr-defined]
         about = data.description() if hasattr(data, "description") else {"data": type(data).__name__}
         return (
@@ -61,7 +63,7 @@ class Result(Callback):
                 "task": task_name(type(pl_module)),
                 "metric": pl_module.headline._asdict(),
                 "class": type(pl_module).__name__,
-                "pretrained": pl_module.pretrained,
+                "pretrained": getattr(pl_module, "pretrained", None),
                 "seed": run_seed(),
                 "world_size": trainer.world_size,
                 "precision": str(trainer.precision),
@@ -81,7 +83,7 @@ class Result(Callback):
         text = json.dumps(self.values, indent=2)
         write_atomically(folder / "result.json", lambda path: path.write_text(text))
         if fitted and self.values["steps"] and (folder / "metrics.csv").exists():
-            draw_curves(folder / "metrics.csv", folder / "curves.png")
+            draw_curves(folder / "metrics.csv", folder / "curves.png", Headline(**self.values["metric"]))
         if fitted and self.test_follows:
             return
         kept = f", {self.values['selection']}" if self.values.get("selection") else ""
@@ -113,24 +115,22 @@ def revision() -> str | None:
         return None
 
 
-def draw_curves(metrics: Path, picture: Path) -> None:
-    """Plot losses, accuracies and learning rate of a ``metrics.csv`` over steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+def draw_curves(metrics: Path, picture: Path, headline: Headline) -> None:
+    """Plot losses, the headline metric and the learning rate of a ``metrics.csv`` over steps."""
+    from matplotlib.figure import Figure
 
     with metrics.open() as file:
         rows = list(csv.DictReader(file))
-    panels = {"loss": ("train/loss", "val/loss"), "accuracy": ("val/acc1", "val/mean_class_acc"), "learning rate": ()}
-    figure, axes = plt.subplots(1, len(panels), figsize=(12, 3.2), layout="constrained")
+    panels = {"loss": ("train/loss", "val/loss"), headline.label: (f"val/{headline.name}",), "learning rate": ()}
+    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    axes = figure.subplots(1, len(panels))
     for axis, (title, names) in zip(axes, panels.items(), strict=True):
         for name in names or [key for key in rows[0] if key.startswith("lr-")][:1]:
-            points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+            scale = headline.scale if title == headline.label else 1.0
+            points = [(int(row["step"]), scale * float(row[name])) for row in rows if row.get(name)]
             if points:
                 axis.plot(*zip(*points, strict=True), label=name, marker=".")
         axis.set(title=title, xlabel="step")
         if axis.lines:
             axis.legend()
     write_atomically(picture, lambda path: figure.savefig(path, format="png", dpi=120))
-    plt.close(figure)

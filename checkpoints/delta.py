@@ -12,9 +12,10 @@ from torch import Tensor
 
 from checkpoints.atomic import write_atomically
 from checkpoints.fingerprint import manifest
+from checkpoints.format_1 import to_format_2
 from checkpoints.packed import PACKED
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -68,7 +69,7 @@ def write_adapter(folder: Path, checkpoint: dict[str, Any]) -> None:
         "peft": peft,
         "selected": selection is not None,
         "hyper_parameters": dict(checkpoint["hyper_parameters"]),
-        "class_names": checkpoint.get("class_names"),
+        "identity": checkpoint["identity"],
     }
     write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     write_atomically(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2)))
@@ -94,7 +95,7 @@ def one_member(checkpoint: dict[str, Any], name: str = "best") -> dict[str, Any]
         "state_dict": state,
         "peft": checkpoint["peft"] | {"manifest": manifest(state), "member": name},
         "hyper_parameters": checkpoint["hyper_parameters"] | checkpoint["members"][name],
-        "class_names": checkpoint.get("class_names"),
+        "identity": checkpoint["identity"],
     }
 
 
@@ -117,16 +118,18 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / CONFIG).read_text())
     except ValueError as error:  # not JSON, or not even text
         raise ValueError(f"{folder / CONFIG} is not valid JSON: {error}") from error
-    missing = {"peft", "selected", "hyper_parameters", "class_names"} - set(config)
+    missing = {"peft", "selected", "hyper_parameters"} - set(config)
     if missing:
         raise ValueError(f"{folder / CONFIG} is no adapter of this project: it lacks {', '.join(sorted(missing))}")
     selection = {n.removeprefix("selection/"): t for n, t in tensors.items() if n.startswith("selection/")}
-    return {
+    checkpoint = {
         "state_dict": {name: tensor for name, tensor in tensors.items() if not name.startswith("selection/")},
         "peft": config["peft"] | {"selection": selection if config["selected"] else None},
-        "hyper_parameters": with_class_path(config["hyper_parameters"]),
-        "class_names": config["class_names"],
+        "hyper_parameters": config["hyper_parameters"],
     }
+    checkpoint |= {name: config[name] for name in ("identity", "class_names") if name in config}
+    to_current_format(checkpoint)
+    return checkpoint
 
 
 def read_checkpoint(path: str | Path, option: str = "ckpt_path") -> dict[str, Any]:
@@ -156,17 +159,18 @@ def read_checkpoint(path: str | Path, option: str = "ckpt_path") -> dict[str, An
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises EOFError, RuntimeError, UnpicklingError and more for a damaged file
-        cause = error.__context__ or error  # torch's own text advises to load the code in the file after all
+        cause = error.__context__ or error  # torch's message suggests weights_only=False: do not show it
         reason = f"{type(cause).__name__} {str(cause).partition(chr(10))[0]}".strip()
         raise ValueError(
             f"{option}={str(path)!r} ({path.stat().st_size} bytes) is empty, incomplete or unsafe: {reason}"
         ) from error
     if not isinstance(checkpoint, dict) or "peft" not in checkpoint:
         raise ValueError(f"{option}={str(path)!r} is no checkpoint of this project: it has no 'peft' entry")
-    return checkpoint | {"hyper_parameters": with_class_path(checkpoint["hyper_parameters"])}
+    to_current_format(checkpoint)
+    return checkpoint
 
 
-def with_class_path(hyper_parameters: dict[str, Any]) -> dict[str, Any]:
-    """Options whose class path is valid now: format 1 placed the classes of methods in ``lightning_modules``."""
-    module, _, name = hyper_parameters.get("_class_path", "").rpartition(".")
-    return hyper_parameters | ({"_class_path": f"methods.{name}"} if module == "lightning_modules" else {})
+def to_current_format(checkpoint: dict[str, Any]) -> None:
+    """Bring a checkpoint of an older format to the current one, in place; one of an unknown format stays as it is."""
+    if checkpoint["peft"].get("format") == 1:
+        to_format_2(checkpoint)

@@ -36,7 +36,8 @@ from checkpoints.atomic import AtomicCheckpointIO
 from checkpoints.delta import read_checkpoint
 from lightning_modules import TASKS
 from methods import METHODS, PEFTMethod, compose
-from methods.core.parallel_settings import Members
+from methods.core.parallel_settings import ParallelSettings
+from methods.core.selective import Selective
 
 ENTRY = Path(__file__).resolve().parent.parent / "train.py"
 RECIPES = ENTRY.parent / "configs" / "recipe"
@@ -276,7 +277,7 @@ class GraftCLI(LightningCLI):
             if self.subcommand == "score":
                 self.refuse_to_score()
             if self.given.members is not None:
-                self.model = Members(self.model, self.given.members, self.given.export_member)
+                self.model = ParallelSettings(self.model, self.given.members, self.given.export_member)
         except BaseException:
             folder = Path(self.given.trainer.default_root_dir)
             if folder.is_dir() and not any(folder.iterdir()):
@@ -289,8 +290,10 @@ class GraftCLI(LightningCLI):
         Raises:
             ValueError: If the method chooses nothing from data, or has chosen.
         """
-        if self.model.scorer is None:
-            known = ", ".join(name for name, method in METHODS.items() if method.scorer is not None)
+        if not isinstance(self.model, Selective) or self.model.scorer is None:
+            known = ", ".join(
+                name for name, method in METHODS.items() if issubclass(method, Selective) and method.scorer
+            )
             raise ValueError(f"{self.model.method_name()} chooses nothing from data; methods that do: {known}")
         if self.given.ckpt_path:
             raise ValueError(f"ckpt_path={self.given.ckpt_path!r} holds a selection: leave it out to score anew")

@@ -18,8 +18,9 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as vision
 from tqdm import tqdm
 
-from datamodules.loading import EpochSampler, Padded, TrainLoader
+from datamodules.loading import EpochSampler, Padded, TrainLoader, collate
 from datamodules.samples import CachedImages, FrozenFeatures, LiveImages, Samples, to_rgb
+from lightning_modules.batch import Batch, Features
 from lightning_modules.seed import run_seed
 
 CACHE_LIMIT = 2 * 1024**3  # bytes of uint8 pixels that ``cache: auto`` keeps in memory
@@ -309,7 +310,7 @@ class ImageDataModule(LightningDataModule):
         passes: int = 1,
         rank: int = 0,
         world: int = 1,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[Batch]:
         """Training images for scoring: pixels (views * B, 3, S, S) and labels (B,), the same batches for any world.
 
         Args:
@@ -336,7 +337,8 @@ class ImageDataModule(LightningDataModule):
             transform = self.prepare if views == 1 else self.view_transform()
             indices = batches[number].tolist()
             images = [transform(to_rgb(dataset.samples.open(i))) for _ in range(views) for i in indices]
-            yield torch.stack(images), dataset.samples.labels[batches[number]]
+            labels = dataset.samples.labels[batches[number]]
+            yield Batch.of(torch.stack(images), labels)
 
     def digest(self, samples: Samples) -> str:
         """What tells these images, labels and their way to pixels from all others."""
@@ -401,15 +403,19 @@ class ImageDataModule(LightningDataModule):
             return DataLoader(dataset, batch_size, collate_fn=source.gather, **options)
         if workers is None:
             workers = 0 if isinstance(source, CachedImages) else min(os.cpu_count() or 1, 8)
-        defaults = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
+        defaults: dict[str, Any] = {
+            "collate_fn": collate,
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
         return kind(dataset, batch_size=batch_size, **defaults | options)
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """uint8 pixels to normalised floats, on the device."""
-        images, labels = batch
-        if isinstance(images, tuple):  # features of a frozen backbone
+        if isinstance(batch.inputs, Features):
             return batch
-        images = (images - self.mean.to(images.device)) / self.std.to(images.device)
+        images = (batch.inputs - self.mean.to(batch.inputs.device)) / self.std.to(batch.inputs.device)
         if self.random_erasing and self.trainer is not None and self.trainer.training:
             images = RandomErasing(self.random_erasing, mode="pixel", device=images.device)(images)
-        return images, labels
+        return batch._replace(inputs=images)

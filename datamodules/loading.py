@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
-from lightning_modules.batch import PADDING
+from lightning_modules.batch import Batch
 from lightning_modules.seed import run_seed
 
 
@@ -34,10 +33,10 @@ class TrainLoader(DataLoader[Any]):
         yield from super().__iter__()
 
 
-class Padded(Dataset[tuple[Tensor, int]]):
-    """A dataset whose length is a multiple of the number of ranks; what is added has the label ``PADDING``."""
+class Padded(Dataset[tuple[Any, Any, bool]]):
+    """A dataset whose length is a multiple of the number of ranks; added samples are not valid."""
 
-    def __init__(self, dataset: Dataset[tuple[Tensor, int]], multiple: int) -> None:
+    def __init__(self, dataset: Dataset[tuple[Any, Any]], multiple: int) -> None:
         self.dataset = dataset
         self.length = len(dataset)  # type: ignore[arg-type]
         self.padded = -(-self.length // multiple) * multiple
@@ -45,7 +44,11 @@ class Padded(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return self.padded
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if index < self.length:
-            return self.dataset[index]
-        return self.dataset[self.length - 1][0], PADDING
+    def __getitem__(self, index: int) -> tuple[Any, Any, bool]:
+        inputs, target = self.dataset[min(index, self.length - 1)]
+        return inputs, target, index < self.length
+
+
+def collate(items: list[Any]) -> Batch:
+    """Batch of items ``(input, target)`` or ``(input, target, valid)``; an item without ``valid`` is a real sample."""
+    return Batch(*default_collate([item if len(item) == 3 else (*item, True) for item in items]))

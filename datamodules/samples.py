@@ -2,11 +2,13 @@
 
 from typing import Any, Protocol
 
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
+
+from datamodules.loading import collate
+from lightning_modules.batch import Batch, Features
 
 MAX_ASPECT = 100  # a 20,000 x 10 image would become gigabytes when its short side is resized
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
@@ -78,11 +80,11 @@ class FrozenFeatures(Dataset[tuple[int, int]]):
     def __getitem__(self, index: int) -> tuple[int, int]:
         return index, int(self.samples.labels[index])
 
-    def gather(self, items: list[tuple[int, int]]) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Features and labels of a batch."""
-        indices, labels = torch.tensor(items).T
+    def gather(self, items: list[Any]) -> Batch:
+        """Batch of features."""
+        indices, labels, valid = collate(items)
         features = (tensor[indices.to(tensor.device)] for tensor in self.tensors)
-        return tuple(f.float() if self.widen else f for f in features), labels
+        return Batch(Features(tuple(f.float() if self.widen else f for f in features)), labels, valid)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -1,10 +1,10 @@
 """Form of a batch, the same for all tasks."""
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
 
+import torch
 from torch import Tensor
-
-PADDING = -100  # label of a sample that only evens out the ranks; metrics and losses ignore it
 
 
 class Batch(NamedTuple):
@@ -20,11 +20,22 @@ class Batch(NamedTuple):
     targets: Any
     valid: Tensor
 
+    @classmethod
+    def of(cls, inputs: Any, targets: Tensor) -> Self:
+        """Batch of real samples: inputs and targets with B rows."""
+        return cls(inputs, targets, torch.ones(len(targets), dtype=torch.bool, device=targets.device))
+
     @property
     def size(self) -> int:
         """Number of samples B, with those that only even out the ranks."""
         return len(self.valid)
 
 
-class Features(tuple[Tensor, ...]):
-    """Features of a frozen backbone in the place of its inputs; each tensor has B rows."""
+class Features(NamedTuple):
+    """Features of a frozen backbone in the place of its inputs.
+
+    Args:
+        tensors: Tensors with B rows each.
+    """
+
+    tensors: Sequence[Tensor]

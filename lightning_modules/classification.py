@@ -10,17 +10,27 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from backbones.timm_models import build_backbone, head_modules, init_head, input_config, reset_head
-from lightning_modules.batch import PADDING
-from lightning_modules.task import Headline, TaskModule
+from lightning_modules.batch import Batch
+from lightning_modules.task import Headline, Task
+
+IGNORED = -100  # label of rows that metrics leave out
 
 
-class Classification(TaskModule):
+class MeanCrossEntropy(MeanMetric):
+    """Mean cross entropy of logits (B, K) with labels (B,); rows with the label ``IGNORED`` do not count."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:  # type: ignore[override]
+        losses = F.cross_entropy(preds, target, reduction="none", ignore_index=IGNORED)
+        super().update(losses, weight=(target != IGNORED).float())
+
+
+class Classification(Task):
     """Image classification with a timm backbone.
 
     Args:
         backbone: Full timm tag such as ``vit_base_patch16_224.augreg_in21k``, or ``local-dir:PATH``.
         pretrained: ``true`` for the weights of the tag, ``false`` for random ones, or the path of a weight file.
-        num_classes: Number of classes; on the command line the data say it.
+        num_classes: Number of classes; on the command line the data fill it in.
         backbone_args: Further arguments of ``timm.create_model``.
         drop_path: Stochastic depth rate of the last block (linear over depth).
         head_init: Initial weights of the new classifier: ``trunc_normal`` of std 0.02 as timm's ViT, ``linear`` as
@@ -63,144 +73,115 @@ class Classification(TaskModule):
         if mixup > 0 or cutmix > 0:
             self.mixup = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
         self.class_names: list[str] = []
-        self.build_backbone()
-        self.val_metrics = self.metrics("val/")
-        self.test_metrics = self.metrics("test/")
-        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
-        # what some test sets of ImageNet ask for: to choose among some classes, and a number for each of their parts
-        self.class_subset: list[int] | None = None
-        self.part_accuracy = nn.ModuleDict()
+        self.class_subset: list[int] | None = None  # classes that may be predicted, set by ImageNet-A and ImageNet-R
+        self.build()
+        self.init_metrics()
 
-    def build_backbone(self) -> None:
-        """Make the plain backbone anew, with a fresh head of ``num_classes`` outputs."""
+    # model
+
+    def build(self) -> None:
+        """Build the plain backbone anew, with a fresh classifier of ``num_classes`` outputs."""
         args = self.backbone_args | ({"drop_path_rate": self.drop_path} if self.drop_path else {})
         self.backbone = build_backbone(self.backbone_name, self.pretrained, args)
         reset_head(self.backbone, self.num_classes, self.head_init)
-        self.scale_width()
 
-    @property
-    def head_names(self) -> list[str]:
-        """Module names of the classifier inside the backbone."""
-        return list(head_modules(self.backbone))
+    def heads(self) -> dict[str, nn.Module]:
+        return {f"backbone.{name}": head for name, head in head_modules(self.backbone).items()}
 
     @property
     def input_config(self) -> dict[str, Any]:
         """Size, mean, std and interpolation that the backbone was trained with; datamodules follow it."""
         return input_config(self.backbone)
 
-    def metrics(self, prefix: str) -> MetricCollection:
-        classes: dict[str, Any] = {"num_classes": self.num_classes, "ignore_index": PADDING}
-        metrics: dict[str, Metric | MetricCollection] = {"acc1": MulticlassAccuracy(average="micro", **classes)}
-        if self.num_classes > 5:
-            metrics["acc5"] = MulticlassAccuracy(average="micro", top_k=5, **classes)
-        metrics["mean_class_acc"] = MulticlassAccuracy(average="macro", **classes)
-        return MetricCollection(metrics, prefix=prefix)
-
-    def forward(self, x: Tensor | tuple[Tensor, ...]) -> Tensor:
-        """Logits (B, num_classes) of normalised images (B, 3, H, W), or of what the frozen backbone says of them."""
-        with self.mixed_dtypes():
-            if isinstance(x, tuple):
-                return self.forward_frozen(x)  # type: ignore[operator]
-            return self.forward_head(self.forward_features(x))
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Logits of features. Methods whose features are not the backbone's override this."""
+    def predict_from(self, features: Tensor) -> Tensor:
+        """Logits (B, num_classes) of features."""
         return self.backbone.forward_head(features)
 
     def resize_head(self, width: int) -> None:
-        """Make the classifier anew for features of another width."""
         for name in head_modules(self.backbone):
             new = nn.Linear(width, self.num_classes)
             init_head(new, self.head_init)
             self.backbone.set_submodule(name, new)
 
-    def prepare(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) and labels (B,), or soft ones (B, K) where mixup or cutmix has mixed them."""
-        images, labels = batch
-        if self.mixup is None or not self.training:
-            return images, labels
-        count, odd = len(images), len(images) % 2  # an image is mixed with its mirror in the batch; copy one if odd
-        images, labels = torch.cat([images, images[:odd]]), torch.cat([labels, labels[:odd]])
-        images, labels = self.mixup(images, labels)
-        return images[:count], labels[:count]
+    # training
 
-    def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross entropy of logits (B, K)."""
+    def augment(self, batch: Batch) -> Batch:
+        """Mix images (B, 3, H, W) and labels (B,) by mixup or cutmix; the labels become soft ones (B, K)."""
+        if self.mixup is None or not self.training:
+            return batch
+        odd = batch.size % 2  # an image is mixed with its mirror in the batch; copy one if their number is odd
+        images = torch.cat([batch.inputs, batch.inputs[:odd]])
+        labels = torch.cat([batch.targets, batch.targets[:odd]])
+        images, labels = self.mixup(images, labels)
+        return batch._replace(inputs=images[: batch.size], targets=labels[: batch.size])
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Mean cross entropy of logits (B, K) with labels (B,), or with soft ones (B, K)."""
         if targets.dim() > 1:  # soft labels are smoothed already
-            return F.cross_entropy(outputs.float(), targets)
-        return F.cross_entropy(outputs.float(), targets, label_smoothing=self.label_smoothing)
+            return {"task_loss": F.cross_entropy(outputs.float(), targets)}
+        return {"task_loss": F.cross_entropy(outputs.float(), targets, label_smoothing=self.label_smoothing)}
+
+    def loss_key(self) -> str:
+        return f"label_smoothing={self.label_smoothing}"
+
+    # evaluation
+
+    def metrics(self) -> MetricCollection:
+        classes: dict[str, Any] = {"num_classes": self.num_classes, "ignore_index": IGNORED}
+        metrics: dict[str, Metric | MetricCollection] = {"acc1": MulticlassAccuracy(average="micro", **classes)}
+        if self.num_classes > 5:
+            metrics["acc5"] = MulticlassAccuracy(average="micro", top_k=5, **classes)
+        metrics["mean_class_acc"] = MulticlassAccuracy(average="macro", **classes)
+        metrics["loss"] = MeanCrossEntropy()
+        return MetricCollection(metrics)
+
+    def update(self, metrics: MetricCollection, outputs: Tensor, batch: Batch) -> None:
+        """Add logits (B, K) to metrics."""
+        metrics.update(self.masked(outputs.float()), batch.targets.masked_fill(~batch.valid, IGNORED))
 
     def masked(self, logits: Tensor) -> Tensor:
-        """Logits (B, K) with those of classes that may not be chosen at minus infinity."""
+        """Logits (B, K), at minus infinity for classes outside ``class_subset``."""
         if self.class_subset is None:
             return logits
         some = torch.tensor(self.class_subset, device=logits.device)
         return torch.full_like(logits, -torch.inf).index_copy(1, some, logits[:, some])
 
-    def evaluate(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection, mean_loss: MeanMetric) -> Tensor:
-        images, labels = batch
-        logits = self.masked(self(images).float())
-        metrics.update(logits, labels)
-        losses = F.cross_entropy(logits, labels, reduction="none", ignore_index=PADDING)
-        mean_loss.update(losses, weight=(labels != PADDING).float())
-        return logits
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.evaluate(batch, self.val_metrics, self.val_loss)
-
-    def on_validation_epoch_end(self) -> None:
-        self.log_dict(
-            {**self.val_metrics.compute(), "val/loss": self.val_loss.compute()}, prog_bar=True, sync_dist=True
-        )
-        self.val_metrics.reset()
-        self.val_loss.reset()
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        logits = self.evaluate(batch, self.test_metrics, self.test_loss)
-        if self.part_accuracy:
-            part: Any = list(self.part_accuracy.values())[dataloader_idx]
-            part.update(logits, batch[1])
-
-    def on_test_epoch_end(self) -> None:
-        self.log_dict({**self.test_metrics.compute(), "test/loss": self.test_loss.compute()}, sync_dist=True)
-        if self.part_accuracy:
-            parts: dict[str, Any] = dict(self.part_accuracy.items())
-            accuracy = {name: float(metric.compute()) for name, metric in parts.items()}
-            scores = accuracy | self.trainer.datamodule.summary(accuracy)  # type: ignore[attr-defined]
-            self.log_dict({f"test/{name}": value for name, value in scores.items()}, sync_dist=True)
-        self.test_metrics.reset()
-        self.test_loss.reset()
-
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def predictions(self, outputs: Tensor) -> Tensor:
         """Class probabilities (B, num_classes)."""
-        return self.masked(self(batch[0]).float()).softmax(dim=1)
+        return self.masked(outputs.float()).softmax(dim=1)
+
+    # data
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         self.class_subset = getattr(data, "class_subset", None)
-        parts = getattr(data, "test_names", [])
-        options: dict[str, Any] = {"num_classes": self.num_classes, "average": "micro", "ignore_index": PADDING}
-        self.part_accuracy = nn.ModuleDict({name: MulticlassAccuracy(**options) for name in parts})
         names = list(getattr(data, "class_names", []))
         if stage != "fit":  # an adapter folder is loaded before the data are known
             check_classes(names, self.class_names)
         self.class_names = names
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["class_names"] = self.class_names
+    def identity(self) -> dict[str, Any]:
+        return {"class_names": self.class_names}
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        trained = checkpoint.get("class_names") or []
+    def adopt(self, identity: dict[str, Any]) -> None:
+        trained = identity.get("class_names") or []
         check_classes(self.class_names, trained)
         self.class_names = trained
 
-    def example_input(self) -> Tensor:
-        """One image of zeros (1, 3, H, W) on the module's device, for counting FLOPs."""
-        return torch.zeros(1, *self.input_config["input_size"], device=self.device)
+    def example_batch(self) -> Batch:
+        """One image of zeros (1, 3, H, W) of class 0."""
+        images = torch.zeros(1, *self.input_config["input_size"], device=self.device)
+        label = torch.zeros(1, dtype=torch.long, device=self.device)
+        return Batch.of(images, label)
 
 
 def check_classes(here: list[str], there: list[str]) -> None:
-    """Refuse data whose classes are not those of the checkpoint, in its order."""
+    """Refuse data whose classes are not those of the checkpoint, in its order.
+
+    Raises:
+        ValueError: With both lists, if both are given and differ.
+    """
     if here and there and here != there:
         shown = f"{', '.join(here[:10])} here, {', '.join(there[:10])} there"
         raise ValueError(f"the data have other classes than the checkpoint: {shown}")

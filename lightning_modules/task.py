@@ -1,22 +1,22 @@
-"""What every task shares: a backbone, an optimizer, a schedule, and the four names that a method may ask for."""
+"""Contract of a task: a backbone with a head, a loss and metrics.
 
-import math
+A task knows Lightning and one backbone library. It knows no method, no file format and no command. A task fills in the
+verbs, a method overrides ``features`` or adds to ``losses``; nobody overrides a step.
+"""
+
 import random
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from lightning import Callback
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
 from backbones.inject import Backbone
-from callbacks.ema import EMA
-from lightning_modules.optim.adam_atan2 import AdamATan2
-from lightning_modules.parameterization import WidthScaled
+from lightning_modules.batch import Batch
+from lightning_modules.optim.optimized import Optimized
 from lightning_modules.seed import derived_seed
 
 
@@ -41,20 +41,8 @@ class Headline(NamedTuple):
         return "max" if self.higher_is_better else "min"
 
 
-class TaskModule(WidthScaled):
-    """A frozen or trained backbone with an optimizer; tasks add the head, the loss and the metrics.
-
-    Args:
-        optimizer: ``adamw``, ``adam`` or ``sgd`` (momentum 0.9), fused where the device has it; ``adam_atan2`` (AdamW
-            without epsilon, arXiv:2407.05872) or ``adafactor`` (steps in proportion to the parameters).
-        lr: Peak learning rate, not rescaled by the batch size.
-        weight_decay: Decay of trained matrices; vectors (biases, norms, scales) are never decayed.
-        warmup_epochs: Epochs of linear warm-up, fractions allowed.
-        warmup_lr: Learning rate at the first step of the warm-up.
-        min_lr: Learning rate at the end of the cosine.
-        ema_decay: Evaluate and save an exponential moving average of what trains; a decay such as 0.999, or none.
-        lr_interval: Whether the schedule moves every ``step`` or every ``epoch``, as most papers of the field do.
-    """
+class Task(Optimized, ABC):
+    """A backbone with a head, a loss and metrics; a subclass fills in the verbs."""
 
     headline: ClassVar[Headline]
     unit: ClassVar[str] = "image"  # what speed and scoring count
@@ -62,40 +50,86 @@ class TaskModule(WidthScaled):
 
     backbone: Backbone
 
-    def __init__(
-        self,
-        optimizer: Literal["adamw", "adam", "sgd", "adam_atan2", "adafactor"] = "adamw",
-        lr: float = 1e-3,
-        weight_decay: float = 1e-4,
-        warmup_epochs: float = 0.0,
-        warmup_lr: float = 1e-6,
-        min_lr: float = 0.0,
-        lr_interval: Literal["step", "epoch"] = "step",
-        ema_decay: float | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if lr <= 0:
-            raise ValueError(f"lr={lr}: expected a positive learning rate")
-        named = {"weight_decay": weight_decay, "warmup_epochs": warmup_epochs, "warmup_lr": warmup_lr, "min_lr": min_lr}
-        for name, value in named.items():
-            if value < 0:
-                raise ValueError(f"{name}={value}: expected 0 or more")
-        if ema_decay is not None and not 0 <= ema_decay < 1:
-            raise ValueError(f"ema_decay={ema_decay}: expected a decay of at least 0 and below 1, or none")
-        self.save_hyperparameters()
-        self.optimizer_name = optimizer
-        self.lr, self.weight_decay = lr, weight_decay
-        self.warmup_epochs, self.warmup_lr, self.min_lr = warmup_epochs, warmup_lr, min_lr
-        self.lr_interval = lr_interval
-        self.ema = None if ema_decay is None else EMA(ema_decay)
+        self.part_metrics = nn.ModuleDict()  # the headline of each part of a test set with several
 
-    def configure_callbacks(self) -> list[Callback]:
-        return [self.ema] if self.ema is not None else []
+    def init_metrics(self) -> None:
+        """Create the metrics of evaluation; a task calls this in its ``__init__``, after ``build``."""
+        self.val_metrics = self.metrics().clone(prefix="val/")
+        self.test_metrics = self.metrics().clone(prefix="test/")
 
-    def forward_features(self, x: Tensor) -> Tensor:
+    # verbs of a task
+
+    @abstractmethod
+    def build(self) -> None:
+        """Build ``self.backbone`` anew, and a head inside or beside it."""
+
+    @abstractmethod
+    def heads(self) -> dict[str, nn.Module]:
+        """Modules that train in full and are counted apart, by their name in this module (``backbone.head``)."""
+
+    def features(self, inputs: Any) -> Any:
         """Features of the backbone, (B, N, C) or (B, C, H, W). Methods that compute otherwise override this."""
-        return self.backbone.forward_features(x)
+        return self.backbone.forward_features(inputs)
+
+    @abstractmethod
+    def predict_from(self, features: Any) -> Any:
+        """Outputs of the head for features."""
+
+    def resize_head(self, width: int) -> None:
+        """Build the head anew for features of another width.
+
+        Raises:
+            TypeError: If the head of this task cannot change its width.
+        """
+        raise TypeError(f"the head of {type(self).__name__} cannot change its width to {width}")
+
+    def augment(self, batch: Batch) -> Batch:
+        """Change a training batch on its device, such as mixup does."""
+        return batch
+
+    @abstractmethod
+    def losses(self, outputs: Any, targets: Any) -> dict[str, Tensor]:
+        """Named terms of the training loss, scalars. Their sum is minimised, and each is logged."""
+
+    @abstractmethod
+    def metrics(self) -> MetricCollection:
+        """Metrics of one evaluation, with the headline among them."""
+
+    @abstractmethod
+    def update(self, metrics: MetricCollection, outputs: Any, batch: Batch) -> None:
+        """Add the outputs of a batch to metrics."""
+
+    def predictions(self, outputs: Any) -> Any:
+        """Outputs in the form in which they are written, such as class probabilities."""
+        return outputs
+
+    @abstractmethod
+    def example_batch(self) -> Batch:
+        """A batch of one sample on this module's device, for counting FLOPs and for checks."""
+
+    def identity(self) -> dict[str, Any]:
+        """Plain data that a checkpoint shares with the data it fits, such as the names of the classes."""
+        return {}
+
+    def adopt(self, identity: dict[str, Any]) -> None:
+        """Take over the identity of a checkpoint.
+
+        Raises:
+            ValueError: If it contradicts this module's own.
+        """
+
+    def loss_key(self) -> str:
+        """Settings that change the loss, for the keys of score caches."""
+        return ""
+
+    # the same for all tasks
+
+    def forward(self, inputs: Any) -> Any:
+        """Outputs of the model for inputs with B rows."""
+        with self.mixed_dtypes():
+            return self.predict_from(self.features(inputs))
 
     def mixed_dtypes(self) -> AbstractContextManager[Any]:
         """Autocast for ``bf16-true``, which keeps trained tensors in fp32 beside frozen bf16 ones."""
@@ -103,93 +137,83 @@ class TaskModule(WidthScaled):
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()  # autocast(enabled=False) would switch off the one of bf16-mixed
 
-    def prepare(self, batch: Any) -> tuple[Any, Any]:
-        """Inputs and targets of the loss, drawn once for a method that runs the model on them more than once."""
-        inputs, targets = batch
-        return inputs, targets
+    @property
+    def head_names(self) -> list[str]:
+        """Names of the heads that lie inside the backbone, without ``backbone.``."""
+        return [name.removeprefix("backbone.") for name in self.heads() if name.startswith("backbone.")]
 
-    def criterion(self, outputs: Any, targets: Any) -> Tensor:
-        """Mean loss of what the model says about prepared inputs, a scalar."""
-        raise TypeError(f"{type(self).__name__} defines no loss")
+    def in_head(self, name: str) -> bool:
+        """Whether a parameter or buffer of this module, such as ``backbone.head.weight``, belongs to a head."""
+        return name.startswith(tuple(f"{head}." for head in self.heads()))
 
-    def loss(self, batch: Any) -> Tensor:
-        """Mean loss of a batch, a scalar."""
-        inputs, targets = self.prepare(batch)
-        return self.criterion(self(inputs), targets)
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """Terms of the loss of a batch. Methods that run the model more than once override this."""
+        batch = self.augment(batch)
+        return self.losses(self(batch.inputs), batch.targets)
 
-    def extra_loss(self) -> Tensor | None:
-        """A term that the method adds to the loss, a scalar."""
-        return None
+    def loss(self, batch: Batch) -> Tensor:
+        """Loss of a batch, a scalar."""
+        return total(self.terms(batch))
 
-    def on_train_start(self) -> None:
-        # a restored optimizer brings the rates and decays of its run along; what this run was told counts
-        schedule: Any = self.lr_schedulers()
-        for i, (group, told) in enumerate(zip(schedule.optimizer.param_groups, self.param_groups(), strict=True)):
-            group["weight_decay"] = told["weight_decay"]
-            schedule.base_lrs[i] = group["initial_lr"] = told.get("lr", self.lr)
-            group["lr"] = schedule.base_lrs[i] * schedule.lr_lambdas[i](schedule.last_epoch)
+    def evaluate(self, batch: Batch) -> Any:
+        """Outputs for a batch of a validation or test set."""
+        return self(batch.inputs)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        terms = self.terms(batch)
+        loss = total(terms)
+        if len(terms) > 1:
+            self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.update(self.val_metrics, self.evaluate(batch), batch)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        outputs = self.evaluate(batch)
+        self.update(self.test_metrics, outputs, batch)
+        if self.part_metrics:
+            part: Any = list(self.part_metrics.values())[dataloader_idx]
+            self.update(part, outputs, batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Any:
+        """Predictions for the rows of a batch."""
+        return self.predictions(self(batch.inputs))
+
+    def setup(self, stage: str) -> None:
+        headline = self.headline.name
+        parts = getattr(self.trainer.datamodule, "test_names", [])  # type: ignore[attr-defined]
+        self.part_metrics = nn.ModuleDict({n: MetricCollection({headline: self.metrics()[headline]}) for n in parts})
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict(self.val_metrics.compute(), prog_bar=True, sync_dist=True)
+        self.val_metrics.reset()
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict(self.test_metrics.compute(), sync_dist=True)
+        self.test_metrics.reset()
+        if self.part_metrics:
+            parts: dict[str, Any] = dict(self.part_metrics.items())
+            scores = {name: float(part.compute()[self.headline.name]) for name, part in parts.items()}
+            scores |= self.trainer.datamodule.summary(scores)  # type: ignore[attr-defined]
+            self.log_dict({f"test/{name}": score for name, score in scores.items()}, sync_dist=True)
 
     def on_train_epoch_start(self) -> None:
-        # drop path, mixup and augmentation depend on the epoch alone: a resumed run draws what an unbroken one would
+        # drop path, mixup and augmentation depend on the epoch only, so that a resumed run draws the same numbers
         seed = derived_seed(self.current_epoch, self.global_rank)
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = self.loss(batch)
-        extra = self.extra_loss()
-        if extra is not None:
-            self.log("train/extra_loss", extra.detach())
-            loss = loss + extra
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        return loss
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["identity"] = self.identity()
 
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Groups for the optimizer: trained matrices with weight decay, vectors and scalars without."""
-        if self.parameterization != "none":
-            return self.width_groups()
-        trained = [p for p in self.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.squeeze().dim() > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.squeeze().dim() <= 1], "weight_decay": 0.0},
-        ]
-        return [group for group in groups if group["params"]]
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.adopt(checkpoint.get("identity") or {})
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        groups = self.param_groups()
-        if not groups:
-            raise ValueError(f"{type(self).__name__} has nothing to train")
-        optimizer = self.build_optimizer(groups)
-        # a plain function leaves no trace in a checkpoint: a run that goes on longer follows its own cosine
-        schedule = LambdaLR(optimizer, self.lr_factor())
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": self.lr_interval}}
 
-    def build_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        # Lightning unscales fp16 gradients itself, which fused optimizers do not allow
-        fused = self.device.type in ("cpu", "cuda", "mps", "xpu") and self.trainer.precision != "16-mixed"
-        if self.optimizer_name == "sgd":
-            return torch.optim.SGD(groups, lr=self.lr, momentum=0.9, fused=fused)
-        if self.optimizer_name == "adam_atan2":
-            return AdamATan2(groups, lr=self.lr)
-        if self.optimizer_name == "adafactor":
-            return torch.optim.Adafactor(groups, lr=self.lr)
-        kind = torch.optim.AdamW if self.optimizer_name == "adamw" else torch.optim.Adam
-        return kind(groups, lr=self.lr, eps=self.adam_eps, fused=fused)
-
-    def lr_factor(self) -> Callable[[int], float]:
-        """Linear warm-up, then a cosine to ``min_lr`` at the last step (or epoch)."""
-        steps = int(self.trainer.estimated_stepping_batches)
-        epochs = self.trainer.max_epochs if self.trainer.max_epochs and self.trainer.max_epochs > 0 else 1
-        total = steps if self.lr_interval == "step" else epochs
-        warmup = min(round(self.warmup_epochs * total / epochs), total - 1)
-
-        def factor(step: int) -> float:
-            """Share of the peak that holds at a step (or epoch)."""
-            if step < warmup:
-                start = min(self.warmup_lr, self.lr)
-                return (start + (self.lr - start) * step / warmup) / self.lr
-            done = min((step - warmup) / max(total - warmup, 1), 1.0)
-            return (self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * done)) / 2) / self.lr
-
-        return factor
+def total(terms: dict[str, Tensor]) -> Tensor:
+    """Sum of the terms of a loss, a scalar."""
+    values = list(terms.values())
+    return values[0] if len(values) == 1 else torch.stack(values).sum()

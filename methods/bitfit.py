@@ -34,8 +34,7 @@ class BitFit(PEFTMethod):
         groups = super().param_groups()
         if self.bitfit_lr_scale == 1:
             return groups
-        heads = tuple(f"{head}." for head in self.head_names)
-        names = {name for name in self.trainable_names() if not name.startswith(heads)}
+        names = {name for name in self.trainable_names() if not self.in_head(f"backbone.{name}")}
         biases = {id(parameter) for name, parameter in self.backbone.named_parameters() if name in names}
         for group in list(groups):
             scaled = [p for p in group["params"] if id(p) in biases]

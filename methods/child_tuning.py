@@ -11,11 +11,10 @@ from backbones.anatomy import FROZEN
 from backbones.inject import Backbone
 from callbacks.scoring.scorers import Scorer, SquaredGradients
 from lightning_modules.seed import derived_seed
-from methods.core.base import PEFTMethod
-from methods.layers.sparse import TrainsEntries
+from methods.core.trains_entries import TrainsEntries
 
 
-class ChildTuning(TrainsEntries, PEFTMethod):
+class ChildTuning(TrainsEntries):
     """Child-Tuning, task-driven (D) or task-free (F) (Xu et al., EMNLP 2021, arXiv:2109.05687).
 
     D trains the entries of the layers with the largest Fisher information, F everything with gradients of which every
@@ -47,7 +46,7 @@ class ChildTuning(TrainsEntries, PEFTMethod):
         return {"batch_size": self.trainer.datamodule.batch_size, "shuffle": True}  # type: ignore[attr-defined]
 
     def score_key(self) -> str:
-        return f"{super().score_key()} {self.hparams.get('label_smoothing')}"  # the loss is the task's own
+        return f"{super().score_key()} {self.loss_key()}"
 
     def select(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
         """All entries from the (1 - p) quantile of the Fisher information of all layers on.

@@ -86,9 +86,8 @@ class DiffPruning(PEFTMethod):
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
-        heads = tuple(f"{name}." for name in self.head_names)
         for name, parameter in list(backbone.named_parameters()):
-            if not name.startswith(heads):
+            if not self.in_head(f"backbone.{name}"):
                 path, _, kind = name.rpartition(".")
                 op = Diff(parameter, self.diff_alpha_init, self.diff_stretch)
                 parametrize_in_place(backbone.get_submodule(path), kind, f"{kind}_diff", op)
@@ -104,7 +103,10 @@ class DiffPruning(PEFTMethod):
         groups.append({"params": alphas, "weight_decay": 0.0, "lr": self.diff_alpha_lr})
         return [group for group in groups if group["params"]]
 
-    def extra_loss(self) -> Tensor:
+    def losses(self, outputs: Any, targets: Any) -> dict[str, Tensor]:
+        return super().losses(outputs, targets) | ({"l0_loss": self.l0_loss()} if self.adapted else {})
+
+    def l0_loss(self) -> Tensor:
         """Weight times the expected number of open gates: ``sum sigmoid(alpha)`` where they are stretched evenly."""
         return self.diff_l0_weight * torch.stack([diff.alpha.sigmoid().sum() for diff in self.diffs()]).sum()
 

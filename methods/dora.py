@@ -148,7 +148,8 @@ class DoRA(LoRA):
     Its options are LoRA's.
     """
 
-    update, layer = Decomposed, DoRALinear
+    update_class = Decomposed
+    layer_class = DoRALinear
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)

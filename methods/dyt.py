@@ -14,7 +14,8 @@ from torchmetrics import MeanMetric
 from backbones.anatomy import transformer_blocks
 from backbones.inject import Backbone, attach, check_free
 from callbacks.kept_tokens import KeptTokens
-from lightning_modules.batch import PADDING
+from lightning_modules.batch import Batch
+from lightning_modules.task import total
 from methods.core.base import PEFTMethod
 from methods.layers.token_dispatch import Adapter, AttentionDispatch, Dispatch, LayerDispatch, MixedAdapter
 
@@ -41,7 +42,7 @@ class DyT(PEFTMethod):
         dyt_skip: In evaluation skipping tokens are left out of the computation (``gather``), or computed and masked
             (``dense``); ``auto`` gathers except under torch.compile. Training is always dense.
         dyt_drop_last: Whether evaluation leaves patch tokens out of the last dispatched MLP and its adapter where the
-            backbone pools the class token; the logits are the same, the patch tokens of ``forward_features`` are not.
+            backbone pools the class token; the logits are the same, the patch tokens of ``features`` are not.
         dyt_sync_rate: Whether the kept share in the loss is that of all processes rather than of each.
     """
 
@@ -85,7 +86,7 @@ class DyT(PEFTMethod):
         self.dyt_temperature, self.dyt_teacher = dyt_temperature, dyt_teacher
         self.dyt_experts, self.dyt_router, self.dyt_attention_mask = dyt_experts, dyt_router, dyt_attention_mask
         self.dyt_skip, self.dyt_drop_last, self.dyt_sync_rate = dyt_skip, dyt_drop_last, dyt_sync_rate
-        self.terms: dict[str, Tensor] = {}  # of the last training loss
+        self.last_kept = torch.zeros(())  # share of patch tokens that ran in the last training batch
         self.blocks(self.backbone)  # a backbone that cannot be dispatched is refused before any image is read
 
     def configure_callbacks(self) -> list[Callback]:
@@ -147,13 +148,13 @@ class DyT(PEFTMethod):
         """The dispatchers with their adapters by name, in the order in which they run."""
         return {name: m for name, m in self.backbone.named_modules() if isinstance(m, Dispatch)}
 
-    def forward(self, x: Tensor, complete: bool = False) -> Tensor:
-        """Outputs of the task for images x (B, 3, H, W); ``complete`` lets no token skip."""
+    def forward(self, inputs: Tensor, complete: bool = False) -> Tensor:
+        """Outputs of the task for images (B, 3, H, W); ``complete`` lets no token skip."""
         ops = self.dispatches.values()
         for op in ops:
             op.complete = complete
         try:
-            return super().forward(x)
+            return super().forward(inputs)
         finally:
             for op in ops:
                 op.complete = False
@@ -172,56 +173,44 @@ class DyT(PEFTMethod):
 
     # training
 
-    def loss(self, batch: Any) -> Tensor:
-        """The task's loss and, while training, the terms of the teacher and of the rate."""
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """Terms of the loss: of the task and, while training, of the teacher and of the kept share."""
         if not (self.training and self.adapted):
-            return super().loss(batch)
-        inputs, targets = self.prepare(batch)
+            return super().terms(batch)
+        batch = self.augment(batch)
         with self.masks() as masks:
-            outputs = self(inputs)
+            outputs = self(batch.inputs)
         kept = torch.cat([mask.flatten() for mask in masks]).mean()
         if self.dyt_sync_rate and self.trainer.world_size > 1:
             kept = self.all_gather(kept, sync_grads=True).mean()  # type: ignore[union-attr]
-        terms = {
-            "task_loss": self.criterion(outputs, targets),
-            "rate_loss": self.dyt_rate_weight * (kept - self.dyt_rate) ** 2,
-        }
+        self.last_kept = kept.detach()
+        terms = self.losses(outputs, batch.targets)
+        terms["rate_loss"] = self.dyt_rate_weight * (kept - self.dyt_rate) ** 2
         if self.dyt_teacher != "none":
-            teacher = self(inputs, complete=True)
-            terms["complete_loss"] = self.criterion(teacher, targets)
+            teacher = self(batch.inputs, complete=True)
+            terms["complete_loss"] = total(self.losses(teacher, batch.targets))
             if self.dyt_teacher == "kl":
                 log_p, log_q = teacher.detach().float().log_softmax(-1), outputs.float().log_softmax(-1)
                 terms["distill_loss"] = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
-        self.terms = {name: term.detach() for name, term in terms.items()} | {"kept": kept.detach()}
-        return torch.stack(list(terms.values())).sum()
+        return terms
 
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        loss = super().training_step(batch, batch_idx)
-        self.log_dict({f"train/{name}": value for name, value in self.terms.items()})
-        return loss
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        self.log("train/kept", self.last_kept)
 
     # evaluation
 
-    def validation_step(self, batch: Any, *indices: int) -> Any:
-        with self.masks() as masks:
-            output = super().validation_step(batch, *indices)
-        self.log_kept("val", batch, masks)
-        return output
-
-    def test_step(self, batch: Any, *indices: int) -> Any:
-        with self.masks() as masks:
-            output = super().test_step(batch, *indices)
-        self.log_kept("test", batch, masks)
-        return output
-
-    def log_kept(self, split: str, batch: Any, masks: list[Tensor]) -> None:
-        """Log the share of patch tokens that ran, in each dispatched branch and in all, over the real images.
+    def evaluate(self, batch: Batch) -> Tensor:
+        """Outputs for a batch; logs the share of patch tokens that ran, in each dispatched branch and in all.
 
         Where ``dyt_drop_last`` applies that is 0 in the last block.
         """
-        real = (batch[1] != PADDING).view(len(batch[1]), -1).any(1)
-        kept = torch.stack(masks)[:, real].float().mean(-1)  # (dispatchers, images)
+        with self.masks() as masks:
+            outputs = super().evaluate(batch)
+        split = "test" if self.trainer.testing else "val"
+        kept = torch.stack(masks)[:, batch.valid].float().mean(-1)  # (dispatchers, images)
         names = [name.removeprefix("blocks.") for name in self.dispatches]
         for name, values, metric in zip([*names, "all"], [*kept, kept], self.kept, strict=True):
             metric.update(values)
             self.log(f"{split}/kept/{name}", metric, on_step=False, on_epoch=True)
+        return outputs

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from backbones.inject import Backbone, check_free, swap_class
 from callbacks.scoring.scorers import AbsoluteGradients, Scorer, SignedGradients
 from checkpoints.delta import check_delta
+from lightning_modules.batch import Batch
+from methods.core.selective import Selective
 from methods.vpt import VPT, Prompt, PromptedAttention
 
 TOKEN, SEGMENT = "prompt_masks.token", "prompt_masks.segment"
@@ -105,7 +107,7 @@ class KeyValueAttention(PromptedAttention):
         return bias
 
 
-class E2VPT(VPT):
+class E2VPT(VPT, Selective):
     """Effective and efficient visual prompt tuning (Han et al., ICCV 2023, arXiv:2307.13770).
 
     Args:
@@ -226,16 +228,18 @@ class E2VPT(VPT):
     def score_key(self) -> str:
         return f"{super().score_key()} {self.prune_score} {self.description()}"
 
+    def score_targets(self) -> list[str]:
+        return [SEGMENT] if self.prune_score == "removal" else [TOKEN, SEGMENT]
+
     def build_scorer(self) -> Scorer:
         if not hasattr(self.backbone, "prompt_masks"):
             raise ValueError("the prompts of this model are pruned already: score the first fit")
-        removal = self.prune_score == "removal"
-        scorer = SCORERS[self.prune_score](self.backbone, [SEGMENT] if removal else [TOKEN, SEGMENT])
-        if removal:
+        scorer = SCORERS[self.prune_score](self.backbone, self.score_targets())
+        if self.prune_score == "removal":
             scorer.sums[TOKEN] = self.gains = torch.zeros(self.prompt_length, device=self.device)
         return scorer
 
-    def score_loss(self, batch: Any) -> Tensor:
+    def score_loss(self, batch: Batch) -> Tensor:
         factors, without = self.backbone.prompt_masks.token, []
         with torch.no_grad():
             for index in range(len(factors)) if self.prune_score == "removal" else ():

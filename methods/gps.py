@@ -12,7 +12,8 @@ from backbones.anatomy import reads_bare_weight
 from backbones.inject import Backbone
 from callbacks.scoring.scorers import AbsoluteGradients, Scorer, SignedGradients, SquaredGradients, check_classes
 from callbacks.scoring.top import top, top_of_all, top_of_rows
-from methods.core.base import PEFTMethod
+from lightning_modules.batch import Batch
+from methods.core.selective import Selective
 from methods.layers.sparse import SPARSE, merge_entries, train_entries
 
 SCORERS: dict[str, type[Scorer]] = {
@@ -22,7 +23,7 @@ SCORERS: dict[str, type[Scorer]] = {
 }
 
 
-class GPS(PEFTMethod):
+class GPS(Selective):
     """Gradient-based parameter selection (Zhang et al., CVPR 2024, arXiv:2312.10136).
 
     Matrices without a form for single entries (of BEiT, EVA and Swin V2 those whose bare weight is read) stay frozen.
@@ -62,12 +63,11 @@ class GPS(PEFTMethod):
 
     def kinds(self) -> dict[str, str]:
         """What happens to each backbone parameter: ``frozen``, ``whole`` or, of a ``matrix``, some entries train."""
-        heads = tuple(f"{name}." for name in self.head_names)
         kinds = {}
         for name, parameter in self.backbone.named_parameters():
             if any(word in name for word in ("norm", "pos_embed", "cls_token")):  # norm biases too
                 kinds[name] = "frozen"
-            elif name.startswith(heads) or "bias" in name or "gamma" in name:
+            elif self.in_head(f"backbone.{name}") or "bias" in name or "gamma" in name:
                 kinds[name] = "whole"
             else:
                 path = name.rpartition(".")[0]
@@ -83,18 +83,17 @@ class GPS(PEFTMethod):
         return {"batch_size": size, "shuffle": True, "drop_last": True, "views": views}
 
     def score_key(self) -> str:
-        # the task's own loss may be smoothed
-        loss = self.hparams.get("label_smoothing") if self.gps_loss == "ce" else self.gps_temperature
+        loss = self.loss_key() if self.gps_loss == "ce" else self.gps_temperature
         return f"{super().score_key()} {self.gps_loss} {loss}"
 
-    def score_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        images, labels = batch
+    def score_loss(self, batch: Batch) -> Tensor:
         if self.gps_loss == "ce":
             return self.loss(batch)
+        images, labels = batch.inputs, batch.targets
         check_classes(labels)
         if len(labels) < 2:
             raise ValueError("the contrastive loss compares images: data.batch_size=1, expected at least 2")
-        features = self.backbone.forward_head(self.forward_features(images), pre_logits=True)
+        features = self.backbone.forward_head(self.features(images), pre_logits=True)
         return supervised_contrastive(features, labels.repeat(len(images) // len(labels)), self.gps_temperature)
 
     def select(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:

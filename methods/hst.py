@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.inject import Backbone
-from methods.core.base import PEFTMethod
+from methods.core.frozen import FrozenBackbone
 
 Size = tuple[int, int]
 
@@ -176,7 +176,7 @@ def init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-class HST(PEFTMethod):
+class HST(FrozenBackbone):
     """Hierarchical side-tuning (Lin et al., 2023, arXiv:2310.05393).
 
     Args:
@@ -256,7 +256,7 @@ class HST(PEFTMethod):
         return x, *(output.contiguous() for output in outputs)  # as a product of matrices would do; equal from a cache
 
     def forward_frozen(self, features: tuple[Tensor, ...]) -> Tensor:
-        return self.forward_head(self.pyramid(*features)[-1].flatten(2).mT)
+        return self.predict_from(self.pyramid(*features)[-1].flatten(2).mT)
 
     def pyramid(self, x: Tensor, *outputs: Tensor) -> list[Tensor]:
         return self.side(x, outputs, self.backbone.patch_embed.dynamic_feat_size(x.shape[-2:]))
@@ -264,10 +264,10 @@ class HST(PEFTMethod):
     def forward_pyramid(self, x: Tensor) -> list[Tensor]:
         return self.pyramid(*self.frozen_features(x))
 
-    def forward_features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
         return self.forward_pyramid(x)[-1].flatten(2).mT
 
-    def forward_head(self, features: Tensor) -> Tensor:
+    def predict_from(self, features: Tensor) -> Tensor:
         if self.training and len(features) < 2:
             raise ValueError("batch_size=1: HST norms its features over the batch, expected at least 2 images a device")
         return self.backbone.head(self.head_norm(features.mean(1)))

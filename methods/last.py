@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.inject import AdapterModule, Backbone, attach
-from methods.core.base import PEFTMethod
+from methods.core.frozen import FrozenBackbone
 
 
 class Tap(AdapterModule):
@@ -57,7 +57,7 @@ class LowRankAttention(nn.Module):
         return self.up(self.dropout(x))
 
 
-class LAST(PEFTMethod):
+class LAST(FrozenBackbone):
     """Low-rank attention side-tuning (Tang et al., 2024, arXiv:2402.04009).
 
     The paper's code is not public: where its text leaves something open, this is our reading.
@@ -159,9 +159,9 @@ class LAST(PEFTMethod):
         return self.token_maps(x)
 
     def forward_frozen(self, features: tuple[Tensor, ...]) -> Tensor:
-        return self.forward_head(self.backbone.norm(self.side_tokens(features)))
+        return self.predict_from(self.backbone.norm(self.side_tokens(features)))
 
-    def forward_features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
         if not self.adapted:
-            return super().forward_features(x)
+            return super().features(x)
         return self.backbone.norm(self.side_tokens(self.token_maps(x)))

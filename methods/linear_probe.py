@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
-from methods.core.base import PEFTMethod
+from methods.core.frozen import FrozenBackbone
 
 
-class LinearProbe(PEFTMethod):
+class LinearProbe(FrozenBackbone):
     """Linear probe: the backbone is frozen and only the new classifier trains."""
 
     def frozen_layers(self) -> str:

@@ -28,8 +28,8 @@ class LoRA(PEFTMethod):
         lora_ranks: Ranks that differ from ``lora_rank``, by the end of the layer's name; 0 for a layer without.
     """
 
-    update: ClassVar[type[LowRank]] = LowRank
-    layer: ClassVar[type[LoRALinear]] = LoRALinear
+    update_class: ClassVar[type[LowRank]] = LowRank
+    layer_class: ClassVar[type[LoRALinear]] = LoRALinear
 
     def __init__(
         self,
@@ -80,8 +80,9 @@ class LoRA(PEFTMethod):
         """Give one layer its update."""
         check_free(linear, "lora")
         factor = {"alpha": 1.0, "alpha/r": 1 / rank, "alpha/sqrt(r)": 1 / sqrt(rank)}[self.lora_scaling]
-        linear.lora = self.update(linear, rank, self.lora_alpha * factor, rows, self.lora_dropout, self.lora_dropout_at)
-        swap_class(linear, self.layer)
+        options = (rank, self.lora_alpha * factor, rows, self.lora_dropout, self.lora_dropout_at)
+        linear.lora = self.update_class(linear, *options)
+        swap_class(linear, self.layer_class)
 
     def merge_into(self, backbone: Backbone) -> None:
         merge_low_rank(backbone)

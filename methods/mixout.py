@@ -49,9 +49,8 @@ class Mixout(PEFTMethod):
 
     def mixed(self) -> list[str]:
         """Names of the mixed weights."""
-        heads = tuple(f"{name}." for name in self.head_names)
         layers = {f"{n}.weight" for n, m in self.backbone.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
-        return [n for n, _ in self.backbone.named_parameters() if n in layers and not n.startswith(heads)]
+        return [n for n, _ in self.backbone.named_parameters() if n in layers and not self.in_head(f"backbone.{n}")]
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)

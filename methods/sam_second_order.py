@@ -17,8 +17,8 @@ from callbacks.scoring.scorers import (
     SquaredGradients,
 )
 from callbacks.scoring.top import top, top_of_all
-from methods.core.base import PEFTMethod
-from methods.layers.sparse import TrainsEntries
+from lightning_modules.batch import Batch
+from methods.core.trains_entries import TrainsEntries
 
 SCORERS: dict[str, type[Scorer]] = {
     "grad_sum": SignedGradients,
@@ -30,7 +30,7 @@ SCORERS: dict[str, type[Scorer]] = {
 }
 
 
-class SecondOrderSelection(TrainsEntries, PEFTMethod):
+class SecondOrderSelection(TrainsEntries):
     """Second-order approximation method, SAM, not sharpness-aware (Fu et al., AAAI 2023, arXiv:2211.15583).
 
     Its theorem keeps the largest g^2 / h; with one bound for all of the Hessian's diagonal h that is the largest |g|.
@@ -91,10 +91,9 @@ class SecondOrderSelection(TrainsEntries, PEFTMethod):
         return options | {"shuffle": True}
 
     def score_key(self) -> str:
-        # the task's own loss may be smoothed
-        return f"{super().score_key()} {self.sam_clip} {self.sam_probes} {self.hparams.get('label_smoothing')}"
+        return f"{super().score_key()} {self.sam_clip} {self.sam_probes} {self.loss_key()}"
 
-    def score_loss(self, batch: Any) -> Tensor:
+    def score_loss(self, batch: Batch) -> Tensor:
         if self.scorer is not Curvature:
             return self.loss(batch)
         with sdpa_kernel(SDPBackend.MATH):  # the only one with second derivatives

@@ -10,14 +10,13 @@ from torch import Tensor, nn
 from backbones.inject import Backbone
 from callbacks.scoring.scorers import Magnitudes
 from lightning_modules.seed import run_seed
-from methods.core.base import PEFTMethod
-from methods.layers.sparse import TrainsEntries
+from methods.core.trains_entries import TrainsEntries
 
 SMALLEST_SIDE = 64  # matrices with a shorter side, or so few chosen entries, have no penalty, as in the released code
 FEWEST_ENTRIES = 100
 
 
-class SaRA(TrainsEntries, PEFTMethod):
+class SaRA(TrainsEntries):
     """Training the smallest weights, sparse and of low rank (Hu et al., ICLR 2025, arXiv:2409.06633).
 
     Args:
@@ -116,15 +115,19 @@ class SaRA(TrainsEntries, PEFTMethod):
     def entries_lr(self) -> float:
         return super().entries_lr * (exp(-350 * self.threshold) if self.sara_lr_rule else 1.0)
 
-    def extra_loss(self) -> Tensor | None:
-        """The nuclear norm penalty of one matrix, the same on every rank: a decomposition of each would cost more."""
+    def losses(self, outputs: Any, targets: Any) -> dict[str, Tensor]:
+        penalty = self.rank_loss() if self.adapted else None
+        return super().losses(outputs, targets) | ({} if penalty is None else {"rank_loss": penalty})
+
+    def rank_loss(self) -> Tensor | None:
+        """Nuclear norm penalty of one matrix, the same on every rank, because one of each matrix would cost more."""
         paths = [path for path in self.matrices() if self.sara_rank_weight > 0]
         if not paths:
-            return super().extra_loss()
+            return None
         entropy = (run_seed(), self.global_step)
         layer: Any = self.backbone.get_submodule(paths[np.random.default_rng(entropy).integers(len(paths))])
         if len(layer.weight_entries.values) <= FEWEST_ENTRIES:
-            return super().extra_loss()
+            return None
         return self.sara_rank_weight * self.nuclear_norm(layer.weight_entries, layer._parameters["weight"])
 
     def matrices(self) -> list[str]:

@@ -10,7 +10,8 @@ from backbones.anatomy import transformer_blocks
 from backbones.inject import AdapterModule, Backbone, check_free, detach, modules_with
 from callbacks.scoring.report import Scored
 from callbacks.scoring.scorers import ClassSquares, Scorer
-from methods.core.base import PEFTMethod
+from lightning_modules.batch import Batch
+from methods.core.selective import Selective
 
 PARTS = {"q": 0, "v": 2}  # thirds of the fused qkv output that are tuned
 
@@ -71,7 +72,7 @@ class SalientLinear(AdapterModule):
         layer.bias.index_add_(0, self.channels, change @ layer.bias[self.channels] + shift)
 
 
-class SCT(PEFTMethod):
+class SCT(Selective):
     """Salient channel tuning (Zhao et al., IJCV 2023, arXiv:2309.08513).
 
     Args:
@@ -131,9 +132,9 @@ class SCT(PEFTMethod):
     def score_key(self) -> str:
         return f"{super().score_key()} {self.sct_mode}"
 
-    def score_loss(self, batch: tuple[Tensor, Tensor]) -> None:
+    def score_loss(self, batch: Batch) -> None:
         with torch.no_grad():
-            self.forward_features(batch[0])
+            self.features(batch.inputs)
 
     def importances(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
         """Importance of each channel, by block; by queries and values of each in the mode ``qkv``."""

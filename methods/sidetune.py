@@ -87,10 +87,10 @@ class Sidetune(PEFTMethod):
         super().on_save_checkpoint(checkpoint)
         checkpoint["hyper_parameters"]["sidetune_pretrained"] = False  # the trained values are in the file
 
-    def forward_features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
         if self.adapted:
             self.backbone.sidetune.read(x)
-        return super().forward_features(x)
+        return super().features(x)
 
 
 def read_features(pretrained: str | bool, features: nn.Module) -> dict[str, Tensor]:

@@ -12,7 +12,8 @@ from backbones.anatomy import FROZEN, ends, linear_layers, reads_bare_weight
 from backbones.inject import AdapterModule, Backbone, attach, detach, modules_with
 from callbacks.scoring.report import Scored
 from callbacks.scoring.scorers import SquaredGradients
-from methods.core.base import PEFTMethod
+from lightning_modules.batch import Batch
+from methods.core.selective import Selective
 from methods.layers.low_rank import AddedLowRank, LowRank
 from methods.layers.sparse import SPARSE, merge_entries, train_entries
 from methods.layers.spt_budget import Granularity, Part, sweep
@@ -117,7 +118,7 @@ class TokenDtype(AdapterModule):
         return output.to(self.like.dtype)
 
 
-class SPT(PEFTMethod):
+class SPT(Selective):
     """Sensitivity-aware parameter-efficient fine-tuning (He et al., ICCV 2023, arXiv:2303.08566).
 
     Where many of the most sensitive entries fall into one matrix, a module takes their place; elsewhere they train
@@ -140,7 +141,7 @@ class SPT(PEFTMethod):
 
     unmergeable = "adapters are not linear; spt_kind=lora merges"
     scorer = SquaredGradients
-    unit: ClassVar[float] = 1e6  # of the budget
+    budget_unit: ClassVar[float] = 1e6  # trained parameters in one unit of spt_budget
 
     def __init__(
         self,
@@ -206,9 +207,9 @@ class SPT(PEFTMethod):
         """Which batches are scored: the first 512 images, in the order of the files, without augmentation."""
         return {"batch_size": 32, "max_batches": 16}
 
-    def score_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def score_loss(self, batch: Batch) -> Tensor:
         """Cross entropy through the fresh head; smoothed labels are for the training alone."""
-        return F.cross_entropy(self(batch[0]).float(), batch[1])
+        return F.cross_entropy(self(batch.inputs).float(), batch.targets)
 
     def select(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
         """Spend the budget on the entries with the largest sums of squared gradients.
@@ -230,8 +231,10 @@ class SPT(PEFTMethod):
         if wrong:
             raise ValueError(f"no scores of the right shape for {', '.join(wrong[:5])}: score all of score_targets()")
         flat = [scores[part.parameter].flatten()[part.start : part.start + part.size] for part in parts]
-        found = sweep(parts, flat, self.spt_alpha, self.spt_beta, self.class_token, self.unit, self.spt_granularity)
-        step = found.at(self.spt_budget)
+        found = sweep(
+            parts, flat, self.spt_alpha, self.spt_beta, self.class_token, self.budget_unit, self.spt_granularity
+        )
+        step = found.step_for_budget(self.spt_budget)
 
         selection: dict[str, Tensor] = {}
         single = {part: entries for part, entries in found.entries(step).items() if self.trains_entries(part)}

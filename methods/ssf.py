@@ -232,10 +232,10 @@ class SSF(PEFTMethod):
         else:
             attach(module, "ssf", op)
 
-    @property
-    def head_names(self) -> list[str]:
+    def heads(self) -> dict[str, nn.Module]:
         norm = isinstance(self.backbone, ConvNeXt) and isinstance(self.backbone.head.norm, nn.Module)
-        return [*super().head_names, "head.norm"] if norm and self.ssf_head_norm else super().head_names
+        extra = {"backbone.head.norm": self.backbone.head.norm} if norm and self.ssf_head_norm else {}
+        return super().heads() | extra
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)

@@ -265,7 +265,7 @@ class VeLoRA(PEFTMethod):
             for direction in directions.values():
                 direction.due = False
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                output: Any = self(self.example_input())  # type: ignore[operator]
+                output: Any = self(self.example_batch().inputs)
         del output
         for direction, due, hook in zip(directions.values(), dues, hooks, strict=True):
             direction.due = due

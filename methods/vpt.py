@@ -207,8 +207,8 @@ class VPT(PEFTMethod):
             return tensors
         return tensors | {name: resize_prompt(t, self.prompt_length, self.prompt_resize) for name, t in prompts.items()}
 
-    def build_backbone(self) -> None:
-        super().build_backbone()
+    def build(self) -> None:
+        super().build()
         self.check_backbone(self.backbone)  # here, before any data are read
 
     def check_backbone(self, backbone: Backbone) -> None:

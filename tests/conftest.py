@@ -32,6 +32,7 @@ TINY_OPTIONS: dict[str, dict[str, Any]] = {
     "diff_pruning": {"diff_alpha_init": 1.0},  # half open: a gate that is open has no gradient
     "sct": {"sct_channels": 8},
     "sidetune": {"sidetune_pretrained": False},  # ImageNet's would be downloaded
+    "width_scaling": {"width_base": 48},
     "spt": {"spt_budget": 0.03, "spt_alpha": 0.5, "spt_beta": 1.3},
 }
 # a method that changes how another one trains is tested on this one

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from callbacks.scoring.scorable import Scorable
 from callbacks.scoring.score_before_fit import ScoreBeforeFit
 from callbacks.scoring.undisturbed import unchanged
 from checkpoints.atomic import write_atomically
@@ -41,16 +42,17 @@ class Rewind(ScoreBeforeFit):
         self.initial, self.plan, self.fitted = initial, plan, fitted
         self.kept: dict[str, Any] | None = None  # the plan of the second fit
 
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if not pl_module.prunable:
+        if not isinstance(pl_module, Scorable) or not pl_module.prunable:
             raise ValueError(f"{type(pl_module).__name__}: nothing of this model can be pruned and fit anew")
         self.check_trainer(trainer, pl_module)
         if self.plan is None and self.fitted is None:
             return
         self.kept = trainer.strategy.broadcast(self.read() if trainer.is_global_zero else None)
         if self.kept is None:
+            assert self.fitted is not None
             with unchanged(pl_module):  # building a model draws random numbers
                 model = type(pl_module).from_delta(self.fitted)
             model.trainer = trainer
@@ -62,9 +64,10 @@ class Rewind(ScoreBeforeFit):
                 write_atomically(Path(self.plan), lambda path: path.write_text(text))
         self.check(pl_module)
         pl_module.selection = tensors(self.kept["selection"])
-        pl_module.init_from = None  # the first fit has begun from there, and its initial values say so
+        pl_module.forget_warm_start()  # because the initial values of the first fit contain that start
 
-    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Scorable)
         if self.kept is not None:
             self.check(pl_module)
         if self.initial is None or trainer.ckpt_path is not None:  # resumed: the checkpoint has the values
@@ -90,7 +93,7 @@ class Rewind(ScoreBeforeFit):
             raise ValueError(f"plan={self.plan!r} is no readable plan: {type(error).__name__} {error}") from error
         return kept
 
-    def check(self, pl_module: Any) -> None:
+    def check(self, pl_module: Scorable) -> None:
         """Refuse a plan that was made for another model.
 
         Raises:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -19,9 +20,12 @@ from tqdm import tqdm
 from callbacks.measures import peak_memory
 from callbacks.scoring import report as score_report
 from callbacks.scoring.ranks import add_over_ranks, all_or_none
+from callbacks.scoring.scorable import Scorable
+from callbacks.scoring.scorers import Scorer
 from callbacks.scoring.undisturbed import eagerly, unchanged
 from checkpoints.atomic import write_atomically
 from checkpoints.fingerprint import fingerprint
+from lightning_modules.batch import Batch
 from lightning_modules.seed import run_seed
 
 
@@ -49,11 +53,13 @@ class ScoreBeforeFit(Callback):
         resume: bool = False,
     ) -> None:
         self.mode, self.precision, self.cache_dir, self.resume = mode, precision, cache_dir, resume
-        self.passes, self.images = 0, 0  # passes over data so far, and the images in them
+        self.passes, self.count = 0, 0  # passes over data so far, and the samples in them
         self.metrics: dict[str, float] = {}
 
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        if stage != "fit" or getattr(pl_module, "scorer", None) is None or pl_module.selection is not None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit" or not isinstance(pl_module, Scorable):
+            return
+        if pl_module.scorer is None or pl_module.selection is not None:
             return
         if self.resume or trainer.ckpt_path is not None or pl_module.init_from is not None:
             return
@@ -65,7 +71,7 @@ class ScoreBeforeFit(Callback):
         pl_module.selection = self.select(trainer, pl_module, scores)
         self.report(trainer, pl_module, scores, time.perf_counter() - start)
 
-    def check_trainer(self, trainer: Trainer, pl_module: Any) -> None:
+    def check_trainer(self, trainer: Trainer, pl_module: Scorable) -> None:
         """Refuse strategies that shard a model, and data that cannot be dealt to the ranks."""
         plain = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
         if not plain or isinstance(trainer.strategy, DeepSpeedStrategy):  # which is a DDPStrategy by inheritance alone
@@ -75,7 +81,7 @@ class ScoreBeforeFit(Callback):
 
     # scores
 
-    def cached_scores(self, trainer: Trainer, pl_module: Any) -> dict[str, Tensor]:
+    def cached_scores(self, trainer: Trainer, pl_module: Scorable) -> dict[str, Tensor]:
         """Scores from the cache if they are there, else from a pass that fills it; on every rank the same."""
         if not pl_module.score_reads_data:
             with pl_module.build_scorer() as scorer:
@@ -96,7 +102,7 @@ class ScoreBeforeFit(Callback):
                     write_atomically(path, lambda file: save_file(scores, file, metadata={"key": key}))
         return scores or {}
 
-    def key(self, trainer: Trainer, pl_module: Any) -> str:
+    def key(self, trainer: Trainer, pl_module: Scorable) -> str:
         """What scores depend on: weights, data, and how they are made; not the number of ranks, nor any budget."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         parts = (
@@ -110,7 +116,7 @@ class ScoreBeforeFit(Callback):
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
-    def scores(self, trainer: Trainer, pl_module: Any) -> dict[str, Tensor]:
+    def scores(self, trainer: Trainer, pl_module: Scorable) -> dict[str, Tensor]:
         """One pass over the scoring batches; fp32 sums over all ranks, on the CPU."""
         self.passes += 1
         pl_module.to(trainer.strategy.root_device)
@@ -144,26 +150,25 @@ class ScoreBeforeFit(Callback):
             warnings.warn(f"all scores are zero in {shown}: the loss does not depend on them", stacklevel=2)
         return {name: total.cpu() for name, total in scorer.sums.items()}
 
-    def step(self, pl_module: Any, scorer: Any, batch: Any) -> None:
-        parts = batch if isinstance(batch, (tuple, list)) else ()
-        if len(parts) < 2 or not all(isinstance(part, Tensor) for part in parts):
-            raise ValueError("a scoring batch has no labels: expected images and labels, two tensors")
-        batch = tuple(part.to(pl_module.device) for part in batch)
-        batch = pl_module.trainer.datamodule.on_after_batch_transfer(batch, 0)
-        scorer.observe(batch[1])
-        self.images += len(batch[1])
+    def step(self, pl_module: Scorable, scorer: Scorer, batch: Any) -> None:
+        if not isinstance(batch, Batch):
+            raise ValueError(f"a scoring batch is a {type(batch).__name__}: expected a Batch of inputs, targets, valid")
+        batch = move_data_to_device(batch, pl_module.device)
+        batch = pl_module.trainer.datamodule.on_after_batch_transfer(batch, 0)  # type: ignore[attr-defined]
+        scorer.observe(batch.targets)
+        self.count += batch.size
         with torch.autocast(pl_module.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             loss = pl_module.score_loss(batch)
         if loss is not None:
             if not loss.isfinite():
                 bad = [name for name, p in pl_module.named_parameters() if not p.isfinite().all()]
-                cause = f"{bad[0]} holds NaN or infinity" if bad else "every weight is finite: look at the images"
+                cause = f"{bad[0]} holds NaN or infinity" if bad else "every weight is finite: look at the data"
                 raise ValueError(f"the scoring loss is {float(loss.detach())}: nothing was selected ({cause})")
             scorer.backward(loss)
 
     # selection
 
-    def select(self, trainer: Trainer, pl_module: Any, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    def select(self, trainer: Trainer, pl_module: Scorable, scores: dict[str, Tensor]) -> dict[str, Tensor]:
         """The choice of rank 0, on every rank."""
         selection = None
         with all_or_none(trainer):
@@ -180,35 +185,36 @@ class ScoreBeforeFit(Callback):
 
     # report
 
-    def report(self, trainer: Trainer, pl_module: Any, scores: dict[str, Tensor], seconds: float) -> None:
+    def report(self, trainer: Trainer, pl_module: Scorable, scores: dict[str, Tensor], seconds: float) -> None:
         """Say on rank 0 what was found: a line, a picture, a table, and metrics."""
         folder = Path(str(trainer.log_dir or trainer.default_root_dir))  # asks every rank
-        images = int(trainer.strategy.reduce(torch.tensor(self.images, device=pl_module.device), reduce_op="sum"))
+        count = int(trainer.strategy.reduce(torch.tensor(self.count, device=pl_module.device), reduce_op="sum"))
         if not trainer.is_global_zero:
             return
         rows = pl_module.score_rows(scores)
-        heads = tuple(f"{name}." for name in pl_module.head_names)
-        backbone = sum(p.numel() for n, p in pl_module.backbone.named_parameters() if not n.startswith(heads))
-        selected, of, what = sum(row.selected for row in rows), backbone, "parameters of the backbone"
+        backbone = {f"backbone.{name}": p.numel() for name, p in pl_module.backbone.named_parameters()}
+        total = sum(size for name, size in backbone.items() if not pl_module.in_head(name))
+        selected, of, what = sum(row.selected for row in rows), total, "parameters of the backbone"
         if any(row.channels is not None for row in rows):
             of, what = sum(row.values.numel() for row in rows), "channels"
         self.metrics = {
             "score/seconds": seconds,
-            "score/images": images,
+            f"score/{pl_module.unit}s": count,
             "score/peak_mem_gib": peak_memory() / 1024**3,
             "score/selected": selected,
             "score/selected_pct": 100 * selected / of,
         }
-        source = f"{images:,} images in {seconds:.1f} s" if images else "scores of an earlier pass"
+        source = f"{count:,} {pl_module.unit}s in {seconds:.1f} s" if count else "scores of an earlier pass"
         source = source if pl_module.score_reads_data else "the weights alone"
         title = f"{pl_module.method_name()}: {selected:,} of {of:,} {what} ({100 * selected / of:.2g} %)"
-        figure, lines = score_report.draw(rows, title, pl_module.scorer.unit), score_report.table(rows)
+        unit = pl_module.scorer.unit if pl_module.scorer is not None else "score"
+        figure, lines = score_report.draw(rows, title, unit), score_report.table(rows)
         picture = score_report.write(folder, figure, lines)
         memory = f"peak memory {self.metrics['score/peak_mem_gib']:.2f} GiB"
         print(f"selected by {title}, from {source}; {memory}; {picture}", file=sys.stderr)
         for logger in trainer.loggers:
             logger.log_metrics(self.metrics, step=0)
-            logger.log_hyperparams({"selection": fingerprint(pl_module.selection)})
+            logger.log_hyperparams({"selection": fingerprint(pl_module.selection or {})})
         score_report.log(trainer.loggers, figure, picture, lines)
 
 

@@ -4,13 +4,13 @@ import sys
 from inspect import signature
 from typing import Any, TypeVar
 
-from lightning_modules import TASKS, TaskModule
+from lightning_modules import TASKS, Task
 from methods.core.base import PEFTMethod
 
 Method = TypeVar("Method", bound=PEFTMethod)
 
 
-def compose(method: type[Method], *more: type[PEFTMethod], task: type[TaskModule]) -> type[Method]:
+def compose(method: type[Method], *more: type[PEFTMethod], task: type[Task]) -> type[Method]:
     """Join methods with a task: ``compose(SSF, task=Classification)`` is ``class X(SSF, Classification)``.
 
     Args:

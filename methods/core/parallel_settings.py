@@ -1,31 +1,34 @@
 """Several settings of a method in one run, over one forward pass of the frozen backbone they share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from itertools import product
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
-from lightning import Callback, LightningModule
 from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MetricCollection
 
 from callbacks.feature_cache import check_frozen
+from callbacks.features.reusable import ReusableFeatures
 from callbacks.scoring.undisturbed import unchanged
 from checkpoints import delta as files
 from checkpoints.fingerprint import manifest
+from lightning_modules.batch import Batch, Features
+from lightning_modules.optim.optimized import Optimized
 from lightning_modules.seed import run_seed
-from lightning_modules.task import TaskModule
+from lightning_modules.task import total
 from methods.core.base import PEFTMethod
 
+OPTIMIZATION = [name for name in signature(Optimized.__init__).parameters if name != "self"]
 # one backbone, one stream of batches, one optimizer
 COMMON = {"backbone", "pretrained", "backbone_args", "num_classes", "drop_path", "mixup", "cutmix"}
-COMMON |= {"optimizer", "adam_eps", "lr_interval", "ema_decay", "parameterization"}
+COMMON |= {"optimizer", "adam_eps", "lr_interval", "ema_decay"}
 
 
-class Members(LightningModule):
+class ParallelSettings(ReusableFeatures):
     """Train several settings of a method at once, each as if it were alone.
 
     The frozen backbone sees every image once. The losses are summed, so that each member has its own gradient, and
@@ -36,11 +39,11 @@ class Members(LightningModule):
     Args:
         model: The method with the options that all members share.
         members: Options of each member, with a ``name`` and a ``seed`` if wanted; or a grid, lists of values by option.
-        export_member: Name of the member that the adapter folder holds; ``best`` chooses by validation accuracy.
+        export_member: Name of the member that the adapter folder holds; ``best`` chooses by the headline metric.
     """
 
-    mergeable = input_dependent = False
-    scorer = selection = None
+    mergeable = False
+    not_options = ("model",)
 
     def __init__(
         self,
@@ -48,7 +51,7 @@ class Members(LightningModule):
         members: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]],
         export_member: str = "best",
     ) -> None:
-        super().__init__()
+        super().__init__(**{name: model.hparams[name] for name in OPTIMIZATION if name in model.hparams})
         self.settings = expand(members)
         check_settings(model, self.settings)
         if export_member not in ("best", *self.settings):
@@ -57,21 +60,26 @@ class Members(LightningModule):
             )
         self.export_member, self.best_member = export_member, next(iter(self.settings))
         self.options = {n: value for n, value in model.hparams.items() if not n.startswith("_")}
-        self.members = nn.ModuleList(self.build(type(model), setting) for setting in self.settings.values())
+        self.members = nn.ModuleList(self.new_member(type(model), setting) for setting in self.settings.values())
         first, *others = self.each()
         for other in others:
             share_frozen(first.backbone, other.backbone)
         layers = {member.frozen_layers() for member in self.each()}
         if len(layers) > 1:
             raise ValueError(f"members read different features of the backbone ({'; '.join(sorted(layers))})")
-        trained = sum(member.parameter_counts()[1] for member in others)
+        trained = sum(sum(member.parameter_counts().values()) for member in others)
         self.total_parameters = first.total_parameters + trained
+        # what members share, for callbacks and datamodules
+        self.headline, self.unit = first.headline, first.unit  # type: ignore[misc]
+        self.plain_keys, self.fingerprint = first.plain_keys, first.fingerprint
+        for name in ("pretrained", "backbone_name", "backbone_args", "num_classes", "input_config", "mixup"):
+            setattr(self, name, getattr(first, name, None))
+        self.init_metrics()
 
-    def build(self, cls: type[PEFTMethod], setting: dict[str, Any]) -> PEFTMethod:
+    def new_member(self, cls: type[PEFTMethod], setting: dict[str, Any]) -> PEFTMethod:
         """A member as a run of its own would begin with it."""
-        seed = setting.get("seed", run_seed())
         with unchanged(self):
-            torch.manual_seed(seed)
+            torch.manual_seed(setting.get("seed", run_seed()))
             member = cls(**(self.options | options_of(setting)))
             member.configure_model()
         return member
@@ -79,35 +87,87 @@ class Members(LightningModule):
     def each(self) -> list[Any]:
         return list(self.members)
 
-    def __getattr__(self, name: str) -> Any:
-        """What callbacks and datamodules ask of a model, and all members answer alike."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if "members" not in self._modules:
-                raise
-            return getattr(self._modules["members"][0], name)  # type: ignore[index]
-
-    def forget_warm_start(self) -> None:
-        """Read nothing to start from, as a checkpoint brings later values."""
-        for member in self.members:
-            member.forget_warm_start()  # type: ignore[operator]
-
-    def forward(self, x: Tensor | tuple[Tensor, ...]) -> Tensor:
-        """Logits of the member that is exported."""
-        return self.chosen(x)
-
     @property
     def chosen(self) -> Any:
+        """The member that is exported."""
         name = self.best_member if self.export_member == "best" else self.export_member
         return self.members[list(self.settings).index(name)]
 
+    # verbs of a task: the members'
+
+    @property
+    def backbone(self) -> Any:
+        return self.each()[0].backbone
+
+    def build(self) -> None:
+        """ParallelSettings build their backbones themselves."""
+
+    def heads(self) -> dict[str, nn.Module]:
+        return self.each()[0].heads()
+
+    def forward(self, inputs: Any) -> Any:
+        """Outputs of the member that is exported."""
+        return self.chosen(inputs)
+
+    def predict_from(self, features: Any) -> Any:
+        return self.chosen.predict_from(features)
+
+    def frozen_layers(self) -> str:
+        return self.each()[0].frozen_layers()
+
+    def frozen_features(self, inputs: Any) -> tuple[Tensor, ...]:
+        return self.each()[0].frozen_features(inputs)
+
+    def forward_frozen(self, features: tuple[Tensor, ...]) -> Any:
+        return self.chosen.forward_frozen(features)
+
+    def shared_features(self, inputs: Any) -> Features:
+        """Features of inputs, if they are not features already."""
+        if isinstance(inputs, Features):
+            return inputs
+        with torch.no_grad(), self.mixed_dtypes():
+            return Features(self.frozen_features(inputs))
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """Loss of every member; their sum is minimised, because a mean would divide every gradient."""
+        batch = self.each()[0].augment(batch)
+        features = self.shared_features(batch.inputs)
+        pairs = zip(self.settings, self.each(), strict=True)
+        return {f"loss/{name}": total(member.losses(member(features), batch.targets)) for name, member in pairs}
+
+    def losses(self, outputs: Any, targets: Any) -> dict[str, Tensor]:
+        return self.chosen.losses(outputs, targets)
+
+    def metrics(self) -> MetricCollection:
+        return self.each()[0].metrics()
+
+    def evaluate(self, batch: Batch) -> Any:
+        """Outputs of all members in validation, and of the exported one in a test."""
+        if self.trainer.testing:
+            return self.chosen(batch.inputs)
+        features = self.shared_features(batch.inputs)
+        return [member(features) for member in self.each()]
+
+    def update(self, metrics: MetricCollection, outputs: Any, batch: Batch) -> None:
+        if metrics is self.val_metrics:
+            for member, output in zip(self.each(), outputs, strict=True):
+                member.update(member.val_metrics, output, batch)
+        else:
+            self.chosen.update(metrics, outputs, batch)
+
+    def predictions(self, outputs: Any) -> Any:
+        return self.chosen.predictions(outputs)
+
+    def example_batch(self) -> Batch:
+        return self.each()[0].example_batch()
+
+    def identity(self) -> dict[str, Any]:
+        return self.each()[0].identity()
+
     # the fit
 
-    def configure_callbacks(self) -> list[Callback]:
-        return [self.ema] if self.ema is not None else []
-
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         reason = None
         if self.trainer.gradient_clip_val and self.trainer.gradient_clip_algorithm != "value":
             reason = "gradient clipping by norm takes the norm of all members together; clip by value, or not at all"
@@ -118,7 +178,7 @@ class Members(LightningModule):
         if reason is not None and stage == "fit":
             raise ValueError(f"members: {reason}")
         for member in self.each():
-            member.trainer = self.trainer
+            member.trainer = self.trainer  # as Lightning does for direct children
             member.setup(stage)
 
     def on_fit_start(self) -> None:
@@ -126,68 +186,33 @@ class Members(LightningModule):
             check_frozen(member)
             member.on_fit_start()
 
-    on_train_start = TaskModule.on_train_start
-    on_train_epoch_start = TaskModule.on_train_epoch_start
-
-    def frozen(self, x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Features of images, if they are not features already."""
-        if isinstance(x, tuple):
-            return x
-        with torch.no_grad(), self.mixed_dtypes():
-            return self.frozen_features(x)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        inputs, targets = self.members[0].prepare(batch)  # type: ignore[operator]
-        features = self.frozen(inputs)
-        losses = [member.criterion(member(features), targets) for member in self.each()]
-        self.log_dict({f"train/loss/{n}": v.detach() for n, v in zip(self.settings, losses, strict=True)})
-        total = torch.stack(losses).sum()  # a mean would divide every gradient by their number
-        self.log("train/loss", total.detach() / len(losses), prog_bar=True)
-        return total
-
     def param_groups(self) -> list[dict[str, Any]]:
         """The groups of every member, with its rate."""
         return [{"lr": member.lr} | group for member in self.each() for group in member.param_groups()]
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        first = self.each()[0]
-        optimizer = first.build_optimizer(self.param_groups())
-        factors = [member.lr_factor() for member in self.each() for _ in member.param_groups()]
-        schedule = LambdaLR(optimizer, factors)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": first.lr_interval}}
-
-    # evaluation
+    def lr_factors(self) -> list[Callable[[int], float]]:
+        return [member.lr_factor() for member in self.each() for _ in member.param_groups()]
 
     def on_validation_start(self) -> None:
         for member in self.each():
             member.on_validation_start()
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        features = self.frozen(batch[0])
-        for member in self.each():
-            member.evaluate((features, batch[1]), member.val_metrics, member.val_loss)
-
     def on_validation_epoch_end(self) -> None:
+        """Log the metrics of every member, and those of the best one under the names of a solo run."""
         found: dict[str, dict[str, Tensor]] = {}
         for name, member in zip(self.settings, self.each(), strict=True):
-            found[name] = {**member.val_metrics.compute(), "val/loss": member.val_loss.compute()}
+            found[name] = member.val_metrics.compute()
             member.val_metrics.reset()
-            member.val_loss.reset()
-        self.best_member = max(found, key=lambda name: float(found[name]["val/acc1"]))  # of equal ones the first
+        key, sign = f"val/{self.headline.name}", 1 if self.headline.higher_is_better else -1
+        self.best_member = max(found, key=lambda name: sign * float(found[name][key]))  # of equal ones the first
         self.log_dict({f"{key}/{name}": v for name, values in found.items() for key, v in values.items()})
         self.log_dict(found[self.best_member], prog_bar=True)
         self.log("val/best_member", float(list(self.settings).index(self.best_member)))
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        self.chosen.evaluate(batch, self.chosen.test_metrics, self.chosen.test_loss)
-
-    def on_test_epoch_end(self) -> None:
-        member = self.chosen
-        self.log_dict({**member.test_metrics.compute(), "test/loss": member.test_loss.compute()})
-        member.test_metrics.reset()
-        member.test_loss.reset()
-
     # checkpoints and costs
+
+    def method_name(self) -> str:
+        return self.each()[0].method_name()
 
     def delta_state_dict(self) -> dict[str, Tensor]:
         """What all members trained."""
@@ -197,17 +222,28 @@ class Members(LightningModule):
     def storage_bytes(self) -> int:
         return sum(member.storage_bytes() for member in self.each())
 
-    def parameter_counts(self) -> tuple[int, int]:
-        """Trained parameters of all members without and with their heads."""
-        no_head, trained = zip(*(member.parameter_counts() for member in self.each()), strict=True)
-        return sum(no_head), sum(trained)
+    def parameter_counts(self) -> dict[str, int]:
+        """Trained parameters of all members."""
+        counts = [member.parameter_counts() for member in self.each()]
+        return {part: sum(count[part] for count in counts) for part in counts[0]}
 
     def description(self) -> dict[str, Any]:
         return self.each()[0].description() | {"members": self.settings, "exported": self.export_member}
 
+    def merge(self) -> nn.Module:
+        raise TypeError("several members cannot be merged into one model: merge the adapter folder of one")
+
+    @classmethod
+    def from_delta(cls, source: str | Path | dict[str, Any]) -> Self:
+        raise TypeError("a file of several members loads into the model that trained them only: give the same members")
+
+    def forget_warm_start(self) -> None:
+        for member in self.each():
+            member.forget_warm_start()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]
-        self.each()[0].on_save_checkpoint(checkpoint)  # class, options, classes and weights that all of them share
+        self.each()[0].on_save_checkpoint(checkpoint)  # class, options, identity and weights that all of them share
         checkpoint["state_dict"] = {name: state[name] for name in self.delta_state_dict()}
         checkpoint["peft"]["manifest"] = manifest(checkpoint["state_dict"])
         checkpoint["hyper_parameters"] |= self.options
@@ -215,6 +251,7 @@ class Members(LightningModule):
         checkpoint["best_member"] = self.best_member
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        files.to_current_format(checkpoint)
         here = {name: options_of(setting) for name, setting in self.settings.items()}
         if checkpoint.get("members") != here:
             raise ValueError(f"members: {checkpoint.get('members', 'none')} in the checkpoint, {here} here")
@@ -260,6 +297,11 @@ def check_settings(model: PEFTMethod, settings: dict[str, dict[str, Any]]) -> No
     Raises:
         ValueError: If the method trains in the backbone, or an option is unknown or must be the same for all.
     """
+    if not isinstance(model, ReusableFeatures):
+        raise ValueError(
+            f"members need a backbone that stays as it is: {model.method_name()} trains in the backbone, whose "
+            "features change at every step"
+        )
     try:
         model.frozen_layers()
     except ValueError as error:

@@ -1,23 +1,26 @@
-"""Which tensors keep fp32, and which statistics move."""
+"""Trained tensors stay in fp32, and BatchNorm statistics of a frozen backbone stay fixed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Self
 
 import torch
 from torch import nn
+
+from lightning_modules.adapted import AdaptedTask
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
 def kept_in_fp32(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters of one module that no cast touches: what trains, and its partners in a norm's affine map."""
+    """Parameters of one module that no cast touches: trained ones, and their partners in the affine map of a norm."""
     parameters = list(module.parameters(recurse=False))
     trained = [p for p in parameters if p.requires_grad]
     return parameters if trained and all(p.dim() <= 1 for p in parameters) else trained
 
 
 def updates_statistics(module: nn.Module) -> bool:
-    """Whether a BatchNorm of the backbone trains in full, so that its statistics move too."""
+    """Whether a module is a BatchNorm that trains in full, so that its statistics change too."""
     parameters = list(module.parameters(recurse=False))
     is_batch_norm = isinstance(module, BATCH_NORM)
     return is_batch_norm and bool(parameters) and all(p.requires_grad for p in parameters)
@@ -25,9 +28,39 @@ def updates_statistics(module: nn.Module) -> bool:
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Create tensors in a dtype inside a ``with`` block."""
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         yield
     finally:
         torch.set_default_dtype(previous)
+
+
+class KeepsPrecision(AdaptedTask):
+    """An adapted task that keeps trained tensors in fp32 and frozen statistics fixed."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; BatchNorm statistics of the frozen backbone stay as they are."""
+        super().train(mode)
+        for module in self.backbone.modules() if self.adapted else ():
+            if isinstance(module, BATCH_NORM) and not updates_statistics(module):
+                module.eval()
+        return self
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Cast or move the module; under ``bf16-true`` only frozen tensors are cast."""
+        # a bf16 scale at 1.0 cannot take an Adam step of 1e-3, therefore trained tensors keep their fp32 values
+        modules = list(self.modules()) if self.adapted else []
+        kept = [(p, p.data) for module in modules for p in kept_in_fp32(module)]
+        frozen = {m for m in self.backbone.modules() if not updates_statistics(m)}
+        updated = [m for m in modules if isinstance(m, BATCH_NORM) and m not in frozen]
+        statistics = [(m, name, b) for m in updated for name, b in m.named_buffers(recurse=False)]
+        super().to(*args, **kwargs)
+        for parameter, data in kept:
+            if parameter.dtype in (torch.bfloat16, torch.float16):
+                parameter.data = data.to(parameter.device)
+        for module, name, buffer in statistics:
+            if getattr(module, name).dtype in (torch.bfloat16, torch.float16):
+                setattr(module, name, buffer.to(getattr(module, name).device))
+        return self

@@ -63,7 +63,7 @@ class Sweep:
         """Parameters that train at a step, without the head."""
         return int(self.unstructured[step] + self.structured[step]) + self.extra
 
-    def at(self, budget: float) -> int:
+    def step_for_budget(self, budget: float) -> int:
         """The step that comes closest to a budget; of two equally close ones, the one with more marks.
 
         Raises:

@@ -17,6 +17,7 @@ from callbacks.measures import SavedBytes, forward_gflops, peak_memory, reset_pe
 from datamodules import ImageDataset
 from methods import PEFTMethod
 from tests.conftest import TINY
+from tests.support.batches import as_batch
 
 Build = Callable[..., PEFTMethod]
 Data = Callable[..., ImageDataset]
@@ -41,7 +42,7 @@ def test_counts(build: Build, data: Data, trainer: MakeTrainer) -> None:
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     everything = sum(parameter.numel() for parameter in model.parameters())
     assert cost.values["cost/trainable_params"] == trained
-    assert cost.values["cost/trainable_params_no_head"] == trained - head
+    assert cost.values["cost/trainable_params_method"] == trained - head
     assert cost.values["cost/trainable_pct"] == pytest.approx(100 * trained / everything)
     assert cost.values["cost/storage_bytes"] == 4 * trained
     assert 0.05 < cost.values["cost/peak_mem_gib"] < 100
@@ -94,7 +95,7 @@ def test_saved_activations_of_the_first_batch(build: Build, data: Data, trainer:
     for name, tensor in models[0].delta_state_dict().items():
         assert torch.equal(tensor, models[1].delta_state_dict()[name]), name
     with SavedBytes(models[1]) as saved:
-        loss = models[1].train().loss((torch.randn(6, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1, 2])))
+        loss = models[1].train().loss(as_batch(torch.randn(6, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1, 2])))
     assert loss.isfinite()
     assert cost.values["cost/saved_mib"] == pytest.approx(saved.bytes / 2**20, rel=1e-3)
     assert cost.saved is None

@@ -18,7 +18,7 @@ from callbacks import feature_cache
 from callbacks.feature_cache import FeatureCache
 from datamodules import ImageDataset
 from methods import PEFTMethod
-from methods.core.parallel_settings import Members
+from methods.core.parallel_settings import ParallelSettings
 from tests.conftest import ROOT, build_tiny, quiet_trainer
 from tests.support.ranks import TwoRanks
 
@@ -242,7 +242,7 @@ def fit_with_each_cache(rank: int, weights: Path, images: Path, folder: Path) ->
         model: Any = build_tiny(weights, "last")
         model.configure_model()  # before Lightning seeds the ranks again
         if name == "members":
-            model = Members(model, {"lr": [1e-3, 1e-2]})
+            model = ParallelSettings(model, {"lr": [1e-3, 1e-2]})
         run = quiet_trainer(folder, devices=2, strategy="ddp", max_epochs=2, callbacks=[cache])
         run.fit(model, datamodule=ImageDataset(root=str(images), batch_size=4, resize="direct"))
         model = model.each()[1] if name == "members" else model

@@ -62,7 +62,7 @@ def test_result_of_a_fit_and_its_test(
     assert fitted["code"] == revision()
     assert Path(fitted["checkpoint"]) == tmp_path / "checkpoints" / "best.ckpt"
     assert fitted["best/val/acc1"] >= fitted["val/acc1"]
-    assert fitted["cost/trainable_params"] == model.parameter_counts()[1]
+    assert fitted["cost/trainable_params"] == sum(model.parameter_counts().values())
     measured = {name: float(value) for name, value in run.callback_metrics.items()}
     assert measured.items() <= fitted.items()
     with Image.open(tmp_path / "curves.png") as picture:

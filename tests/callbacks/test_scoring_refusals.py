@@ -19,11 +19,12 @@ from callbacks.scoring.undisturbed import unchanged
 from checkpoints.fingerprint import fingerprint
 from datamodules import ImageDataset
 from methods import METHODS
+from methods.core.selective import Selective
 from methods.qlora import NF4Linear
 from tests.conftest import BACKBONE, TINY, build_tiny, checkpoint_of, quiet_trainer
 from tests.support.ranks import TwoRanks
 
-SCORED = [name for name, method in METHODS.items() if method.scorer is not None]
+SCORED = [name for name, method in METHODS.items() if issubclass(method, Selective) and method.scorer is not None]
 WITH_DATA = [name for name in SCORED if METHODS[name].scorer.needs_data]  # type: ignore[union-attr]
 BY_GRADIENT = ["gps", "spt"]
 SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 2)}
@@ -110,7 +111,7 @@ def test_one_target_without_a_gradient_is_a_warning(build: Any, fit: Any) -> Non
 @pytest.mark.parametrize("method", BY_GRADIENT)
 def test_zero_everywhere_is_an_error(method: str, build: Any, fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(method)
-    monkeypatch.setattr(model, "score_loss", lambda batch: 0 * model(batch[0]).sum())
+    monkeypatch.setattr(model, "score_loss", lambda batch: 0 * model(batch.inputs).sum())
     with pytest.raises(ValueError, match="all scores are zero, first"):
         fit(model)
 

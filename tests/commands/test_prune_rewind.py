@@ -115,7 +115,7 @@ def test_whole_run(whole: Path, options: list[str], launched: list[str], capsys:
     name = "backbone.blocks.0.prompt.tokens"
     assert first["state_dict"][name].shape == (4, 48)
     assert second["state_dict"][name].shape == (2, 24)
-    assert done["rewind"]["cost/trainable_params_no_head"] == 2 * (2 * 24 + 5 * 48)
+    assert done["rewind"]["cost/trainable_params_method"] == 2 * (2 * 24 + 5 * 48)
     assert "test/acc1" in done["test"]
     # all done: nothing is begun
     main(["prune_rewind", *options, "--resume", str(whole)])

@@ -15,6 +15,7 @@ from checkpoints.delta import read_checkpoint, write_adapter
 from datamodules import ImageDataset
 from lightning_modules.batch import PADDING
 from methods import PEFTMethod
+from tests.support.batches import as_batch
 
 Build = Callable[..., PEFTMethod]
 Data = Callable[..., ImageDataset]
@@ -33,7 +34,7 @@ def test_label_smoothing(smoothing: float, build: Build) -> None:
     logs = model(images).log_softmax(dim=1)
     right = logs[range(6), labels]
     by_hand = -((1 - smoothing) * right + smoothing * logs.mean(dim=1)).mean()
-    torch.testing.assert_close(model.loss((images, labels)), by_hand)
+    torch.testing.assert_close(model.loss(as_batch(images, labels)), by_hand)
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
@@ -45,7 +46,7 @@ def test_mixed_targets(kind: str, build: Build, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(model, "forward", lambda x: forward(seen.setdefault("images", x)))
     monkeypatch.setattr(F, "cross_entropy", lambda x, y: cross_entropy(x, seen.setdefault("targets", y)))
     np.random.seed(7)
-    loss = model.loss((images.clone(), labels))
+    loss = model.loss(as_batch(images.clone(), labels))
 
     # the partner of an image is the one at the mirrored place of the batch
     if kind == "mixup":
@@ -75,7 +76,7 @@ def test_mixup_with_an_odd_batch(build: Build) -> None:
     forward = model.forward
     model.forward = lambda x: seen.append(x) or forward(x)
     images, labels = batch(5)
-    assert model.loss((images.clone(), labels)).isfinite()
+    assert model.loss(as_batch(images.clone(), labels)).isfinite()
     assert len(seen[0]) == 5
     torch.testing.assert_close(seen[0][0], images[0], msg="the odd one is mixed with itself")
     assert not torch.equal(seen[0][1:], images[1:])
@@ -130,7 +131,7 @@ def test_metrics_start_anew_each_epoch(build: Build, data: Data, trainer: MakeTr
 def test_predictions_are_probabilities(build: Build) -> None:
     model: Any = build("linear_probe").eval()
     probabilities = model.predict_step(batch(), 0)
-    torch.testing.assert_close(probabilities, model(batch()[0]).softmax(dim=1))
+    torch.testing.assert_close(probabilities, model(batch().inputs).softmax(dim=1))
 
 
 @pytest.mark.parametrize("num_classes", [0, 1])

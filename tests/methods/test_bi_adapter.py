@@ -19,6 +19,7 @@ from methods.layers import low_bit
 from methods.layers.low_rank import LowRank
 from tests.conftest import ROOT, perturb
 from tests.methods.test_lora import Part
+from tests.support.batches import as_batch
 from tests.support.golden import Golden, head_parameters
 
 COUNTS = {
@@ -330,7 +331,7 @@ def test_32_bits_are_the_plain_adapter(form: str, build: Build) -> None:
         each.configure_model()
         perturb(each)
         torch.manual_seed(2)
-        each.train().loss((IMAGES, LABELS)).backward()
+        each.train().loss(as_batch(IMAGES, LABELS)).backward()
         gradients = [p.grad for p in each.parameters() if p.requires_grad]
         outputs.append([each.eval()(IMAGES), *gradients])
     assert all(torch.equal(one, another) for one, another in zip(*outputs, strict=True))
@@ -352,7 +353,7 @@ def test_the_start(form: str, bits: int, build: Build) -> None:
             assert float(latent.detach().std()) == pytest.approx(8.8e-4, rel=0.1)  # of a normal cut at two std
         elif name.endswith("down"):
             assert 0.9 < latent.abs().max() * 48**0.5 <= 1
-    model.train().loss((IMAGES, LABELS)).backward()
+    model.train().loss(as_batch(IMAGES, LABELS)).backward()
     assert all((p.grad != 0).all() for n, p in model.named_parameters() if p.requires_grad and "head" not in n)
 
 
@@ -367,7 +368,7 @@ def test_one_bit_classifier(form: str, build: Build) -> None:
     assert set(model.delta_state_dict()) & {"backbone.head.weight", "backbone.head.bias"} == {"backbone.head.weight"}
     no_head, trained = model.parameter_counts()
     assert trained - no_head == 3 * 48
-    model.train().loss((IMAGES, LABELS)).backward()
+    model.train().loss(as_batch(IMAGES, LABELS)).backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
@@ -420,7 +421,7 @@ def test_swin(form: str) -> None:
     )
     model.configure_model()
     perturb(model)
-    model.train().loss((IMAGES, LABELS)).backward()
+    model.train().loss(as_batch(IMAGES, LABELS)).backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
     kinds = 2 if form == "adaptformer" else 4
     assert len(model.records()) == 4 * kinds + 1

@@ -22,7 +22,9 @@ from torch import Tensor
 from checkpoints.delta import WEIGHTS, write_adapter
 from commands.lightning import GraftCLI
 from datamodules import ImageDataset
+from lightning_modules.batch import Batch
 from methods import METHODS, PEFTMethod
+from methods.core.selective import Selective
 from methods.layers.sparse import Entries
 from tests.conftest import (
     BACKBONE,
@@ -47,7 +49,7 @@ FACTS = {method: importlib.import_module(f"tests.methods.test_{method}") for met
 
 def adapt(method: str, model: PEFTMethod) -> None:
     """Adapt a model; a method that chooses from data chooses from made up scores."""
-    if model.scorer is not None and model.selection is None:
+    if isinstance(model, Selective) and model.scorer is not None and model.selection is None:
         model.selection = model.select(FACTS[method].scores(model))
     model.configure_model()
 
@@ -61,9 +63,9 @@ def plain_logits(model: PEFTMethod, images: Tensor) -> Tensor:
         return model.eval()(images)
 
 
-def batch() -> tuple[Tensor, Tensor]:
+def batch() -> Batch:
     generator = torch.Generator().manual_seed(3)
-    return torch.randn(6, 3, 32, 32, generator=generator), torch.tensor([0, 1, 2, 0, 1, 2])
+    return Batch.of(torch.randn(6, 3, 32, 32, generator=generator), torch.tensor([0, 1, 2, 0, 1, 2]))
 
 
 @every_method
@@ -94,10 +96,10 @@ def test_step_zero_identity(method: str, build: Build) -> None:
     if options is None:
         return  # the spec says that the initial output differs
     model = build(method, **options)
-    expected = plain_logits(model, batch()[0])
+    expected = plain_logits(model, batch().inputs)
     adapt(method, model)
     with torch.no_grad():
-        assert torch.equal(model.eval()(batch()[0]), expected)
+        assert torch.equal(model.eval()(batch().inputs), expected)
 
 
 @every_method
@@ -156,7 +158,7 @@ def test_fit_and_reload(
     assert again.fingerprint == model.fingerprint
     if precision == "32-true":
         with torch.no_grad():
-            assert torch.equal(again(batch()[0]), model.eval()(batch()[0]))
+            assert torch.equal(again(batch().inputs), model.eval()(batch().inputs))
         tested = trainer().test(build(method), datamodule=data(), ckpt_path=path, verbose=False)
         assert tested == trainer().test(again, datamodule=data(), verbose=False)
 
@@ -200,7 +202,7 @@ def test_adapter_folder(method: str, build: Build, tmp_path: Path) -> None:
     write_adapter(tmp_path / "adapter", checkpoint_of(model))
     again = PEFTMethod.from_delta(tmp_path / "adapter")
     with torch.no_grad():
-        assert torch.equal(again(batch()[0]), model.eval()(batch()[0]))
+        assert torch.equal(again(batch().inputs), model.eval()(batch().inputs))
 
 
 @every_method
@@ -216,7 +218,7 @@ def test_merge(method: str, build: Build) -> None:
         return
     merged = model.merge()
     with torch.no_grad():
-        torch.testing.assert_close(merged(batch()[0]), model(batch()[0]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(merged(batch().inputs), model(batch().inputs), atol=1e-5, rtol=0)
     assert set(merged.state_dict()) == model.plain_keys
     assert all(type(a) is type(b) for a, b in zip(merged.modules(), build("full").backbone.modules(), strict=True))
     after = model.state_dict()
@@ -228,11 +230,11 @@ def test_pickle_and_deepcopy(method: str, build: Build) -> None:
     model = build(method)
     adapt(method, model)
     perturb(model)
-    expected = plain_logits(model, batch()[0])
+    expected = plain_logits(model, batch().inputs)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(plain_logits(other, batch()[0]), expected)
+        assert torch.equal(plain_logits(other, batch().inputs), expected)
         perturb(other)
-    assert torch.equal(plain_logits(model, batch()[0]), expected)
+    assert torch.equal(plain_logits(model, batch().inputs), expected)
 
 
 @every_method
@@ -258,7 +260,7 @@ def test_resume_is_exact(method: str, build: Build, data: Data, trainer: MakeTra
 def test_parameter_count(method: str, backbone: str) -> None:
     model = composed(method)(backbone=backbone, pretrained=False, num_classes=100)
     adapt(method, model)
-    assert model.parameter_counts()[0] == FACTS[method].COUNTS[backbone]
+    assert model.parameter_counts()["method"] == FACTS[method].COUNTS[backbone]
 
 
 @every_method

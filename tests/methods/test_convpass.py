@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from lightning_modules.classification import Classification
 from methods import PEFTMethod, compose
 from methods.convpass import Bypass, Convpass
+from tests.support.batches import as_batch
 from tests.support.golden import Golden, head_parameters
 
 Build = Callable[..., PEFTMethod]
@@ -43,7 +44,7 @@ def test_attention_alone_counts() -> None:
         backbone="vit_base_patch16_224", pretrained=False, convpass_branches="attn"
     )
     model.configure_model()
-    assert model.parameter_counts()[0] == 163_776
+    assert model.parameter_counts()["method"] == 163_776
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 5])
@@ -83,7 +84,7 @@ def test_swin_grid() -> None:
         expected = model(images)
         model.configure_model()
         assert torch.equal(model.eval()(images), expected)
-    model.loss((images, torch.tensor([0, 1]))).backward()
+    model.loss(as_batch(images, torch.tensor([0, 1]))).backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 

@@ -38,7 +38,7 @@ def test_counts_on_all_four(rank: int, lora: int) -> None:
         lora_rank=rank,
     )
     model.configure_model()
-    assert model.parameter_counts()[0] == lora + 82_944
+    assert model.parameter_counts()["method"] == lora + 82_944
 
 
 def layer(rows: Rows | None, *, bias: bool = True, dropout: float = 0.0, dropout_at: str = "hidden") -> Any:

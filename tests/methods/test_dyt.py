@@ -18,8 +18,10 @@ from callbacks.cost import Cost
 from callbacks.measures import flop_counter
 from datamodules import ImageDataset
 from lightning_modules.classification import Classification
+from lightning_modules.task import total
 from methods import METHODS, PEFTMethod, compose
 from methods.layers.token_dispatch import Adapter, Dispatch, MixedAdapter
+from tests.support.batches import as_batch
 from tests.support.golden import GRADIENTS, LOGITS, Golden, head_parameters
 
 Build = Callable[..., PEFTMethod]
@@ -76,13 +78,13 @@ def check_dyt(golden: Golden) -> None:
     assert torch.equal(torch.stack(masks, 1), tensors["train.mask"])
     equal(model(tensors["input"], complete=True), "train.logits_complete")
 
-    loss = model.loss((tensors["input"], tensors["label"]))
-    equal(loss, "train.loss_total")
-    equal(model.terms["task_loss"], "train.loss_cls")
-    equal(model.terms["rate_loss"], "train.loss_rate_times_alpha")
-    equal(model.terms["complete_loss"], "train.loss_complete")
-    equal(model.terms["distill_loss"], "train.loss_distill")
-    loss.backward()
+    terms = model.terms(as_batch(tensors["input"], tensors["label"]))
+    equal(total(terms), "train.loss_total")
+    equal(terms["task_loss"], "train.loss_cls")
+    equal(terms["rate_loss"], "train.loss_rate_times_alpha")
+    equal(terms["complete_loss"], "train.loss_complete")
+    equal(terms["distill_loss"], "train.loss_distill")
+    total(terms).backward()
     expected = golden.part("grad")
     ours |= head_parameters(model)
     assert set(expected) == set(ours)
@@ -99,7 +101,7 @@ def adapted(backbone: nn.Module | None = None, **options: Any) -> Any:
     plain = backbone or VisionTransformer(**VIT)
 
     class Task(Classification):
-        def build_backbone(self) -> None:
+        def build(self) -> None:
             self.backbone = plain
 
     model = type("Small", (METHODS["dyt"], Task), {})(num_classes=5, **options)
@@ -166,10 +168,10 @@ def test_skipping_equals_masking(place: str, images: int) -> None:
     with torch.no_grad(), model.masks() as masks:
         gathered = model(x)
         set_skip(model, "gather")
-        features = model.forward_features(x)
+        features = model.features(x)
         set_skip(model, "dense")
         torch.testing.assert_close(model(x), gathered, atol=1e-5, rtol=0)
-        torch.testing.assert_close(model.forward_features(x), features, atol=1e-5, rtol=0)
+        torch.testing.assert_close(model.features(x), features, atol=1e-5, rtol=0)
     kept = torch.stack(masks).float()
     assert 0.05 < float(kept.mean()) < 0.95, "the test is to mix both"
     assert images == 1 or len(set(kept[0].sum(1).tolist())) > 1, "images keep different numbers of tokens"
@@ -278,7 +280,7 @@ def test_teacher_terms() -> None:
     model.forward = forward
     model.loss(batch).backward()
     assert model.terms["distill_loss"] > 1e-5
-    probabilities = teachers[0].softmax(1) - F.one_hot(batch[1], 5)
+    probabilities = teachers[0].softmax(1) - F.one_hot(batch.targets, 5)
     torch.testing.assert_close(teachers[0].grad, probabilities.detach() / 4, atol=1e-6, rtol=0)
 
 
@@ -336,7 +338,7 @@ def test_experts_in_a_model() -> None:
         gathered = model(x)
         set_skip(model, "dense")
         torch.testing.assert_close(model(x), gathered, atol=1e-5, rtol=0)
-    model.train().loss((x, torch.tensor([0, 1, 2, 3]))).backward()
+    model.train().loss(as_batch(x, torch.tensor([0, 1, 2, 3]))).backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
@@ -382,7 +384,7 @@ def test_flops_of_the_table(width: int, gigaflops: float) -> None:
     for op in model.dispatches.values():
         op.complete, op.prefix_only = True, False
     with torch.no_grad(), flop_counter() as counter:
-        model.forward_features(torch.zeros(1, 3, 224, 224))
+        model.features(torch.zeros(1, 3, 224, 224))
     norms = (12 * 2 + 1) * 5 * 197 * 768
     assert (counter.get_total_flops() / 2 + norms) / 1e9 == pytest.approx(gigaflops, abs=6e-4)
 
@@ -442,7 +444,7 @@ def test_rate_of_all_processes() -> None:
     batch = (torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
     with model.masks() as masks:
         torch.manual_seed(1)
-        model(batch[0])
+        model(batch.inputs)
     torch.manual_seed(1)
     model.loss(batch)
     kept = (torch.cat([mask.flatten() for mask in masks]).mean() + 1) / 2

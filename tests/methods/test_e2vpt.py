@@ -16,6 +16,7 @@ from callbacks.scoring.scorers import SignedGradients
 from lightning_modules.classification import Classification
 from methods import PEFTMethod, compose
 from methods.e2vpt import E2VPT, SEGMENT, TOKEN, KeyValueAttention, fewer, highest, spread
+from tests.support.batches import as_batch
 from tests.support.golden import Golden, head_parameters
 
 Build = Callable[..., PEFTMethod]
@@ -48,7 +49,7 @@ def check_e2vpt(golden: Golden) -> None:
     scorer = model.build_scorer()
     assert isinstance(scorer, SignedGradients)
     with scorer:
-        for batch in zip(images, labels, strict=True):
+        for batch in map(as_batch, images, labels):
             model.score_loss(batch).backward()
     # token scores are 5e-5 to 5e-4
     token, segment = (scorer.sums[name] / len(images) for name in (TOKEN, SEGMENT))
@@ -77,7 +78,7 @@ def check_e2vpt(golden: Golden) -> None:
     model.prune_tokens, model.prune_segments = math.ceil(100 * lost / length), math.ceil(100 * cut / segments)
     selection = model.select({TOKEN: tensors["score.token"], SEGMENT: tensors["score.segment"]})
     assert [length - len(selection["tokens"]), segments - selection["segments"].shape[1]] == [lost, cut]
-    build = {"build_backbone": lambda self: setattr(self, "backbone", golden.plain_backbone())}
+    build = {"build": lambda self: setattr(self, "backbone", golden.plain_backbone())}
     fresh = type("Fresh", (E2VPT, Classification), build)(num_classes=model.num_classes, **options)
     pruned = pruned_like(model, selection, fresh)
     torch.testing.assert_close(pruned(images[0]), tensors["pruned.logits"], atol=1e-5, rtol=0)
@@ -100,7 +101,7 @@ def load(model: Any, weights: dict[str, Tensor]) -> None:
 
 def pruned_like(model: Any, selection: dict[str, Tensor], fresh: Any) -> Any:
     """``fresh``, built anew with the selected entries of a trained model."""
-    fresh.build_backbone()
+    fresh.build()
     fresh.backbone.load_state_dict({n: t for n, t in model.backbone.state_dict().items() if n in model.plain_keys})
     fresh.plain_keys, fresh.selection = None, selection
     fresh.configure_model()
@@ -133,7 +134,7 @@ def some_selection(model: Any, seed: int = 0) -> dict[str, Tensor]:
 def test_counts(options: dict[str, Any], count: int) -> None:
     model: Any = compose(E2VPT, task=Classification)(backbone="vit_base_patch16_224", pretrained=False, **options)
     model.configure_model()
-    assert model.parameter_counts()[0] == count
+    assert model.parameter_counts()["method"] == count
     kv = model.backbone.blocks[0].attn.kv_prompt
     bound = (6 / (kv.shape[2] * 64)) ** 0.5
     assert 0.9 * bound < kv.abs().max() <= bound
@@ -143,7 +144,7 @@ def test_count_of_half_the_prompts_and_half_of_their_segments() -> None:
     model: Any = compose(E2VPT, task=Classification)(backbone="vit_base_patch16_224", pretrained=False)
     model.selection = some_selection(model)
     model.configure_model()
-    assert model.parameter_counts()[0] == 69_120
+    assert model.parameter_counts()["method"] == 69_120
 
 
 def test_without_key_value_prompts_it_is_vpt(build: Build) -> None:
@@ -161,7 +162,7 @@ def test_key_value_prompts_by_hand(shared: bool, backbone: dict[str, Any]) -> No
     torch.manual_seed(0)
     vit: Any = VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=1, num_heads=3, **backbone)
     attn = vit.blocks[0].attn
-    model = type("Tiny", (E2VPT, Classification), {"build_backbone": lambda self: setattr(self, "backbone", vit)})(
+    model = type("Tiny", (E2VPT, Classification), {"build": lambda self: setattr(self, "backbone", vit)})(
         num_classes=1000, prompt_length=0, kv_length=4, kv_shared=shared
     )
     model.configure_model()
@@ -257,7 +258,7 @@ def test_gradients_of_token_factors_are_noise(build: Build) -> None:
         generator = torch.Generator().manual_seed(0)
         batch = (torch.randn(4, 3, 32, 32, generator=generator, dtype=torch.float64), torch.tensor([0, 1, 2, 0]))
         with model.build_scorer() as scorer:
-            F.cross_entropy(model(batch[0]), batch[1]).backward()
+            F.cross_entropy(model(batch.inputs), batch.targets).backward()
         found.append(scorer.sums[TOKEN])
         assert found[-1].abs().max() < 1e-2 * scorer.sums[SEGMENT].abs().max()
     torch.testing.assert_close(found[0], 10 * found[1], rtol=1e-2, atol=0)

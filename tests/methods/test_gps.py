@@ -12,6 +12,7 @@ from callbacks.scoring.top import top_of_rows
 from methods import METHODS, PEFTMethod
 from methods.gps import supervised_contrastive
 from tests.support import made_up
+from tests.support.batches import as_batch
 from tests.support.golden import Golden, head_parameters, score_in_a_fit
 
 COUNTS = {
@@ -43,7 +44,7 @@ def check_gps(golden: Golden) -> None:
     with scorer:
         for i in range(0, len(part["label"]), size):
             images = torch.cat([part["view1"][i : i + size], part["view2"][i : i + size]])
-            loss = model.score_loss((images, part["label"][i : i + size].long()))
+            loss = model.score_loss(as_batch(images, part["label"][i : i + size].long()))
             losses.append(loss.detach())
             loss.backward()
     torch.testing.assert_close(torch.stack(losses), part["supcon_loss"], atol=1e-5, rtol=0)
@@ -105,7 +106,7 @@ def check_gps_in_a_fit(golden: Golden) -> None:
     part = golden.part("score")
     size = int(part["batch_size"])
     views = zip(part["view1"].split(size), part["view2"].split(size), strict=True)
-    batches = list(zip(map(torch.cat, views), part["label"].long().split(size), strict=True))
+    batches = list(map(as_batch, map(torch.cat, views), part["label"].long().split(size)))
     for k in sorted({int(n.split(".")[1][1:]) for n in golden.tensors if n.startswith("mask.k")}):
         model: Any = golden.build("gps", gps_k=k)
         for name, score in score_in_a_fit(model, batches).items():
@@ -187,7 +188,7 @@ def test_every_backbone(backbone: str, build: Any) -> None:
     model.selection = model.select(scores(model))
     model.configure_model()
     images = torch.randn(2, 3, 32, 32)
-    model.loss((images, torch.tensor([0, 1]))).backward()
+    model.loss(as_batch(images, torch.tensor([0, 1]))).backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
     with torch.no_grad():

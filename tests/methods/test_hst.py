@@ -12,6 +12,7 @@ from lightning_modules.classification import Classification
 from methods import PEFTMethod, compose
 from methods.hst import HST
 from tests.conftest import checkpoint_of
+from tests.support.batches import as_batch
 from tests.support.golden import Golden
 
 Build = Callable[..., PEFTMethod]
@@ -173,7 +174,7 @@ def test_frozen_backbone_keeps_no_graph() -> None:
     images = torch.randn(4, 3, 48, 48)
     outputs = model.backbone.forward_intermediates(images, output_fmt="NLC", intermediates_only=True)
     assert not any(output.requires_grad for output in outputs)
-    model.loss((images, torch.arange(4))).backward()
+    model.loss(as_batch(images, torch.arange(4))).backward()
     assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
     assert not any(".meta_norms." in name for name, _ in model.named_parameters())
 
@@ -205,7 +206,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
         model = small().train()
         model.backbone.set_grad_checkpointing(checkpointing)
         torch.manual_seed(1)
-        model.loss((torch.randn(4, 3, 48, 48), torch.arange(4))).backward()
+        model.loss(as_batch(torch.randn(4, 3, 48, 48), torch.arange(4))).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=0)

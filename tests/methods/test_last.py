@@ -12,6 +12,7 @@ from callbacks.measures import SavedBytes
 from lightning_modules.classification import Classification
 from methods import PEFTMethod, compose
 from methods.last import LAST
+from tests.support.batches import as_batch
 from tests.support.golden import Golden
 
 Build = Callable[..., PEFTMethod]
@@ -73,7 +74,7 @@ def test_counts(gap: int, depth: int, rank: int, count: int) -> None:
 def test_count_with_biases() -> None:
     model = compose(LAST, task=Classification)(backbone="vit_base_patch16_224", pretrained=False, last_bias=True)
     model.configure_model()
-    assert model.parameter_counts()[0] == 618_048
+    assert model.parameter_counts()["method"] == 618_048
 
 
 def other(args: dict[str, Any], **options: Any) -> Any:
@@ -115,7 +116,7 @@ def test_no_gradient_enters_the_backbone(build: Build) -> None:
     assert not any(module.training for module in model.backbone.modules())
     images = torch.randn(4, 3, 32, 32)
     assert not any(z.requires_grad for z in model.token_maps(images))
-    model.loss((images, torch.tensor([0, 1, 2, 0]))).backward()
+    model.loss(as_batch(images, torch.tensor([0, 1, 2, 0]))).backward()
     trains = {name for name, p in model.named_parameters() if p.requires_grad}
     assert {name for name, p in model.named_parameters() if p.grad is not None} == trains
     assert all(name.startswith(("side.", "backbone.head.")) for name in trains)
@@ -131,7 +132,7 @@ def test_saved_activations_do_not_grow_with_the_backbone() -> None:
         model = other(options)
         model.configure_model()
         with SavedBytes(model) as counted:
-            loss = model.train().loss((torch.randn(2, 3, 224, 224), torch.tensor([0, 1])))
+            loss = model.train().loss(as_batch(torch.randn(2, 3, 224, 224), torch.tensor([0, 1])))
         del loss
         saved.append(counted.bytes)
     assert saved[0] == saved[1] > 0

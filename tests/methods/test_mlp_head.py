@@ -9,6 +9,7 @@ import torch
 from lightning_modules.classification import Classification
 from methods import PEFTMethod, compose
 from methods.mlp_head import MLPHead
+from tests.support.batches import as_batch
 
 Build = Callable[..., PEFTMethod]
 
@@ -25,9 +26,9 @@ def test_layers_before_the_classifier(backbone: str) -> None:
     images = torch.randn(2, 3, 224, 224)
     (head,) = [model.backbone.get_submodule(name) for name in model.head_names]
     width = head.in_features
-    assert model.parameter_counts()[0] == 2 * (width**2 + 3 * width)
+    assert model.parameter_counts()["method"] == 2 * (width**2 + 3 * width)
     with torch.no_grad():
-        features = model.backbone.forward_head(model.forward_features(images), pre_logits=True).flatten(1)
+        features = model.backbone.forward_head(model.features(images), pre_logits=True).flatten(1)
         hidden = features
         for i in (0, 4):
             hidden = torch.relu(layers[i](hidden)) / (1 + layers[i + 2].eps) ** 0.5  # BatchNorm of fresh statistics
@@ -39,7 +40,7 @@ def test_statistics_train_and_are_saved(build: Build) -> None:
     model = build("mlp_head", mlp_head_layers=1)
     model.configure_model()
     model.train()
-    model.loss((torch.randn(6, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1, 2]))).backward()
+    model.loss(as_batch(torch.randn(6, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1, 2]))).backward()
     norm = model.backbone.mlp_head[2]
     assert norm.training
     assert norm.running_mean.any()

@@ -16,6 +16,7 @@ from methods import METHODS, PEFTMethod, compose
 from methods.layers import nf4
 from methods.qlora import NF4Linear, QDoRALinear, QLoRALinear
 from tests.conftest import BACKBONE, TINY, perturb
+from tests.support.batches import as_batch
 from tests.support.golden import Golden
 
 COUNTS = {"vit_base_patch16_224": 294_912}
@@ -198,7 +199,7 @@ def test_qdora_is_dora_on_the_rounded_weight(dropout: float) -> None:
 
 def test_biases_may_train_beside_it() -> None:
     model = tiny("qlora", "bitfit")
-    model.loss((torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))).backward()
+    model.loss(as_batch(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))).backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 

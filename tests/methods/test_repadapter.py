@@ -55,7 +55,7 @@ def test_attention_alone_counts() -> None:
         backbone="vit_base_patch16_224", pretrained=False, repadapter_branches="attn"
     )
     model.configure_model()
-    assert model.parameter_counts()[0] == 119_904
+    assert model.parameter_counts()["method"] == 119_904
 
 
 def test_up_projection_equals_a_grouped_convolution() -> None:

@@ -13,6 +13,7 @@ from callbacks.scoring.scorers import Curvature
 from methods import METHODS
 from tests.methods.test_sara import entries_of
 from tests.support import made_up
+from tests.support.batches import as_batch
 from tests.support.golden import Golden, head_parameters
 
 COUNTS = {"vit_base_patch16_224": 428_901}
@@ -30,7 +31,7 @@ def check_second_order(golden: Golden) -> None:
             "sam_second_order", sam_fraction=fraction, sam_clip=clip, sam_criterion=criterion, sam_batches=burn_in
         )
         with model.build_scorer() as scorer:
-            for batch in zip(inputs[:burn_in], labels[:burn_in], strict=True):
+            for batch in map(as_batch, inputs[:burn_in], labels[:burn_in]):
                 if scorer.needs_data:
                     scorer.backward(model.score_loss(batch))
         model.selection = model.select(scorer.sums)
@@ -174,7 +175,7 @@ def test_clipping_counts_every_batch_alike(build: Any) -> None:
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     with model.eval().build_scorer() as scorer:
         for scale in (1.0, 100.0):
-            scorer.backward(scale * model.score_loss((images, torch.tensor([0, 1, 2, 0]))))
+            scorer.backward(scale * model.score_loss(as_batch(images, torch.tensor([0, 1, 2, 0]))))
     sums = torch.cat([total.flatten() for total in scorer.sums.values()])
     assert 0 < sums.norm() <= 2e-3  # the norm of all is 2e-3, that of the classifier is not in it
     assert all(p.grad is None and torch.equal(p, before[name]) for name, p in model.named_parameters())

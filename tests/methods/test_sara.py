@@ -46,7 +46,7 @@ def check_sara(golden: Golden) -> None:
     def build() -> Any:
         options = {"sara_threshold": theta, "sara_scope": "all", "sara_lr_rule": True, "sara_rank_weight": weight}
         model: Any = golden.build("sara", lr=1e-3, **options)
-        type(model).head_names = []  # the classifier takes part in the choice here
+        type(model).heads = lambda self: {}  # the classifier takes part in the choice here
         return adapted(model)
 
     def penalty(model: Any) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 
 from callbacks.measures import SavedBytes
 from tests.conftest import composed
+from tests.support.batches import as_batch
 
 BATCH, TOKENS, WIDTH, DEPTH = 2, 197, 192, 12  # of ViT-Ti/16
 BLOCK = 10  # values of width C a token and block: inputs of two norms and of the GELU (4), q, k, v, attention's output
@@ -39,5 +40,5 @@ def test_at_most_a_tenth_more_than_the_shapes_ask_for(method: str) -> None:
     model.configure_model()
     model.train()
     with SavedBytes(model) as saved:
-        model.loss((torch.randn(BATCH, 3, 224, 224), torch.zeros(BATCH, dtype=torch.long)))
+        model.loss(as_batch(torch.randn(BATCH, 3, 224, 224), torch.zeros(BATCH, dtype=torch.long)))
     assert saved.bytes <= 1.1 * least * BATCH * TOKENS * WIDTH * DEPTH * 4

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from methods import METHODS
+from tests.support.batches import as_batch
 from tests.support.golden import Golden, head_parameters, score_in_a_fit
 
 COUNTS = {"vit_base_patch16_224": 111_744}
@@ -33,7 +34,7 @@ def check_sct(golden: Golden) -> None:
         chosen = golden.part(f"select.{name}")
         model: Any = golden.build("sct", sct_mode=mode, sct_channels=len(next(iter(chosen.values()))))
         sizes = calibration["batch_sizes"].tolist()
-        batches = zip(calibration["input"].split(sizes), calibration["label"].long().split(sizes), strict=True)
+        batches = map(as_batch, calibration["input"].split(sizes), calibration["label"].long().split(sizes))
         score_in_a_fit(model, list(batches))
         assert {n.removeprefix("blocks."): t.tolist() for n, t in model.selection.items()} == {
             n: t.tolist() for n, t in chosen.items()
@@ -63,7 +64,7 @@ def test_counts(mode: str, layers: int, build: Any) -> None:
     model = build("sct", sct_mode=mode, sct_channels=6)
     model.selection = model.select(scores(model))
     model.configure_model()
-    assert model.parameter_counts()[0] == layers * 2 * (6 * 6 + 6)
+    assert model.parameter_counts()["method"] == layers * 2 * (6 * 6 + 6)
 
 
 @pytest.mark.parametrize("mode", ["attn", "mlp", "qkv"])
@@ -89,7 +90,7 @@ def test_selection_is_blind_to_order_and_batch_size(build: Any) -> None:
         with model.build_scorer() as scorer:
             for part in order.split(size):
                 scorer.observe(labels[part])
-                model.eval().score_loss((images[part], labels[part]))
+                model.eval().score_loss(as_batch(images[part], labels[part]))
         chosen.append(model.select(scorer.sums))
     assert all(torch.equal(chosen[0][name], chosen[1][name]) for name in chosen[0])
 

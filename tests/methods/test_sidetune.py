@@ -15,6 +15,7 @@ from lightning_modules.classification import Classification
 from methods import PEFTMethod, compose
 from methods.sidetune import Sidetune
 from tests.conftest import checkpoint_of
+from tests.support.batches import as_batch
 
 Build = Callable[..., PEFTMethod]
 
@@ -60,7 +61,7 @@ def test_the_backbone_is_not_part_of_the_graph(build: Build) -> None:
     model.train()
     reached: list[Any] = []
     model.backbone.norm.register_forward_hook(lambda module, args, output: reached.append(output.requires_grad))
-    model.loss((torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))).backward()
+    model.loss(as_batch(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))).backward()
     assert reached == [False]
     assert all(p.grad is not None for p in model.backbone.sidetune.parameters())
 

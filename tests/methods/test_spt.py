@@ -22,6 +22,7 @@ from methods.layers.sparse import Entries
 from methods.layers.spt_budget import Part, Sweep, sweep
 from methods.spt import Bottleneck
 from tests.conftest import perturb
+from tests.support.batches import as_batch
 from tests.support.golden import Golden, head_parameters, score_in_a_fit
 
 COUNTS: dict[str, int] = {}  # they depend on the scores
@@ -37,10 +38,10 @@ def task(backbone: nn.Module, unit: float = 1e6, **options: Any) -> PEFTMethod:
     """SPT on a backbone, not adapted yet."""
 
     class Task(Classification):
-        def build_backbone(self) -> None:
+        def build(self) -> None:
             self.backbone = backbone
 
-    cls = type("Task", (METHODS["spt"], Task), {"unit": unit})
+    cls = type("Task", (METHODS["spt"], Task), {"budget_unit": unit})
     return cls(num_classes=backbone.num_classes, **options).eval()
 
 
@@ -131,7 +132,7 @@ def check_scores(golden: Golden) -> None:
     expected = fused(stored, model.score_targets())
     choice = model.select(expected)
     size = int(stored["batch_size"])
-    batches = list(zip(stored["input"].split(size), stored["label"].long().split(size), strict=True))
+    batches = list(map(as_batch, stored["input"].split(size), stored["label"].long().split(size)))
     for name, score in score_in_a_fit(model, batches).items():
         torch.testing.assert_close(score, expected[name], **SCORES)
     assert model.selection is not None
@@ -156,7 +157,7 @@ def check_selection(golden: Golden, kind: str) -> None:
     budgets = [name.removesuffix(".params") for name in names if name.endswith(".params")]
     assert budgets
     for budget in budgets:
-        expected, step = golden.part(f"{prefix}{budget}"), found.at(float(budget))
+        expected, step = golden.part(f"{prefix}{budget}"), found.step_for_budget(float(budget))
         assert found.params(step) == int(expected["params"])
         assert int(found.unstructured[step]) == int(expected["unstructured_params"])
         assert int(found.structured[step]) == int(expected["structured_params"])
@@ -191,7 +192,7 @@ def check_training(golden: Golden, kind: str) -> None:
         spt_budget=round(float(part.tensors["budget"]), 6),
         spt_train_norm_sparse=False,
     )
-    assert model.parameter_counts()[0] == int(part.tensors["count"])
+    assert model.parameter_counts()["method"] == int(part.tensors["count"])
     for name, value in part.part("peft").items():
         values = located(model, name)
         (values.add if "sparse" in name else values.set)(value)
@@ -276,9 +277,9 @@ def test_the_sweep_is_that_of_79_sorts(levels: int, beta: float) -> None:
             expected = naive(parts, scores, alpha, beta, 7, 900, budget)
             if expected is None:
                 with pytest.raises(ValueError, match="cannot be met: the smallest choice"):
-                    found.at(budget)
+                    found.step_for_budget(budget)
                 continue
-            step = found.at(budget)
+            step = found.step_for_budget(budget)
             entries = {part.name: index.tolist() for part, index in found.entries(step).items()}
             dense = {part.name for part in found.dense_parts(step)}
             assert (found.params(step), dense, entries) == expected
@@ -322,9 +323,9 @@ def test_budgets_that_cannot_be_met_are_refused() -> None:
     parts, scores = small_pool(50, seed=1)
     found: Sweep = sweep(parts, scores, extra=9, unit=900)
     with pytest.raises(ValueError, match="at most the pool of 1,455"):
-        found.at(1.7)
+        found.step_for_budget(1.7)
     with pytest.raises(ValueError, match="expected more than 9"):
-        found.at(0.01)
+        found.step_for_budget(0.01)
     with pytest.raises(ValueError, match="the pool is too small"):
         sweep(parts, scores, unit=1e6).at(0.001)
     with pytest.raises(ValueError, match="every score is zero"):
@@ -375,10 +376,10 @@ def test_every_backbone(name: str, granularity: str, kind: str) -> None:
     assert ("entries" in kinds) or granularity == "structured_only"
     flat = [made_up[p.parameter].flatten()[p.start : p.start + p.size] for p in model_pool(name, **options)]
     found = sweep(model_pool(name, **options), flat, 10, 5, model.class_token, SMALL["unit"], granularity)  # type: ignore[arg-type]
-    assert model.parameter_counts()[0] == found.params(found.at(0.4))
+    assert model.parameter_counts()["method"] == found.params(found.step_for_budget(0.4))
     perturb(model, 0.1)
     model.train()
-    model.loss((images, torch.tensor([0, 1]))).backward()
+    model.loss(as_batch(images, torch.tensor([0, 1]))).backward()
     for parameter_name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, parameter_name
     if kind == "lora":
@@ -503,7 +504,7 @@ def test_norm_entries_can_be_left_out() -> None:
     assert of_norms
     assert not any(isinstance(module, Entries) and "norm" in name for name, module in without.named_modules())
     lost = sum(with_norms.get_submodule(name).values.numel() for name in of_norms)
-    assert with_norms.parameter_counts()[0] - lost == without.parameter_counts()[0]
+    assert with_norms.parameter_counts()["method"] - lost == without.parameter_counts()["method"]
 
 
 def test_a_trained_class_token_does_not_make_the_tokens_fp32() -> None:
@@ -514,7 +515,7 @@ def test_a_trained_class_token_does_not_make_the_tokens_fp32() -> None:
     model.to(torch.bfloat16)
     seen: list[torch.dtype] = []
     model.backbone.blocks[1].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
-    model.loss((torch.randn(2, 3, 32, 32, dtype=torch.bfloat16), torch.tensor([0, 1]))).backward()
+    model.loss(as_batch(torch.randn(2, 3, 32, 32, dtype=torch.bfloat16), torch.tensor([0, 1]))).backward()
     assert seen == [torch.bfloat16]
     assert model.backbone.cls_token.dtype is torch.float32
     assert model.backbone.cls_token.grad.any()

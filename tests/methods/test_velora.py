@@ -19,6 +19,7 @@ from methods.layers.sub_tokens import CompressedLinear, CompressedScaleShift, Di
 from methods.velora import VeLoRALinear
 from tests.conftest import BACKBONE, TINY, build_tiny, composed
 from tests.methods.test_lora import copy_from_peft
+from tests.support.batches import as_batch
 from tests.support.golden import GRADIENTS, Golden, head_parameters
 from tests.support.ranks import TwoRanks
 
@@ -228,7 +229,7 @@ def test_same_outputs_fewer_bytes(stack: str, build: Build) -> None:
         grads.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
         with torch.no_grad():
             logits.append(
-                (loss.detach(), model.eval()(batch()[0]), model.merge()(batch()[0]) if model.mergeable else 0)
+                (loss.detach(), model.eval()(batch().inputs), model.merge()(batch().inputs) if model.mergeable else 0)
             )
     torch.testing.assert_close(logits[0], logits[1], atol=1e-6, rtol=0)
     assert torch.equal(logits[0][1], logits[1][1])
@@ -248,7 +249,7 @@ def test_a_quarter_less_for_lora_on_fc2() -> None:
         model: Any = composed(method)(backbone=BACKBONE, pretrained=False, num_classes=3, **options)
         model.configure_model()
         with SavedBytes(model) as counter:
-            model.train().loss((torch.randn(2, 3, 224, 224), torch.tensor([0, 1])))
+            model.train().loss(as_batch(torch.randn(2, 3, 224, 224), torch.tensor([0, 1])))
         saved.append(counter.bytes)
     assert saved[1] <= 0.72 * saved[0]
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from callbacks.scoring.score_before_fit import ScoreBeforeFit
+from lightning_modules.batch import Batch
 from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod
 from tests.conftest import quiet_trainer
@@ -47,7 +48,7 @@ class Golden:
         backbone = self.plain_backbone()
 
         class Task(Classification):
-            def build_backbone(self) -> None:
+            def build(self) -> None:
                 self.backbone = backbone
 
         methods = tuple(METHODS[name] for name in method.split("+"))
@@ -87,11 +88,11 @@ def head_parameters(model: PEFTMethod) -> Tensors:
 class ScoringBatches(LightningDataModule):
     """The batches of a fixture, which a fit scores."""
 
-    def __init__(self, batches: list[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, batches: list[Batch]) -> None:
         super().__init__()
-        self.batches, self.batch_size = batches, len(batches[0][1])
+        self.batches, self.batch_size = batches, batches[0].size
 
-    def score_batches(self, rank: int, world: int, **options: Any) -> list[tuple[Tensor, Tensor]]:
+    def score_batches(self, rank: int, world: int, **options: Any) -> list[Batch]:
         return self.batches[rank::world]
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -108,7 +109,7 @@ class Kept(ScoreBeforeFit):
         return super().select(trainer, pl_module, scores)
 
 
-def score_in_a_fit(model: PEFTMethod, batches: list[tuple[Tensor, Tensor]]) -> Tensors:
+def score_in_a_fit(model: PEFTMethod, batches: list[Batch]) -> Tensors:
     """Scores of a fit that ends before its first step; the model has its selection and is adapted afterwards."""
     scoring = Kept()
     with tempfile.TemporaryDirectory() as folder:

@@ -19,12 +19,13 @@ from checkpoints.fingerprint import fingerprint
 from commands.lightning import GraftCLI
 from datamodules import ImageDataset
 from methods import METHODS
-from methods.layers.sparse import TrainsEntries
+from methods.core.selective import Selective
+from methods.core.trains_entries import TrainsEntries
 from methods.spt import place
 from tests.conftest import BACKBONE, TINY, build_tiny, quiet_trainer
 from tests.support.ranks import TwoRanks
 
-SCORED = [name for name, method in METHODS.items() if method.scorer is not None]
+SCORED = [name for name, method in METHODS.items() if issubclass(method, Selective) and method.scorer is not None]
 WITH_DATA = [name for name in SCORED if METHODS[name].scorer.needs_data]  # type: ignore[union-attr]
 
 
@@ -33,7 +34,7 @@ class FirstBatch(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         if trainer.global_step == 1:
-            self.pixels, self.loss = batch[0].clone(), outputs["loss"].detach().clone()
+            self.pixels, self.loss = batch.inputs.clone(), outputs["loss"].detach().clone()
 
 
 ORDER = """

@@ -15,7 +15,7 @@ from checkpoints.delta import one_member, read_checkpoint, write_adapter
 from commands.lightning import GraftCLI
 from datamodules import ImageDataset
 from methods import PEFTMethod
-from methods.core.parallel_settings import Members
+from methods.core.parallel_settings import ParallelSettings
 from tests.conftest import BACKBONE, TINY
 
 Build = Callable[..., PEFTMethod]
@@ -51,7 +51,7 @@ def fit(model: Any, data: Any, make: MakeTrainer, **options: Any) -> Trainer:
 def test_members_are_solo_runs(method: str, cache: Any, build: Build, data: Data, trainer: MakeTrainer) -> None:
     """Difference 0, in every trained number and every metric."""
     settings, common = settings_of(method), COMMON.get(method, {})
-    joint = Members(build(method, **common), settings)
+    joint = ParallelSettings(build(method, **common), settings)
     metrics = fit(joint, data(), trainer, callbacks=[FeatureCache(cache)]).callback_metrics
     for i, setting in enumerate(settings):
         options = {name: value for name, value in setting.items() if name != "name"}
@@ -64,7 +64,7 @@ def test_members_are_solo_runs(method: str, cache: Any, build: Build, data: Data
 
 
 def test_one_backbone_and_one_forward_pass(build: Build, data: Data, trainer: MakeTrainer) -> None:
-    joint = Members(build("last"), settings_of("last"))
+    joint = ParallelSettings(build("last"), settings_of("last"))
     first, *others = joint.each()
     for name, parameter in first.backbone.named_parameters():
         for other in others:
@@ -77,7 +77,7 @@ def test_one_backbone_and_one_forward_pass(build: Build, data: Data, trainer: Ma
 
 
 def test_seed_draws_initial_values(build: Build, data: Data, trainer: MakeTrainer) -> None:
-    joint = Members(build("last"), [{"seed": 0}, {"seed": 7}, {"name": "own"}])
+    joint = ParallelSettings(build("last"), [{"seed": 0}, {"seed": 7}, {"name": "own"}])
     torch.manual_seed(7)
     alone: Any = build("last")
     heads = [member.backbone.head.weight for member in joint.each()]
@@ -99,7 +99,7 @@ def test_grid() -> None:
 
 def test_best_member_is_exported(build: Build, data: Data, trainer: MakeTrainer, tmp_path: Path) -> None:
     settings = [{"name": "still", "lr": 1e-9}, {"name": "good", "lr": 3e-2, "last_rank": 4}]
-    joint = Members(build("last"), settings)
+    joint = ParallelSettings(build("last"), settings)
     keep = ModelCheckpoint(tmp_path / "kept", monitor="val/acc1", mode="max", filename="best")
     run = fit(joint, data(), trainer, callbacks=[keep], enable_checkpointing=True, max_epochs=4)
     values = run.callback_metrics
@@ -115,7 +115,7 @@ def test_best_member_is_exported(build: Build, data: Data, trainer: MakeTrainer,
         assert single.hparams["lr"] == member.lr
         tested = trainer().test(single, datamodule=data(), verbose=False)[0]
         if name == "best":
-            fresh = Members(build("last"), settings)
+            fresh = ParallelSettings(build("last"), settings)
             loaded = read_checkpoint(keep.best_model_path)
             fresh.on_load_checkpoint(loaded)
             fresh.load_state_dict(loaded["state_dict"])
@@ -125,13 +125,13 @@ def test_best_member_is_exported(build: Build, data: Data, trainer: MakeTrainer,
     with pytest.raises(ValueError, match="this checkpoint holds 2 members: give the adapter folder"):
         build("last").on_load_checkpoint(checkpoint)
     with pytest.raises(ValueError, match=r"members: .* in the checkpoint, .* here"):
-        Members(build("last"), {"lr": [1, 2]}).on_load_checkpoint(checkpoint)
+        ParallelSettings(build("last"), {"lr": [1, 2]}).on_load_checkpoint(checkpoint)
 
 
 def test_resume_is_exact(build: Build, data: Data, trainer: MakeTrainer, tmp_path: Path) -> None:
     def run(folder: str, ckpt_path: Path | None = None) -> dict[str, Any]:
         keep = ModelCheckpoint(tmp_path / folder, filename="{epoch}", save_top_k=-1)
-        joint = Members(build("last"), settings_of("last"))
+        joint = ParallelSettings(build("last"), settings_of("last"))
         fitting = trainer(max_epochs=4, enable_checkpointing=True, callbacks=[keep])
         fitting.fit(joint, datamodule=data(), ckpt_path=ckpt_path)
         return torch.load(tmp_path / folder / "epoch=3.ckpt", weights_only=True)["state_dict"]
@@ -142,7 +142,7 @@ def test_resume_is_exact(build: Build, data: Data, trainer: MakeTrainer, tmp_pat
 
 
 def test_average_of_members(build: Build, data: Data, trainer: MakeTrainer) -> None:
-    joint = Members(build("linear_probe", ema_decay=0.5), [{"lr": 1e-2}, {"lr": 1e-1}])
+    joint = ParallelSettings(build("linear_probe", ema_decay=0.5), [{"lr": 1e-2}, {"lr": 1e-1}])
     fit(joint, data(), trainer)
     for member, lr in zip(joint.each(), (1e-2, 1e-1), strict=True):
         solo: Any = build("linear_probe", ema_decay=0.5, lr=lr)
@@ -165,7 +165,7 @@ def test_average_of_members(build: Build, data: Data, trainer: MakeTrainer) -> N
 )
 def test_refused(method: str, members: Any, message: str, build: Build) -> None:
     with pytest.raises(ValueError, match=message):
-        Members(build(method), members)
+        ParallelSettings(build(method), members)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_refused(method: str, members: Any, message: str, build: Build) -> None:
 )
 def test_refused_trainers(options: Any, message: str, build: Build, data: Data, trainer: MakeTrainer) -> None:
     with pytest.raises(ValueError, match=message):
-        trainer(**options).fit(Members(build("last"), [{"lr": 1.0}]), datamodule=data())
+        trainer(**options).fit(ParallelSettings(build("last"), [{"lr": 1.0}]), datamodule=data())
 
 
 def test_command_line(images: Path, weights: Path, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_command_line(images: Path, weights: Path, tmp_path: Path) -> None:
     folder = Path(cli.trainer.default_root_dir)
     result = json.loads((folder / "result.json").read_text())
     assert len(result["members"]) == 4
-    assert result["cost/trainable_params_no_head"] == 2 * 2 * sum(4 * 48 * r + 2 * 48 for r in (4, 8))
+    assert result["cost/trainable_params_method"] == 2 * 2 * sum(4 * 48 * r + 2 * 48 for r in (4, 8))
     config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert config["hyper_parameters"]["lr"] == result["members"][config["peft"]["member"]]["lr"]
     solo = GraftCLI.run([*args, "--model.lr=0.02", "--model.last_rank=8"])

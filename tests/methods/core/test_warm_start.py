@@ -63,8 +63,8 @@ def test_values_are_taken_over(method: str, build: Build, tmp_path: Path) -> Non
         names = [{n for n, p in m.named_parameters() if p.requires_grad} for m in (model, plain)]
         assert names[0] == names[1]
         with torch.no_grad():
-            x = batch()[0]
-            features = [m.eval().forward_features(x) for m in (model, source)]
+            x = batch().inputs
+            features = [m.eval().features(x) for m in (model, source)]
             torch.testing.assert_close(features[0], features[1], atol=1e-6, rtol=0)
             if model.mergeable:
                 torch.testing.assert_close(model.merge()(x), model(x), atol=1e-5, rtol=0)

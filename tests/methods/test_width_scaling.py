@@ -15,19 +15,19 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
 from datamodules import ImageDataset
-from lightning_modules.classification import Classification
 from lightning_modules.optim.adam_atan2 import AdamATan2
-from lightning_modules.parameterization import (
+from methods import METHODS, PEFTMethod
+from methods.layers.exponents import (
     ALIGNMENTS,
     FAMILIES,
     LAYERS,
     PARAMETERIZATIONS,
     build_param_groups,
     exponents,
-    rescale,
 )
-from methods import METHODS, PEFTMethod, compose
-from tests.conftest import BACKBONE, TINY
+from methods.width_scaling import rescale
+from tests.conftest import BACKBONE, STACK, TINY, TINY_OPTIONS, composed
+from tests.support.batches import as_batch
 
 Build = Callable[..., PEFTMethod]
 Data = Callable[..., ImageDataset]
@@ -44,13 +44,22 @@ def golden(pytestconfig: pytest.Config) -> dict[str, Any]:
     return content
 
 
-def wide(method: str = "full", **options: Any) -> Any:
-    """A method on a random backbone of twice the tiny one's width."""
+COUNTS: dict[str, int] = {}  # adds no parameter; with LoRA at the base width they are LoRA's
+IDENTITY: dict[str, Any] = {}
+
+
+def plain(method: str = "full", **options: Any) -> Any:
+    """A method on a random backbone of twice the tiny one's width, adapted."""
     torch.manual_seed(0)
-    defaults = {"pretrained": False, "num_classes": 3, "backbone": BACKBONE, "backbone_args": WIDE, "base_width": 48}
-    model = compose(METHODS[method], task=Classification)(**defaults | options)
+    defaults = {"pretrained": False, "num_classes": 3, "backbone": BACKBONE, "backbone_args": WIDE}
+    model = composed(method)(**defaults | options)
     model.configure_model()
     return model
+
+
+def wide(method: str = "full", **options: Any) -> Any:
+    """A method with width scaling, by default from half its width; see ``plain``."""
+    return plain(f"{method}+width_scaling", **{"width_base": 48} | options)
 
 
 # reference values
@@ -137,12 +146,15 @@ def test_golden_groups(golden: dict[str, Any]) -> None:
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_at_the_base_width_nothing_changes(parameterization: str, optimizer: str, alignment: str) -> None:
     model: Any = wide(
-        parameterization=parameterization, optimizer=optimizer, alignment=alignment, base_width=96, eps_per_layer=True
+        width_parameterization=parameterization,
+        optimizer=optimizer,
+        width_alignment=alignment,
+        width_base=96,
+        width_eps_per_layer=True,
     )
     assert {group["lr"] for group in model.param_groups()} == {model.lr}
     assert {group.get("eps", 1e-8) for group in model.param_groups()} == {1e-8}
-    plain: Any = wide(base_width=None)
-    for name, parameter in plain.named_parameters():
+    for name, parameter in plain().named_parameters():
         assert torch.equal(parameter, model.get_parameter(name)), name
     assert not [module for module in model.modules() if "multiplier" in module._modules]
 
@@ -150,7 +162,7 @@ def test_at_the_base_width_nothing_changes(parameterization: str, optimizer: str
 def test_layers_of_a_vit() -> None:
     """The spec's table for a ViT at widths 128 and 64 with heads of 32."""
     vit: dict[str, Any] = TINY | {"embed_dim": 128, "num_heads": 4}
-    model: Any = wide(parameterization="mup", backbone_args=vit, base_width=64)
+    model: Any = wide(width_parameterization="mup", backbone_args=vit, width_base=64)
     kinds = {id(p): (g["layer_type"], g["k"]) for g in model.param_groups() for p in g["params"]}
     found = {name.removeprefix("backbone."): kinds[id(p)] for name, p in model.named_parameters()}
     for name, kind in found.items():
@@ -168,7 +180,7 @@ def test_layers_of_a_vit() -> None:
 @pytest.mark.parametrize(("optimizer", "lr"), [("adamw", 1.0), ("sgd", 2.0), ("adafactor", 1.0)])
 def test_a_vector_without_a_multiplier_has_the_equivalent_rate(optimizer: str, lr: float) -> None:
     """In muP c of embeddings is 1/2 for Adam; without its multiplier 0, and -1 for SGD."""
-    model: Any = wide(parameterization="mup", optimizer=optimizer, lr=1.0)
+    model: Any = wide(width_parameterization="mup", optimizer=optimizer, lr=1.0)
     groups = {id(p): group for group in model.param_groups() for p in group["params"]}
     assert groups[id(model.backbone.pos_embed)]["lr"] == lr
     assert groups[id(model.backbone.norm.weight)]["lr"] == lr
@@ -177,7 +189,7 @@ def test_a_vector_without_a_multiplier_has_the_equivalent_rate(optimizer: str, l
 
 
 def test_lora_at_a_larger_width() -> None:
-    model: Any = wide("lora", parameterization="standard", lr=1.0)
+    model: Any = wide("lora", width_parameterization="standard", lr=1.0)
     groups = {id(p): (g["layer_type"], g["lr"]) for g in model.param_groups() for p in g["params"]}
     lora = model.backbone.blocks[0].attn.qkv.lora
     assert groups[id(lora.A)] == ("readout", 0.5)
@@ -189,12 +201,13 @@ def test_groups_of_every_method(method: str, build: Build) -> None:
     """Every trained parameter in exactly one group, frozen ones in none, names unlike."""
     from tests.methods.test_contract import adapt
 
-    options: dict[str, Any] = {"parameterization": "standard", "base_width": 16, "weight_decay": 0.5}
+    options: dict[str, Any] = {"width_parameterization": "standard", "width_base": 16, "weight_decay": 0.5}
+    stack = STACK[method] if method == "width_scaling" else f"{STACK[method]}+width_scaling"
     if not getattr(METHODS[method], "scales_over_widths", True):
         with pytest.raises(ValueError, match="trains single entries or gates, for which there is no rule over widths"):
-            build(method, **options)
+            build(stack, **options)
         return
-    model = build(method, **options)
+    model = build(stack, **TINY_OPTIONS.get(method, {}) | options)
     adapt(method, model)
     groups = model.param_groups()  # type: ignore[operator]
     found = [id(p) for group in groups for p in group["params"]]
@@ -246,8 +259,10 @@ def test_initial_weights(head_init: str) -> None:
     """Constant or by the fan-in already: at any width the std is what the parameterization says."""
     args = TINY | {"embed_dim": 192, "num_heads": 12}
     for parameterization, table in PARAMETERIZATIONS.items():
-        model: Any = wide(parameterization=parameterization, backbone_args=args, head_init=head_init, num_classes=500)
-        base: Any = wide(base_width=None, backbone_args=TINY, head_init=head_init, num_classes=500)
+        model: Any = wide(
+            width_parameterization=parameterization, backbone_args=args, head_init=head_init, num_classes=500
+        )
+        base: Any = plain(backbone_args=TINY, head_init=head_init, num_classes=500)
         layers = {"patch_embed.proj": "embedding", "blocks.1.mlp.fc2": "hidden", "head": "readout"}
         for name, layer in layers.items():
             here, there = (m.backbone.get_submodule(name).weight.std().item() for m in (model, base))
@@ -256,7 +271,7 @@ def test_initial_weights(head_init: str) -> None:
 
 @every_parameterization
 def test_merged_model_equals_the_one_with_multipliers(parameterization: str) -> None:
-    model: Any = wide(parameterization=parameterization).eval()
+    model: Any = wide(width_parameterization=parameterization).eval()
     images = torch.randn(2, 3, 32, 32)
     merged = model.merge()
     assert set(merged.state_dict()) == set(timm.create_model(BACKBONE, num_classes=3, **WIDE).state_dict())
@@ -318,10 +333,9 @@ def test_gradients_shrink_as_told(parameterization: str) -> None:
 def changes(parameterization: str, width: int, steps: int = 5, **options: Any) -> dict[str, float]:
     """Sizes of what layers of a ViT put out, by how much it has changed after some steps of Adam."""
     vit: dict[str, Any] = TINY | {"embed_dim": width, "num_heads": width // 16, "weight_init": "jax"}
-    scaling = {} if parameterization == "none" else {"parameterization": parameterization, "base_width": 64}
-    model: Any = wide(
-        **{"backbone_args": vit, "base_width": None, "head_init": "linear", "lr": 1e-3} | scaling | options
-    )
+    task: dict[str, Any] = {"backbone_args": vit, "head_init": "linear", "lr": 1e-3}
+    scaling = {"width_parameterization": parameterization, "width_base": 64} | options
+    model: Any = plain(**task) if parameterization == "none" else wide(**task | scaling)
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(16, 3, 32, 32, generator=generator), torch.arange(16) % 3
     outputs: dict[str, list[Tensor]] = {}
@@ -332,7 +346,7 @@ def changes(parameterization: str, width: int, steps: int = 5, **options: Any) -
     optimizer = torch.optim.Adam(model.param_groups(), lr=model.lr, eps=1e-16)
     for _ in range(steps + 1):
         optimizer.zero_grad()
-        model.loss((images, labels)).backward()
+        model.loss(as_batch(images, labels)).backward()
         optimizer.step()
     return {name: (seen[-1] - seen[0]).square().mean().sqrt().item() for name, seen in outputs.items()}
 
@@ -356,7 +370,7 @@ def test_changes_of_logits_in_the_standard_parameterization(parameterization: st
     logits = found.pop("head")
     assert all(abs(slope) < 0.2 for slope in found.values())
     assert 0.15 < logits < 0.5
-    assert slopes(parameterization, readout_alignment=1.0)["head"] < 0.15
+    assert slopes(parameterization, width_readout_alignment=1.0)["head"] < 0.15
 
 
 def test_changes_grow_with_the_width_at_one_rate() -> None:
@@ -378,20 +392,23 @@ def test_standard_at_its_own_width_trains_bit_for_bit(
     optimizer: str, build: Build, data: Data, trainer: MakeTrainer
 ) -> None:
     options = {"optimizer": optimizer, "lr": 1e-2, "weight_decay": 0.1}
-    plain, scaled = build("full", **options), build("full", parameterization="standard", base_width=48, **options)
+    plain, scaled = (
+        build("full", **options),
+        build("full+width_scaling", width_parameterization="standard", width_base=48, **options),
+    )
     assert [len(fitted(model, trainer, data).optimizers[0].param_groups) for model in (plain, scaled)] == [2, 2]
     for name, parameter in plain.named_parameters():
         assert torch.equal(parameter, scaled.get_parameter(name)), name
 
 
 def test_rates_through_a_fit_and_a_resumed_one(build: Build, data: Data, trainer: MakeTrainer, tmp_path: Path) -> None:
-    options = {"parameterization": "standard", "base_width": 16, "lr": 1e-2, "warmup_epochs": 0.5}
-    run = fitted(build("ssf", **options), trainer, data)
+    options = {"width_parameterization": "standard", "width_base": 16, "lr": 1e-2, "warmup_epochs": 0.5}
+    run = fitted(build("ssf+width_scaling", **options), trainer, data)
     rates = {group["layer_type"]: group["initial_lr"] for group in run.optimizers[0].param_groups}
     assert rates == pytest.approx({"embedding": 1e-2, "readout": 1e-2 / 3, "constant": 1e-2})
     run.save_checkpoint(tmp_path / "one epoch.ckpt")
     longer = trainer(max_epochs=2)
-    longer.fit(build("ssf", **options), datamodule=data(), ckpt_path=tmp_path / "one epoch.ckpt")
+    longer.fit(build("ssf+width_scaling", **options), datamodule=data(), ckpt_path=tmp_path / "one epoch.ckpt")
     (optimizer,) = longer.optimizers
     assert {g["layer_type"]: g["initial_lr"] for g in optimizer.param_groups} == pytest.approx(rates)
 
@@ -400,7 +417,7 @@ def test_rates_through_a_fit_and_a_resumed_one(build: Build, data: Data, trainer
 def test_a_checkpoint_brings_its_multipliers(
     parameterization: str, data: Data, trainer: MakeTrainer, tmp_path: Path
 ) -> None:
-    model = wide(parameterization=parameterization, lr=1e-2, optimizer="adam_atan2")
+    model = wide(width_parameterization=parameterization, lr=1e-2, optimizer="adam_atan2")
     run = fitted(model, trainer, data)
     run.save_checkpoint(tmp_path / "model.ckpt")
     again = PEFTMethod.load_from_checkpoint(tmp_path / "model.ckpt").eval()
@@ -418,7 +435,7 @@ def test_a_checkpoint_brings_its_multipliers(
         (("spectral", "adam", "full"), "parameterization='spectral': there are no exponents .* with 'adam'"),
         (("mup", "muon", "full"), "optimizer='muon': there are no exponents for 'mup' .* expected one of sgd"),
         (("mup", "adam", "half"), "alignment='half'"),
-        (("mup", "adam", "full", 0.2), r"readout_alignment=0\.2"),
+        (("mup", "adam", "full", 0.2), r"omega=0\.2"),
     ],
 )
 def test_unknown_pairs(args: tuple[Any, ...], match: str) -> None:
@@ -429,15 +446,20 @@ def test_unknown_pairs(args: tuple[Any, ...], match: str) -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"parameterization": "mup", "base_width": None}, "'mup' needs a base_width"),
-        ({"parameterization": "none"}, "give one too"),
-        ({"parameterization": "spectral"}, "parameterization='spectral'"),
-        ({"parameterization": "mup", "base_width": 50}, "base_width=50: expected a multiple of the size of a head, 16"),
-        ({"parameterization": "mup", "base_width": {"depth": 3}}, "in width alone, not in depth"),
-        ({"parameterization": "mup", "base_width": {"width": 3}}, "timm makes no such model"),
-        ({"parameterization": "mup", "base_width": {"embed_dim": 48}}, r"heads of \{8\} there, \{16\} here"),
-        ({"parameterization": "mup", "lr_constants": {"hidden": 0.0}}, r"hidden=0\.0: expected a positive"),
-        ({"parameterization": "standard", "backbone": "resnet18", "backbone_args": {}}, "has not one width"),
+        ({"width_parameterization": "mup", "width_base": None}, "'mup' needs a width_base"),
+        ({"width_parameterization": "spectral"}, "parameterization='spectral'"),
+        (
+            {"width_parameterization": "mup", "width_base": 50},
+            "width_base=50: expected a multiple of the size of a head, 16",
+        ),
+        ({"width_parameterization": "mup", "width_base": {"depth": 3}}, "in width alone, not in depth"),
+        ({"width_parameterization": "mup", "width_base": {"width": 3}}, "timm makes no such model"),
+        ({"width_parameterization": "mup", "width_base": {"embed_dim": 48}}, r"heads of \{8\} there, \{16\} here"),
+        (
+            {"width_parameterization": "mup", "width_lr_constants": {"hidden": 0.0}},
+            r"width_lr_constants\['hidden'\]=0\.0: expected a positive",
+        ),
+        ({"width_parameterization": "standard", "backbone": "resnet18", "backbone_args": {}}, "has not one width"),
     ],
 )
 def test_refused_options(options: dict[str, Any], match: str) -> None:
@@ -446,9 +468,9 @@ def test_refused_options(options: dict[str, Any], match: str) -> None:
 
 
 def test_pretrained_weights_are_not_rescaled(build: Build) -> None:
-    with pytest.raises(ValueError, match="use parameterization=standard, which then scales learning rates only"):
-        build("full", parameterization="mup", base_width=16)
-    plain, scaled = build("full"), build("full", parameterization="standard", base_width=16)
+    with pytest.raises(ValueError, match="use width_parameterization=standard, which then scales learning rates only"):
+        build("full+width_scaling", width_parameterization="mup", width_base=16)
+    plain, scaled = build("full"), build("full+width_scaling", width_parameterization="standard", width_base=16)
     for name, parameter in plain.named_parameters():
         assert torch.equal(parameter, scaled.get_parameter(name)), name
 
@@ -469,8 +491,8 @@ def test_refused_by_the_builder(options: dict[str, Any], match: str) -> None:
 def test_a_weight_that_is_read_past_its_layer_is_refused() -> None:
     with pytest.raises(ValueError, match=r"reads .*weight without calling the layer"):
         wide(
-            parameterization="ntk",
+            width_parameterization="ntk",
             backbone="swinv2_tiny_window8_256",
             backbone_args={"img_size": 64, "window_size": 2, "embed_dim": 32, "depths": (1, 1), "num_heads": (2, 4)},
-            base_width={"embed_dim": 16, "num_heads": (1, 2)},
+            width_base={"embed_dim": 16, "num_heads": (1, 2)},
         )

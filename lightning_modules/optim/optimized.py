@@ -1,0 +1,104 @@
+"""Optimizer and schedule of a module."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning import Callback, LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch.optim.lr_scheduler import LambdaLR
+
+from callbacks.ema import EMA
+from lightning_modules.optim.optimizers import OptimizerName, build_optimizer, decay_matrices
+from lightning_modules.optim.schedule import warmup_cosine
+
+
+class Optimized(LightningModule):
+    """A module with the options of its optimizer and schedule.
+
+    Args:
+        optimizer: ``adamw``, ``adam`` or ``sgd`` (momentum 0.9), fused where the device has it; ``adam_atan2`` (AdamW
+            without epsilon, arXiv:2407.05872) or ``adafactor`` (steps in proportion to the parameters).
+        lr: Peak learning rate, not rescaled by the batch size.
+        weight_decay: Decay of trained matrices; vectors (biases, norms, scales) are never decayed.
+        adam_eps: Epsilon of ``adamw`` and ``adam``.
+        warmup_epochs: Epochs of linear warm-up, fractions allowed.
+        warmup_lr: Learning rate at the first step of the warm-up.
+        min_lr: Learning rate at the end of the cosine.
+        lr_interval: Whether the schedule moves every ``step`` or every ``epoch``, as most papers of the field do.
+        ema_decay: Evaluate and save an exponential moving average of what trains; a decay such as 0.999, or none.
+    """
+
+    not_options: ClassVar[tuple[str, ...]] = ()  # arguments of ``__init__`` that are no plain data
+
+    def __init__(
+        self,
+        optimizer: OptimizerName = "adamw",
+        lr: float = 1e-3,
+        weight_decay: float = 1e-4,
+        adam_eps: float = 1e-8,
+        warmup_epochs: float = 0.0,
+        warmup_lr: float = 1e-6,
+        min_lr: float = 0.0,
+        lr_interval: Literal["step", "epoch"] = "step",
+        ema_decay: float | None = None,
+    ) -> None:
+        super().__init__()
+        if lr <= 0:
+            raise ValueError(f"lr={lr}: expected a positive learning rate")
+        if adam_eps <= 0:
+            raise ValueError(f"adam_eps={adam_eps}: expected a positive number")
+        named = {"weight_decay": weight_decay, "warmup_epochs": warmup_epochs, "warmup_lr": warmup_lr, "min_lr": min_lr}
+        for name, value in named.items():
+            if value < 0:
+                raise ValueError(f"{name}={value}: expected 0 or more")
+        if ema_decay is not None and not 0 <= ema_decay < 1:
+            raise ValueError(f"ema_decay={ema_decay}: expected a decay of at least 0 and below 1, or none")
+        self.save_hyperparameters(ignore=self.not_options)
+        self.optimizer_name = optimizer
+        self.lr, self.weight_decay, self.adam_eps = lr, weight_decay, adam_eps
+        self.warmup_epochs, self.warmup_lr, self.min_lr = warmup_epochs, warmup_lr, min_lr
+        self.lr_interval = lr_interval
+        self.ema = None if ema_decay is None else EMA(ema_decay)
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [self.ema] if self.ema is not None else []
+
+    def on_train_start(self) -> None:
+        # use this run's learning rates and decays, not those of a restored optimizer
+        schedule: Any = self.lr_schedulers()
+        for i, (group, wanted) in enumerate(zip(schedule.optimizer.param_groups, self.param_groups(), strict=True)):
+            group["weight_decay"] = wanted["weight_decay"]
+            schedule.base_lrs[i] = group["initial_lr"] = wanted.get("lr", self.lr)
+            group["lr"] = schedule.base_lrs[i] * schedule.lr_lambdas[i](schedule.last_epoch)
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimizer: trained matrices with weight decay, vectors and scalars without."""
+        return decay_matrices([p for p in self.parameters() if p.requires_grad], self.weight_decay)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        groups = self.param_groups()
+        if not groups:
+            raise ValueError(f"{type(self).__name__} has nothing to train")
+        optimizer = self.build_optimizer(groups)
+        # a plain function leaves no trace in a checkpoint: a resumed run with more epochs follows its own cosine
+        schedule = LambdaLR(optimizer, self.lr_factors())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": self.lr_interval}}
+
+    def build_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Optimizer of this run over parameter groups."""
+        # Lightning unscales fp16 gradients itself, which fused optimizers do not allow
+        fused = self.device.type in ("cpu", "cuda", "mps", "xpu") and self.trainer.precision != "16-mixed"
+        return build_optimizer(self.optimizer_name, groups, self.lr, self.adam_eps, fused)
+
+    def lr_factors(self) -> Callable[[int], float] | list[Callable[[int], float]]:
+        """Schedule of the learning rates: a function of the step (or epoch) for all groups, or one for each."""
+        return self.lr_factor()
+
+    def lr_factor(self) -> Callable[[int], float]:
+        """Linear warm-up, then a cosine to ``min_lr`` at the last step (or epoch)."""
+        steps = int(self.trainer.estimated_stepping_batches)
+        epochs = self.trainer.max_epochs if self.trainer.max_epochs and self.trainer.max_epochs > 0 else 1
+        count = steps if self.lr_interval == "step" else epochs
+        warmup = round(self.warmup_epochs * count / epochs)
+        return warmup_cosine(count, warmup, lr=self.lr, warmup_lr=self.warmup_lr, min_lr=self.min_lr)

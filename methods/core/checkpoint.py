@@ -1,0 +1,147 @@
+"""Checkpoints that hold only what trains."""
+
+from inspect import signature
+from pathlib import Path
+from typing import Any, Self
+
+from lightning.pytorch.cli import instantiate_module
+from torch import Tensor
+
+from checkpoints import delta as files
+from checkpoints.fingerprint import manifest
+from methods.core.precision import KeepsPrecision, updates_statistics
+
+
+class DeltaCheckpoint(KeepsPrecision):
+    """An adapted task whose checkpoints and adapter folders hold the delta alone, and load strictly."""
+
+    fingerprint: str = ""  # hash of the frozen weights
+    selection: dict[str, Tensor] | None = None  # chosen indices, of methods that choose from data
+    warm_start_options: tuple[str, ...] = ()  # options that no file of trained values needs
+    started_from: dict[str, str] | None = None  # path and hash of the run that this one started from
+
+    @classmethod
+    def own_classes(cls) -> list[type]:
+        """The classes of ``methods/`` that are mixed in, without those of ``methods/core``."""
+        return [c for c in cls.__mro__ if c.__module__.startswith("methods.") and not in_core(c)]
+
+    @classmethod
+    def method_name(cls) -> str:
+        mixins = [c for c in cls.own_classes() if issubclass(c, DeltaCheckpoint)]
+        leaves = [c for c in mixins if not any(m is not c and issubclass(m, c) for m in mixins)]
+        return "+".join(c.__name__ for c in leaves)
+
+    @classmethod
+    def method_options(cls) -> dict[str, Any]:
+        """Options that the mixed-in methods declare, with their defaults."""
+        inits = [vars(c)["__init__"] for c in cls.own_classes() if "__init__" in vars(c)]
+        parameters = {name: p for init in inits for name, p in signature(init).parameters.items()}
+        return {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+
+    def description(self) -> dict[str, Any]:
+        return {
+            "format": files.FORMAT,
+            "method": self.method_name(),
+            "backbone": getattr(self, "backbone_name", type(self.backbone).__name__),
+            "fingerprint": self.fingerprint,
+        } | ({"started_from": self.started_from} if self.started_from else {})
+
+    def delta_state_dict(self) -> dict[str, Tensor]:
+        assert self.plain_keys is not None, "the backbone is not adapted yet"
+        state = self.state_dict()
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        parameters = dict(self.named_parameters())
+        updated = {
+            f"backbone.{name}.{buffer}"
+            for name, module in self.backbone.named_modules()
+            if updates_statistics(module)
+            for buffer, _ in module.named_buffers(recurse=False)
+        }
+        plain = {f"backbone.{name}" for name in self.plain_keys}
+        added = {name for name in state if name not in plain and name not in parameters}
+        return {name: tensor for name, tensor in state.items() if name in trained | updated | added}
+
+    def storage_bytes(self) -> int:
+        parts = [self.delta_state_dict(), self.selection or {}]
+        return sum(tensor.nbytes for part in parts for tensor in part.values())
+
+    def parameter_counts(self) -> dict[str, int]:
+        counts = {"method": 0, "neck": 0, "head": 0}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                counts["head" if self.in_head(name) else "method"] += parameter.numel()
+        return counts
+
+    # files
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        delta = self.delta_state_dict().keys()
+        state = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name in delta}
+        checkpoint["state_dict"] = state
+        about = {"counts": self.parameter_counts(), "manifest": manifest(state), "selection": self.selection}
+        checkpoint["peft"] = self.description() | about
+        # the file holds the values of the run it started from, and must load where that run is not to be had
+        options = {name: value for name, value in self.hparams.items() if name not in self.warm_start_options}
+        # PEFTMethod.load_from_checkpoint finds the class by these two, whether the run began in the CLI or a notebook
+        checkpoint["hyper_parameters"] = options | {
+            "_class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            "_instantiator": "lightning.pytorch.cli.instantiate_module",
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "peft" not in checkpoint:
+            raise ValueError("this checkpoint is not one of this project: it has no 'peft' entry")
+        if "members" in checkpoint:
+            raise ValueError(
+                f"this checkpoint holds {len(checkpoint['members'])} members: give the adapter folder of its run, "
+                "which holds one, or to resume the same --members"
+            )
+        files.to_current_format(checkpoint)
+        selection = checkpoint["peft"]["selection"]
+        if self.adapted and not (self.selection is None and selection is None):
+            self.build()  # the backbone is adapted to another selection: adapt a new one
+            self.plain_keys = None
+        self.selection = selection
+        self.forget_warm_start()  # because the checkpoint holds later values
+        self.configure_model()
+        self.started_from = checkpoint["peft"].get("started_from")
+        files.check_backbone(self.description(), checkpoint["peft"])
+        delta = self.delta_state_dict()
+        files.check_delta(delta, checkpoint["state_dict"])
+        frozen = {name: tensor for name, tensor in self.state_dict().items() if name not in delta}
+        checkpoint["state_dict"] = frozen | checkpoint["state_dict"]  # loading stays strict
+        super().on_load_checkpoint(checkpoint)
+
+    @classmethod
+    def from_delta(cls, source: str | Path | dict[str, Any]) -> Self:
+        """Build the module that a checkpoint describes, and load it.
+
+        Args:
+            source: A checkpoint file, an adapter folder, or what ``read_checkpoint`` returned for one.
+
+        Raises:
+            FileNotFoundError: If there is nothing at the path, or the weights of the backbone are missing.
+            ValueError: If the file is damaged or does not fit.
+        """
+        checkpoint = source if isinstance(source, dict) else files.read_checkpoint(source)
+        options = {name: value for name, value in checkpoint["hyper_parameters"].items() if name != "_instantiator"}
+        module = instantiate_module(cls, options)
+        module.load_delta(checkpoint)
+        return module.eval()
+
+    def load_delta(self, source: str | Path | dict[str, Any]) -> None:
+        """Load a checkpoint file, an adapter folder, or what ``read_checkpoint`` returned for one.
+
+        Raises:
+            FileNotFoundError: If there is nothing at the path.
+            ValueError: If the file is damaged or does not fit.
+        """
+        checkpoint = dict(source) if isinstance(source, dict) else files.read_checkpoint(source)
+        self.on_load_checkpoint(checkpoint)
+        self.load_state_dict(checkpoint["state_dict"])
+
+
+def in_core(cls: type) -> bool:
+    """Whether a class is part of the contract and no method."""
+    return cls.__module__.startswith("methods.core.")

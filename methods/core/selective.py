@@ -1,0 +1,36 @@
+"""Base of methods that choose weights or channels from data before the fit."""
+
+from abc import abstractmethod
+
+from lightning import Callback
+from torch import Tensor
+
+from callbacks.scoring.report import Scored
+from callbacks.scoring.scorable import Scorable
+from callbacks.scoring.score_before_fit import ScoreBeforeFit
+from callbacks.scoring.scorers import Scorer
+from methods.core.base import PEFTMethod
+
+
+class Selective(PEFTMethod, Scorable):
+    """A method that adapts the backbone after a scoring pass has filled its ``selection``."""
+
+    @abstractmethod
+    def score_targets(self) -> list[str]:
+        """Names (inside the backbone) of what is scored."""
+
+    def build_scorer(self) -> Scorer:
+        assert self.scorer is not None
+        return self.scorer(self.backbone, self.score_targets())
+
+    def score_rows(self, scores: dict[str, Tensor]) -> list[Scored]:
+        selection = self.selection or {}
+        return [Scored(name, scores[name].abs(), len(selection.get(name, ()))) for name in self.score_targets()]
+
+    def ready_to_adapt(self) -> bool:
+        return self.scorer is None or self.selection is not None
+
+    def configure_callbacks(self) -> list[Callback]:
+        callbacks = super().configure_callbacks()
+        given = any(isinstance(callback, ScoreBeforeFit) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return callbacks if self.scorer is None or given else [*callbacks, ScoreBeforeFit()]

@@ -14,6 +14,7 @@ from rich.table import Table
 from callbacks.cost import Cost
 from callbacks.scoring.score_before_fit import ScoreBeforeFit
 from checkpoints.atomic import write_atomically
+from lightning_modules import TASKS
 from lightning_modules.adapted import AdaptedTask
 from lightning_modules.seed import run_seed
 from lightning_modules.task import Headline
@@ -99,8 +100,7 @@ class Result(Callback):
 
 def task_name(model: type) -> str:
     """Name of the task's class that a model is composed of, or else of the model's own class."""
-    classes = [c for c in model.__mro__ if c.__module__.startswith("lightning_modules.")]
-    return (classes or [model])[0].__name__
+    return next((c.__name__ for c in model.__mro__ if c in TASKS.values()), model.__name__)
 
 
 def revision() -> str | None:

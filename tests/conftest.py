@@ -86,6 +86,12 @@ def build_tiny(weights: Path, method: str, **options: Any) -> PEFTMethod:
     return composed(method)(**defaults | TINY_OPTIONS.get(method, {}) | options)
 
 
+def random_tiny(method: str, **options: Any) -> PEFTMethod:
+    """A method on the tiny backbone with random weights, not adapted yet."""
+    defaults: dict[str, Any] = {"backbone": BACKBONE, "backbone_args": TINY, "pretrained": False, "num_classes": 3}
+    return composed(method)(**defaults | TINY_OPTIONS.get(method, {}) | options)
+
+
 def quiet_trainer(folder: Path, **options: Any) -> Trainer:
     """A trainer on the CPU that prints nothing, keeps no checkpoints and writes what it must below ``folder``."""
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}

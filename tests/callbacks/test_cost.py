@@ -103,7 +103,7 @@ def test_saved_activations_of_the_first_batch(build: Build, data: Data, trainer:
 
 def test_a_run_that_fails_leaves_no_counter(build: Build, data: Data, trainer: MakeTrainer) -> None:
     model, cost = build("lora"), Cost()
-    model.criterion = None  # type: ignore[assignment]
+    model.losses = None  # type: ignore[assignment,method-assign]
     with pytest.raises(TypeError):
         trainer(callbacks=[cost], max_steps=1).fit(model, datamodule=data())
     x = torch.rand(4, requires_grad=True)
@@ -119,7 +119,7 @@ def test_images_per_second(
     clock = iter(range(0, 1000, 4))
     monkeypatch.setattr("callbacks.cost.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     trainer(callbacks=[cost], max_epochs=epochs).fit(build("linear_probe"), datamodule=data())
-    assert cost.images == counted
+    assert cost.samples == counted
     assert cost.values["cost/images_per_s"] == counted / (4 * max(epochs - 1, 1))
 
 

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from callbacks import feature_cache
 from callbacks.feature_cache import FeatureCache
 from datamodules import ImageDataset
+from lightning_modules.batch import Features
 from methods import PEFTMethod
 from methods.core.parallel_settings import ParallelSettings
 from tests.conftest import ROOT, build_tiny, quiet_trainer
@@ -80,7 +81,7 @@ def test_cached_equals_uncached_logits(build: Build) -> None:
         model.configure_model()
         images = torch.randn(4, 3, 32, 32)
         with torch.no_grad():
-            assert torch.equal(model.eval()(images), model(model.frozen_features(images)))
+            assert torch.equal(model.eval()(images), model(Features(model.frozen_features(images))))
 
 
 def test_half_the_space(build: Build, data: Data, trainer: MakeTrainer, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from callbacks.finite_loss import StopOnNonFiniteLoss
 from datamodules import ImageDataset
+from lightning_modules.task import total
 from methods import PEFTMethod
 from tests.conftest import build_tiny, quiet_trainer
 from tests.support.ranks import TwoRanks
@@ -33,8 +34,8 @@ class Snapshots(Callback):
 
 def spoil(model: Any, bad: float, *calls: int) -> None:
     """Let the loss be ``bad`` at these calls, counted from 0."""
-    plain, count = model.loss, iter(range(1000))
-    model.loss = lambda batch: plain(batch) * (bad if next(count) in calls else 1.0)
+    plain, count = model.terms, iter(range(1000))
+    model.terms = lambda batch: {"loss": total(plain(batch)) * (bad if next(count) in calls else 1.0)}
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -74,7 +75,8 @@ def test_any_batch_of_an_accumulated_step(build: Build, data: Data, trainer: Mak
 
 def test_the_method_s_own_term_counts(build: Build, data: Data, trainer: MakeTrainer) -> None:
     model: Any = build("ssf")
-    model.extra_loss = lambda: torch.tensor(float("nan"))
+    plain = model.losses
+    model.losses = lambda outputs, targets: plain(outputs, targets) | {"own": torch.tensor(float("nan"))}
     with pytest.raises(FloatingPointError, match="at step 0"):
         trainer(callbacks=[StopOnNonFiniteLoss()]).fit(model, datamodule=data())
 

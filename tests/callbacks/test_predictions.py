@@ -14,6 +14,7 @@ from lightning import Trainer
 from callbacks.predictions import Predictions
 from datamodules import ImageDataset
 from methods import PEFTMethod
+from tests.support.batches import as_batch
 
 Build = Callable[..., PEFTMethod]
 Data = Callable[..., ImageDataset]
@@ -34,7 +35,7 @@ def test_predictions(batch_size: int, build: Build, data: Data, trainer: MakeTra
     model.eval()
     for row in table:
         image, label = module.splits["test"][int(row["index"])]
-        pixels, _ = module.on_after_batch_transfer((image[None], None), 0)
+        pixels = module.on_after_batch_transfer(as_batch(image[None], torch.tensor([label])), 0).inputs
         with torch.no_grad():
             probabilities = model(pixels).softmax(dim=1)[0]
         assert float(row["probability"]) == pytest.approx(float(probabilities.max()), abs=2e-5)

@@ -17,6 +17,7 @@ import callbacks.result
 from callbacks.cost import Cost
 from callbacks.result import Result, draw_curves, revision
 from datamodules import ImageDataset
+from lightning_modules.classification import Classification
 from methods import PEFTMethod
 
 Build = Callable[..., PEFTMethod]
@@ -92,7 +93,7 @@ def test_random_weights_are_admitted(build: Build, data: Data, logged: MakeTrain
 
 def test_curves_of_metrics_without_validation(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("epoch,step,train/loss\n0,9,0.5\n1,19,0.25\n")
-    draw_curves(tmp_path / "metrics.csv", tmp_path / "curves.png")
+    draw_curves(tmp_path / "metrics.csv", tmp_path / "curves.png", Classification.headline)
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 

@@ -22,6 +22,7 @@ from methods import METHODS
 from methods.core.selective import Selective
 from methods.qlora import NF4Linear
 from tests.conftest import BACKBONE, TINY, build_tiny, checkpoint_of, quiet_trainer
+from tests.support.batches import as_batch
 from tests.support.ranks import TwoRanks
 
 SCORED = [name for name, method in METHODS.items() if issubclass(method, Selective) and method.scorer is not None]
@@ -57,13 +58,13 @@ def images(count: int = 4) -> Tensor:
 @pytest.mark.parametrize("method", WITH_DATA)
 @pytest.mark.parametrize("batch", [images(), (images(),), (images(), None)], ids=["tensor", "one", "none"])
 def test_no_labels(method: str, batch: Any, fit: Any) -> None:
-    with pytest.raises(ValueError, match="a scoring batch has no labels: expected images and labels"):
+    with pytest.raises(ValueError, match=r"a scoring batch is a \w+: expected a Batch of inputs, targets, valid"):
         fit(method, [batch])
 
 
 @pytest.mark.parametrize("method", ["gps", "sct"])
 def test_soft_labels_where_classes_are_needed(method: str, fit: Any) -> None:
-    batch = (images(8) if method == "gps" else images(), torch.rand(4, 3))
+    batch = as_batch(images(8) if method == "gps" else images(), torch.rand(4, 3))
     with pytest.raises(ValueError, match=r"one class per image \(B,\), got float32 labels of shape \(4, 3\)"):
         fit(method, [batch])
 

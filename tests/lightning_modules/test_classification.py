@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from checkpoints.delta import read_checkpoint, write_adapter
 from datamodules import ImageDataset
-from lightning_modules.batch import PADDING
+from lightning_modules.batch import Batch
+from lightning_modules.classification import check_classes
 from methods import PEFTMethod
 from tests.support.batches import as_batch
 
@@ -22,15 +23,15 @@ Data = Callable[..., ImageDataset]
 MakeTrainer = Callable[..., Trainer]
 
 
-def batch(size: int = 6) -> tuple[Tensor, Tensor]:
+def batch(size: int = 6) -> Batch:
     generator = torch.Generator().manual_seed(3)
-    return torch.randn(size, 3, 32, 32, generator=generator), torch.tensor([0, 1, 2, 0, 1, 2])[:size]
+    return Batch.of(torch.randn(size, 3, 32, 32, generator=generator), torch.tensor([0, 1, 2, 0, 1, 2])[:size])
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_label_smoothing(smoothing: float, build: Build) -> None:
     model: Any = build("linear_probe", label_smoothing=smoothing).eval()
-    images, labels = batch()
+    images, labels, _ = batch()
     logs = model(images).log_softmax(dim=1)
     right = logs[range(6), labels]
     by_hand = -((1 - smoothing) * right + smoothing * logs.mean(dim=1)).mean()
@@ -40,7 +41,7 @@ def test_label_smoothing(smoothing: float, build: Build) -> None:
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_mixed_targets(kind: str, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     model: Any = build("linear_probe", label_smoothing=0.3, **{kind: 1.0}).train()
-    images, labels = batch()
+    images, labels, _ = batch()
     seen: dict[str, Tensor] = {}
     forward, cross_entropy = model.forward, F.cross_entropy
     monkeypatch.setattr(model, "forward", lambda x: forward(seen.setdefault("images", x)))
@@ -75,25 +76,25 @@ def test_mixup_with_an_odd_batch(build: Build) -> None:
     seen: list[Tensor] = []
     forward = model.forward
     model.forward = lambda x: seen.append(x) or forward(x)
-    images, labels = batch(5)
+    images, labels, _ = batch(5)
     assert model.loss(as_batch(images.clone(), labels)).isfinite()
     assert len(seen[0]) == 5
     torch.testing.assert_close(seen[0][0], images[0], msg="the odd one is mixed with itself")
     assert not torch.equal(seen[0][1:], images[1:])
 
 
-def metrics_of(model: Any, batches: list[tuple[list[list[float]], list[int]]]) -> dict[str, float]:
-    """Final metrics of logits and labels given directly."""
+def metrics_of(model: Any, batches: list[tuple[list[list[float]], list[int | None]]]) -> dict[str, float]:
+    """Final metrics of logits and labels given directly; a label None marks a row that only evens out the ranks."""
     model.forward = lambda logits: logits
     for logits, labels in batches:
-        model.validation_step((torch.tensor(logits), torch.tensor(labels)), 0)
-    values = {**model.val_metrics.compute(), "val/loss": model.val_loss.compute()}
-    return {name: float(value) for name, value in values.items()}
+        targets = torch.tensor([label or 0 for label in labels])
+        model.validation_step(as_batch(torch.tensor(logits), targets, [label is not None for label in labels]), 0)
+    return {name: float(value) for name, value in model.val_metrics.compute().items()}
 
 
 def test_metrics_by_hand(build: Build) -> None:
     a, b, c = [9.0, 1.0, 0.0], [1.0, 9.0, 0.0], [0.0, 1.0, 9.0]
-    logits, labels = [[a, a, b, c], [b, c, a, a], [c, c]], [[0, 0, 0, 0], [1, 0, PADDING, PADDING], [2, PADDING]]
+    logits, labels = [[a, a, b, c], [b, c, a, a], [c, c]], [[0, 0, 0, 0], [1, 0, None, None], [2, None]]
     values = metrics_of(build("linear_probe"), list(zip(logits, labels, strict=True)))
     assert values["val/acc1"] == pytest.approx(4 / 7)  # a a of class 0, b of class 1, c of class 2
     assert values["val/mean_class_acc"] == pytest.approx((2 / 5 + 1 + 1) / 3)
@@ -105,14 +106,14 @@ def test_metrics_by_hand(build: Build) -> None:
 
 def test_top_five_by_hand(build: Build) -> None:
     descending = [7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
-    values = metrics_of(build("linear_probe", num_classes=7), [([descending] * 4, [0, 4, 5, PADDING])])
+    values = metrics_of(build("linear_probe", num_classes=7), [([descending] * 4, [0, 4, 5, None])])
     assert values["val/acc1"] == pytest.approx(1 / 3)
     assert values["val/acc5"] == pytest.approx(2 / 3)
 
 
 def test_nothing_but_padding_in_a_batch(build: Build) -> None:
     a = [9.0, 1.0, 0.0]
-    values = metrics_of(build("linear_probe"), [([a, a], [0, 1]), ([a, a], [PADDING, PADDING])])
+    values = metrics_of(build("linear_probe"), [([a, a], [0, 1]), ([a, a], [None, None])])
     assert values["val/acc1"] == 0.5
     assert values["val/loss"] < 10
 
@@ -124,7 +125,7 @@ def test_metrics_start_anew_each_epoch(build: Build, data: Data, trainer: MakeTr
     tested = run.test(model, datamodule=data(eval_batch_size=3), verbose=False)[0]
     assert tested["test/acc1"] * 15 == pytest.approx(round(tested["test/acc1"] * 15))
     assert tested == pytest.approx(run.test(model, datamodule=data(eval_batch_size=15), verbose=False)[0], abs=1e-6)
-    kept = [*model.val_metrics.values(), *model.test_metrics.values(), model.val_loss, model.test_loss]
+    kept = [*model.val_metrics.values(), *model.test_metrics.values()]
     assert [metric.update_count for metric in kept] == [0] * 6
 
 
@@ -140,9 +141,23 @@ def test_one_class_is_no_task(num_classes: int, build: Build) -> None:
         build("linear_probe", num_classes=num_classes)
 
 
-def test_example_input_fits_the_backbone(build: Build) -> None:
+def test_example_batch(build: Build) -> None:
     model: Any = build("linear_probe").eval()
-    assert model(model.example_input()).shape == (1, 3)
+    example = model.example_batch()
+    assert model(example.inputs).shape == (1, 3)
+    assert model.loss(example).isfinite()
+    assert (example.size, example.valid.tolist()) == (1, [True])
+
+
+def test_identity(build: Build) -> None:
+    """A checkpoint brings the names of its classes; other names are refused."""
+    model: Any = build("linear_probe")
+    model.adopt({"class_names": ["a", "b", "c"]})
+    assert model.identity() == {"class_names": ["a", "b", "c"]}
+    model.adopt({})  # without a trained order nothing is compared
+    assert model.identity() == {"class_names": []}
+    with pytest.raises(ValueError, match="other classes than the checkpoint: , a, b here, b, a there"):
+        check_classes(["", "a", "b"], ["b", "a"])
 
 
 def test_drop_path_reaches_the_last_block(build: Build) -> None:

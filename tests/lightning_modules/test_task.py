@@ -1,6 +1,7 @@
 """Optimizers, groups and schedules, value by value."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from lightning import Callback, Trainer
-from torch import nn
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
 from datamodules import ImageDataset
-from lightning_modules.task import TaskModule
+from lightning_modules import check_complete
+from lightning_modules.classification import Classification
+from lightning_modules.task import Task, total
 from methods import PEFTMethod
 
 Build = Callable[..., PEFTMethod]
@@ -151,21 +155,49 @@ def test_learning_rate(lr: float, build: Build) -> None:
         build("linear_probe", lr=lr)
 
 
-def test_extra_loss_is_added_and_logged(build: Build, data: Data, trainer: MakeTrainer) -> None:
+def test_terms_are_added_and_logged(build: Build, data: Data, trainer: MakeTrainer) -> None:
     model: Any = build("linear_probe")
-    losses: list[float] = []
-    plain = model.loss
-    model.loss = lambda batch: losses.append(plain(batch).item()) or plain(batch)
-    model.extra_loss = lambda: torch.tensor(2.5)
+    plain = model.losses
+    model.losses = lambda outputs, targets: plain(outputs, targets) | {"own_loss": torch.tensor(2.5)}
     run = trainer(max_steps=1, limit_val_batches=0)
     run.fit(model, datamodule=data())
-    assert float(run.logged_metrics["train/extra_loss"]) == 2.5
-    assert float(run.logged_metrics["train/loss"]) == pytest.approx(losses[0] + 2.5)
+    logged = {name: float(value) for name, value in run.logged_metrics.items()}
+    assert logged["train/own_loss"] == 2.5
+    assert logged["train/loss"] == pytest.approx(logged["train/task_loss"] + 2.5)
 
 
-def test_a_task_defines_a_loss() -> None:
-    with pytest.raises(TypeError, match="TaskModule defines no loss"):
-        TaskModule().criterion(None, None)
+def test_total() -> None:
+    """One term is the loss itself; several are summed, and each gets the gradient 1."""
+    a, b = torch.tensor(1.5, requires_grad=True), torch.tensor(2.0, requires_grad=True)
+    assert total({"a": a}) is a
+    loss = total({"a": a, "b": b})
+    loss.backward()
+    assert (float(loss.detach()), a.grad, b.grad) == (3.5, torch.tensor(1.0), torch.tensor(1.0))
+
+
+def test_missing_verbs() -> None:
+    """A task that lacks a verb is refused with its name, and cannot be built."""
+
+    class Half(Classification):
+        @abstractmethod
+        def losses(self, outputs: Any, targets: Any) -> dict[str, Tensor]: ...
+
+        @abstractmethod
+        def metrics(self) -> MetricCollection: ...
+
+    with pytest.raises(TypeError, match=r"Half is no complete task: it lacks losses, metrics$"):
+        check_complete(Half)
+    check_complete(Classification)
+
+
+def test_heads(build: Build) -> None:
+    model = build("linear_probe")
+    assert list(model.heads()) == ["backbone.head"]
+    assert model.head_names == ["head"]
+    assert model.in_head("backbone.head.weight")
+    assert not model.in_head("backbone.head_drop.weight")
+    with pytest.raises(TypeError, match="the head of LinearProbeClassification cannot change its width to 7"):
+        Task.resize_head(model, 7)
 
 
 def test_random_state_depends_on_seed_and_epoch_alone(

@@ -280,7 +280,7 @@ def test_counts_and_bytes(form: str, dim: int, count: int, stored: int) -> None:
     """The published files, of any number of classes K: adapters, and 4 x 769 K or 96 K + 8 bytes of classifier."""
     classes = 397
     model = vit_base(bi_form=form, bi_dim=dim, num_classes=classes)
-    assert model.parameter_counts() == (count, count + 769 * classes)
+    assert model.parameter_counts() == {"method": count, "neck": 0, "head": 769 * classes}
     assert model.storage_bytes() == stored + 4 * 769 * classes
     assert sum(record.nbytes for record in model.records(head=True)) == stored + 96 * classes + 8
     matrices = 24 if form == "adaptformer" else 48
@@ -366,14 +366,14 @@ def test_one_bit_classifier(form: str, build: Build) -> None:
     x = torch.randn(2, 48)
     torch.testing.assert_close(head(x), x @ weight.T)
     assert set(model.delta_state_dict()) & {"backbone.head.weight", "backbone.head.bias"} == {"backbone.head.weight"}
-    no_head, trained = model.parameter_counts()
-    assert trained - no_head == 3 * 48
+    assert model.parameter_counts()["head"] == 3 * 48
     model.train().loss(as_batch(IMAGES, LABELS)).backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 def test_one_bit_classifier_over_widths(build: Build) -> None:
-    model = adapted(build, bi_head=True, parameterization="standard", base_width=16)
+    model: Any = build("bi_adapter+width_scaling", bi_head=True, width_base=16)
+    model.configure_model()
     layers = {id(p): group["layer_type"] for group in model.param_groups() for p in group["params"]}
     assert layers[id(model.backbone.head.weight)] == "readout"
 

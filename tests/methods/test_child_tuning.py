@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from methods import METHODS
+from tests.conftest import random_tiny
 from tests.support import made_up
 
 COUNTS = {"vit_small_patch16_224": 6_388_301}  # from the 70th percentile of 21 294 336 on
@@ -84,4 +84,4 @@ def test_dropping_does_not_depend_on_the_past(build: Any, data: Any, trainer: An
 @pytest.mark.parametrize("fraction", [0.0, 1.0])
 def test_bad_options_are_refused(fraction: float) -> None:
     with pytest.raises(ValueError, match=f"child_fraction={fraction}: expected"):
-        METHODS["child_tuning"](child_fraction=fraction)
+        random_tiny("child_tuning", child_fraction=fraction)

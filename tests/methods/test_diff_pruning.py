@@ -7,8 +7,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from methods import METHODS
 from methods.diff_pruning import Diff
+from tests.conftest import random_tiny
 
 COUNTS = {"vit_small_patch16_224": 43_331_328}
 IDENTITY: dict[str, Any] | None = {}
@@ -31,7 +31,7 @@ def test_the_penalty_is_the_expected_number_of_open_gates(build: Any) -> None:
     model.configure_model()
     count = sum(diff.alpha.numel() for diff in model.diffs())
     expected = 0.5 * count * torch.tensor(2.0).sigmoid().item()
-    assert float(model.extra_loss().detach()) == pytest.approx(expected, rel=1e-4)
+    assert float(model.l0_loss().detach()) == pytest.approx(expected, rel=1e-4)
 
 
 def test_only_a_share_differs_in_the_end(build: Any, data: Any, trainer: Any) -> None:
@@ -81,4 +81,4 @@ def test_gates_have_a_learning_rate_of_their_own(build: Any) -> None:
 )
 def test_bad_options_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(options))}=.*expected"):
-        METHODS["diff_pruning"](**options)
+        random_tiny("diff_pruning", **options)

@@ -245,13 +245,12 @@ def test_noise_is_logistic() -> None:
 
 def test_rate_loss_pulls_the_logits() -> None:
     """2 (mean - r)^2: below the asked share the dispatcher's bias goes up, above it down."""
-    batch = (torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))
+    batch = as_batch(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))
     for rate in (0.05, 1.0):
         model = adapted(dyt_rate=rate, dyt_teacher="none").train()
-        model.loss(batch)
-        kept = model.terms["kept"]
-        torch.testing.assert_close(model.terms["rate_loss"], 2 * (kept - rate) ** 2)
-        assert set(model.terms) == {"task_loss", "rate_loss", "kept"}
+        terms = model.terms(batch)
+        torch.testing.assert_close(terms["rate_loss"], 2 * (model.last_kept - rate) ** 2)
+        assert set(terms) == {"task_loss", "rate_loss"}
         # only the rate reaches the dispatcher of the last block: nobody reads its patch tokens
         model.loss(batch).backward()
         slope = float(model.backbone.blocks[-1].dyt_mlp.dispatcher.bias.grad)
@@ -261,25 +260,25 @@ def test_rate_loss_pulls_the_logits() -> None:
 
 def test_teacher_terms() -> None:
     """KL is 0 where both passes agree, and the teacher gets no gradient of it."""
-    batch = (torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))
+    batch = as_batch(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))
     model = adapted(dyt_dropout=0.0).train()
     force(model, 1e3)
-    model.loss(batch)
-    assert float(model.terms["distill_loss"]) == pytest.approx(0, abs=1e-6)
+    assert float(model.terms(batch)["distill_loss"].detach()) == pytest.approx(0, abs=1e-6)
     force(model, -1e3)
     teachers: list[Tensor] = []
     plain_forward = model.forward
 
-    def forward(x: Tensor, complete: bool = False) -> Tensor:
-        y = plain_forward(x, complete)
+    def forward(inputs: Tensor, complete: bool = False) -> Tensor:
+        y = plain_forward(inputs, complete)
         if complete:
             y.retain_grad()
             teachers.append(y)
         return y
 
     model.forward = forward
-    model.loss(batch).backward()
-    assert model.terms["distill_loss"] > 1e-5
+    terms = model.terms(batch)
+    total(terms).backward()
+    assert terms["distill_loss"] > 1e-5
     probabilities = teachers[0].softmax(1) - F.one_hot(batch.targets, 5)
     torch.testing.assert_close(teachers[0].grad, probabilities.detach() / 4, atol=1e-6, rtol=0)
 
@@ -420,15 +419,15 @@ def test_evaluation_reports_what_ran(
     assert logged["val/kept/1.dyt_mlp"] == 0  # the last block runs for the class token alone
     assert logged["val/kept/all"] == pytest.approx(logged["val/kept/0.dyt_mlp"] / 2)
     assert {"train/kept", "train/rate_loss", "train/distill_loss", "train/complete_loss"} <= set(logged)
-    total = sum(float(model.terms[name]) for name in model.terms if name.endswith("loss"))
-    assert logged["train/loss"] == pytest.approx(total, rel=1e-5)
+    terms = [logged[f"train/{name}_loss"] for name in ("task", "rate", "distill", "complete")]
+    assert logged["train/loss"] == pytest.approx(sum(terms), rel=1e-5)
 
     assert (tmp_path / "kept_tokens.png").stat().st_size > 1000
     (tmp_path / "kept_tokens.png").unlink()
     run.test(model, datamodule=data(), verbose=False)
     assert (tmp_path / "kept_tokens.png").exists()
     batches: list[Any] = [run.datamodule.on_after_batch_transfer(b, 0) for b in run.datamodule.test_dataloader()]
-    images = torch.cat([images for images, _ in batches])
+    images = torch.cat([batch.inputs for batch in batches])
     with torch.no_grad(), flop_counter() as counter, model.eval().masks() as masks:
         model(images)
     assert 0.05 < float(masks[0].float().mean()) < 0.95
@@ -441,14 +440,14 @@ def test_rate_of_all_processes() -> None:
     model = adapted(dyt_sync_rate=True, dyt_teacher="none").train()
     model.trainer = SimpleNamespace(world_size=2)
     model.all_gather = lambda kept, sync_grads: torch.stack([kept, torch.ones_like(kept)])
-    batch = (torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
+    batch = as_batch(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
     with model.masks() as masks:
         torch.manual_seed(1)
         model(batch.inputs)
     torch.manual_seed(1)
-    model.loss(batch)
+    terms = model.terms(batch)
     kept = (torch.cat([mask.flatten() for mask in masks]).mean() + 1) / 2
-    torch.testing.assert_close(model.terms["rate_loss"], 2 * (kept.detach() - 0.5) ** 2)
+    torch.testing.assert_close(terms["rate_loss"], 2 * (kept.detach() - 0.5) ** 2)
 
 
 def test_same_noise_same_student() -> None:

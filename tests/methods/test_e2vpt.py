@@ -217,7 +217,7 @@ def test_scores_by_hand(score: str, build: Build) -> None:
     model: Any = build("e2vpt", prune_score=score, prompt_length=3)
     model.configure_model()
     model.eval()
-    batches = [(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])) for _ in range(2)]
+    batches = [as_batch(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])) for _ in range(2)]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     scorer = model.build_scorer()
     with scorer:
@@ -256,9 +256,9 @@ def test_gradients_of_token_factors_are_noise(build: Build) -> None:
         for block in model.backbone.blocks:
             block.norm1.eps = eps
         generator = torch.Generator().manual_seed(0)
-        batch = (torch.randn(4, 3, 32, 32, generator=generator, dtype=torch.float64), torch.tensor([0, 1, 2, 0]))
+        images = torch.randn(4, 3, 32, 32, generator=generator, dtype=torch.float64)
         with model.build_scorer() as scorer:
-            F.cross_entropy(model(batch.inputs), batch.targets).backward()
+            F.cross_entropy(model(images), torch.tensor([0, 1, 2, 0])).backward()
         found.append(scorer.sums[TOKEN])
         assert found[-1].abs().max() < 1e-2 * scorer.sums[SEGMENT].abs().max()
     torch.testing.assert_close(found[0], 10 * found[1], rtol=1e-2, atol=0)

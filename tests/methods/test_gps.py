@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from callbacks.scoring.scorers import SignedGradients
 from callbacks.scoring.top import top_of_rows
-from methods import METHODS, PEFTMethod
+from methods import PEFTMethod
 from methods.gps import supervised_contrastive
+from tests.conftest import random_tiny
 from tests.support import made_up
 from tests.support.batches import as_batch
 from tests.support.golden import Golden, head_parameters, score_in_a_fit
@@ -155,7 +156,7 @@ def test_contrastive_loss_needs_positives() -> None:
 @pytest.mark.parametrize("options", [{"gps_k": 0}, {"gps_temperature": 0.0}])
 def test_bad_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected"):
-        METHODS["gps"](**options)
+        random_tiny("gps", **options)
 
 
 def test_only_the_chosen_entries_move(build: Any, data: Any, trainer: Any) -> None:

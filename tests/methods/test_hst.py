@@ -103,7 +103,11 @@ GOLDEN = {"hst": check_hst}
 def test_counts(options: dict[str, Any], count: int) -> None:
     model = compose(HST, task=Classification)(backbone="vit_base_patch16_224", pretrained=False, **options)
     model.configure_model()
-    assert model.parameter_counts() == (count, count + (options.get("hst_dims", [72])[-1] + 1) * 1000)
+    assert model.parameter_counts() == {
+        "method": count,
+        "neck": 0,
+        "head": (options.get("hst_dims", [72])[-1] + 1) * 1000,
+    }
 
 
 def small(**options: Any) -> Any:

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from methods import METHODS
 from methods.mixout import Mix
+from tests.conftest import random_tiny
 
 COUNTS = {"vit_small_patch16_224": 21_665_664}
 IDENTITY: dict[str, Any] | None = {}
@@ -47,4 +47,4 @@ def test_without_mixing_it_is_full_fine_tuning(build: Any, data: Any, trainer: A
 @pytest.mark.parametrize("probability", [-0.1, 1.0])
 def test_bad_options_are_refused(probability: float) -> None:
     with pytest.raises(ValueError, match=f"mixout_probability={probability}: expected"):
-        METHODS["mixout"](mixout_probability=probability)
+        random_tiny("mixout", mixout_probability=probability)

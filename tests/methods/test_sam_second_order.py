@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from callbacks.scoring.score_before_fit import ScoreBeforeFit
 from callbacks.scoring.scorers import Curvature
-from methods import METHODS
+from tests.conftest import random_tiny
 from tests.methods.test_sara import entries_of
 from tests.support import made_up
 from tests.support.batches import as_batch
@@ -212,7 +212,7 @@ def test_entries_of_matrices_decay(build: Any) -> None:
 )
 def test_bad_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(options))}=.*expected"):
-        METHODS["sam_second_order"](**options)
+        random_tiny("sam_second_order", **options)
 
 
 def test_a_share_that_selects_nothing_is_refused(build: Any) -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from callbacks.scoring.score_before_fit import ScoreBeforeFit
 from lightning_modules.classification import Classification
 from methods import METHODS, compose
+from tests.conftest import random_tiny
 from tests.support import made_up
 from tests.support.golden import Golden
 
@@ -156,7 +157,7 @@ def test_a_threshold_that_takes_nothing_or_everything_is_refused(theta: float, b
 )
 def test_bad_options_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(options))}=.*expected"):
-        METHODS["sara"](**options)
+        random_tiny("sara", **options)
 
 
 def test_no_data_are_read(build: Any, data: Any, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +212,7 @@ def test_resume_around_the_reselection(epoch: int, build: Any, data: Any, traine
         run = trainer(max_epochs=4, limit_train_batches=2, enable_checkpointing=True, callbacks=[keep, scoring])
         model = build("sara", sara_fraction=0.2, sara_rank_weight=0.1, backbone_args=WIDE, pretrained=False)
         run.fit(model, datamodule=data(), ckpt_path=ckpt_path)
-        assert "train/extra_loss" in run.callback_metrics
+        assert "train/rank_loss" in run.callback_metrics
         return torch.load(tmp_path / folder / "epoch=3.ckpt", weights_only=True)
 
     whole = fit("whole")
@@ -232,7 +233,7 @@ def test_the_penalty_is_of_what_trains(build: Any) -> None:
     for step in range(40):
         type(model).global_step = step
         model.zero_grad()
-        model.extra_loss().backward()
+        model.rank_loss().backward()
         moved = [n for n in model.chosen() if entries_of(model, n).values.grad is not None]
         assert len(moved) == 1
         drawn.add(moved[0])
@@ -242,7 +243,7 @@ def test_the_penalty_is_of_what_trains(build: Any) -> None:
     weight = dict(model.backbone.named_parameters())[moved[0]]
     entries.active[::3] = False
     model.zero_grad()
-    model.extra_loss().backward()
+    model.rank_loss().backward()
     positions = entries.indices.long()[entries.active]
     matrix = torch.zeros(weight.numel())
     matrix[positions] = weight.flatten()[positions]
@@ -251,7 +252,7 @@ def test_the_penalty_is_of_what_trains(build: Any) -> None:
         entries.values.grad[entries.active], 5e-4 * (u @ v).flatten()[positions], atol=1e-6, rtol=0
     )
     assert not entries.values.grad[~entries.active].any()
-    assert build("sara", sara_rank_weight=0.0).extra_loss() is None
+    assert build("sara", sara_rank_weight=0.0).rank_loss() is None
 
 
 def test_convolutions_can_be_penalized(build: Any) -> None:

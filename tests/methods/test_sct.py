@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods import METHODS
+from tests.conftest import random_tiny
 from tests.support.batches import as_batch
 from tests.support.golden import Golden, head_parameters, score_in_a_fit
 
@@ -100,4 +100,4 @@ def test_too_many_channels_are_refused(build: Any) -> None:
     with pytest.raises(ValueError, match="sct_channels=49: the backbone has only 48"):
         model.select(scores(model))
     with pytest.raises(ValueError, match="at least 1"):
-        METHODS["sct"](sct_channels=0)
+        random_tiny("sct", sct_channels=0)

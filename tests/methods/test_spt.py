@@ -21,7 +21,7 @@ from methods import METHODS, PEFTMethod
 from methods.layers.sparse import Entries
 from methods.layers.spt_budget import Part, Sweep, sweep
 from methods.spt import Bottleneck
-from tests.conftest import perturb
+from tests.conftest import perturb, random_tiny
 from tests.support.batches import as_batch
 from tests.support.golden import Golden, head_parameters, score_in_a_fit
 
@@ -327,7 +327,7 @@ def test_budgets_that_cannot_be_met_are_refused() -> None:
     with pytest.raises(ValueError, match="expected more than 9"):
         found.step_for_budget(0.01)
     with pytest.raises(ValueError, match="the pool is too small"):
-        sweep(parts, scores, unit=1e6).at(0.001)
+        sweep(parts, scores, unit=1e6).step_for_budget(0.001)
     with pytest.raises(ValueError, match="every score is zero"):
         sweep(parts, [torch.zeros_like(score) for score in scores], unit=900)
     for bad in (float("nan"), float("inf"), -1.0):
@@ -533,7 +533,7 @@ def test_bad_values_are_refused() -> None:
     for options in ({"spt_budget": 0}, {"spt_rank": 0}, {"spt_alpha": -1}, {"spt_beta": 0}, {"spt_dropout": 1.0}):
         name = next(iter(options))
         with pytest.raises(ValueError, match=f"{name}="):
-            METHODS["spt"](**options)
+            random_tiny("spt", **options)
     model = task(plain("vit"), **SMALL)
     made_up = scores(model)
     with pytest.raises(ValueError, match=r"no scores of the right shape for blocks\.0\.attn\.qkv\.weight"):

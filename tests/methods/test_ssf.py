@@ -17,6 +17,7 @@ from callbacks.measures import SavedBytes
 from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod, compose
 from methods.ssf import ScaleShift, SSFConv2d, SSFLinear
+from tests.conftest import random_tiny
 from tests.support.golden import LOGITS, Golden, head_parameters
 
 VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
@@ -183,4 +184,4 @@ def test_only_the_head_decays() -> None:
 
 def test_negative_std_is_refused() -> None:
     with pytest.raises(ValueError, match="ssf_std=-1"):
-        METHODS["ssf"](ssf_std=-1)
+        random_tiny("ssf", ssf_std=-1)

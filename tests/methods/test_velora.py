@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from backbones.inject import swap_class
 from callbacks.measures import SavedBytes
 from datamodules import ImageDataset
+from lightning_modules.batch import Batch
 from methods import PEFTMethod
 from methods.layers.sub_tokens import CompressedLinear, CompressedScaleShift, Direction, project, unit
 from methods.velora import VeLoRALinear
@@ -90,9 +91,9 @@ def check_velora(golden: Golden) -> None:
 GOLDEN = {"velora": check_velora}
 
 
-def batch(seed: int = 3, size: int = 4) -> Images:
+def batch(seed: int = 3, size: int = 4) -> Batch:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(size, 3, 32, 32, generator=generator), torch.arange(size) % 3
+    return Batch.of(torch.randn(size, 3, 32, 32, generator=generator), torch.arange(size) % 3)
 
 
 def layer(size: int = 4, s: float = 1.0, bias: bool = True, width: int = 24) -> Any:
@@ -385,8 +386,8 @@ def calibrated_on_a_rank(rank: int, weights: Path) -> dict[str, Tensor]:
 def test_ranks_agree(two_ranks: TwoRanks, weights: Path) -> None:
     """Each sees a batch of its own; v is that of one process which sees both."""
     ranks = two_ranks(calibrated_on_a_rank, weights)
-    images, labels = (torch.cat(parts) for parts in zip(batch(0), batch(1), strict=True))
-    for name, value in calibrated(weights, (images, labels)).items():
+    both = Batch(*(torch.cat(parts) for parts in zip(batch(0), batch(1), strict=True)))
+    for name, value in calibrated(weights, both).items():
         assert torch.equal(ranks[0][name], ranks[1][name]), name
         torch.testing.assert_close(value, ranks[0][name])
 

@@ -352,13 +352,13 @@ def test_batches_do_not_depend_on_the_world(build: Any, data: Any) -> None:
     module = data_of(data(), build("gps"))
     alone = list(module.score_batches(5, shuffle=True, views=2))
     shares = [list(module.score_batches(5, shuffle=True, views=2, rank=rank, world=2)) for rank in (0, 1)]
-    for number, (pixels, labels) in enumerate(alone):
-        assert torch.equal(shares[number % 2][number // 2][0], pixels)
-        assert torch.equal(shares[number % 2][number // 2][1], labels)
-    assert [len(labels) for _, labels in alone] == [5, 5, 5, 5, 4]
+    for number, batch in enumerate(alone):
+        assert torch.equal(shares[number % 2][number // 2].inputs, batch.inputs)
+        assert torch.equal(shares[number % 2][number // 2].targets, batch.targets)
+    assert [batch.size for batch in alone] == [5, 5, 5, 5, 4]
     twice = list(module.score_batches(5, shuffle=True, passes=2, max_batches=9))
-    assert [len(labels) for _, labels in twice] == [5, 5, 5, 5, 4, 5, 5, 5, 5]
-    assert not torch.equal(twice[0][0], twice[5][0])  # another order
+    assert [batch.size for batch in twice] == [5, 5, 5, 5, 4, 5, 5, 5, 5]
+    assert not torch.equal(twice[0].inputs, twice[5].inputs)  # another order
 
 
 def selections(rank: int, world: int, images: Path, weights: Path, folder: Path) -> dict[tuple[str, int], str]:

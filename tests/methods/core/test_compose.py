@@ -63,7 +63,7 @@ def test_duplicate_arguments_are_refused() -> None:
             super().__init__(**kwargs)
 
     Rate.__module__ = "methods.rate"
-    with pytest.raises(TypeError, match="Rate and TaskModule both declare 'lr'"):
+    with pytest.raises(TypeError, match="Rate and Optimized both declare 'lr'"):
         compose(Rate, task=Classification)
     assert not {"SSFOtherClassification", "RateClassification"} & vars(methods).keys()
 

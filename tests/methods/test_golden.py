@@ -4,18 +4,17 @@
 file that is not in DIR is not collected. How a method is compared stands in its test file, under ``GOLDEN``.
 """
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from methods import METHODS
+from tests.support.facts import FACTS
 from tests.support.golden import Golden
 
 CHECKS: dict[str, Callable[[Golden], None]] = {}
-for _method in METHODS:
-    CHECKS |= getattr(importlib.import_module(f"tests.methods.test_{_method}"), "GOLDEN", {})
+for _facts in FACTS.values():
+    CHECKS |= getattr(_facts, "GOLDEN", {})
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -54,7 +54,7 @@ def width_sweep(
     from rich.console import Console
 
     from commands.lightning import nearest
-    from lightning_modules.parameterization import ALIGNMENTS, FAMILIES, PARAMETERIZATIONS
+    from methods.layers.exponents import ALIGNMENTS, FAMILIES, PARAMETERIZATIONS
 
     names = {NO_PARAMETERIZATION: None, **PARAMETERIZATIONS}
     chosen = [nearest(name, names, "parameterization") for name in listed("parameterizations", parameterizations)]
@@ -166,10 +166,13 @@ def train(point: Point, head_dim: int, fit_config: Path, run_root: Path) -> Poin
     options: dict[str, Any] = {
         f"backbone_args.{name}": value for name, value in arguments(int(point["width"]), head_dim).items()
     }
-    options |= {name: point[name] for name in ("optimizer", "lr", "parameterization")}
+    options |= {name: point[name] for name in ("optimizer", "lr")}
+    args = ["fit", "--config", str(fit_config)]
     if point["parameterization"] != NO_PARAMETERIZATION:
-        options |= {name: point[name] for name in ("alignment", "base_width")}
-    args = ["fit", "--config", str(fit_config), *(f"--model.{name}={value}" for name, value in options.items())]
+        args.append(f"--model={with_width_scaling(fit_config)}")
+        options |= {f"width_{name}": point[name] for name in ("parameterization", "alignment")}
+        options["width_base"] = point["base_width"]
+    args += [f"--model.{name}={value}" for name, value in options.items()]
     args += ["--seed_everything", point["seed"], "--run_root", str(run_root)]
     logger, start = logging.getLogger("lightning.pytorch"), time.perf_counter()
     level = logger.level
@@ -194,6 +197,19 @@ def train(point: Point, head_dim: int, fit_config: Path, run_root: Path) -> Poin
         "seconds": f"{time.perf_counter() - start:.1f}",
         "folder": str(cli.trainer.default_root_dir),
     }
+
+
+def with_width_scaling(fit_config: Path) -> str:
+    """Class path of the model of a configuration, stacked on width scaling."""
+    from pydoc import locate
+
+    import yaml
+
+    from methods import METHODS, compose
+
+    cls: Any = locate(yaml.safe_load(fit_config.read_text())["model"]["class_path"])
+    *stack, task = cls.__bases__
+    return f"methods.{compose(*stack, METHODS['width_scaling'], task=task).__name__}"
 
 
 def key(point: Point) -> tuple[str, ...]:

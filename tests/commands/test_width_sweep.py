@@ -59,7 +59,8 @@ def test_sweep_and_going_on(
     # the run folder says what ran, through the ordinary fit
     config = yaml.safe_load((Path(first[-1]["folder"]) / "config.yaml").read_text())
     options = config["model"]["init_args"]
-    assert (options["parameterization"], options["base_width"], options["lr"]) == ("mup", 16, 1e-2)
+    assert config["model"]["class_path"] == "methods.FullWidthScalingClassification"
+    assert (options["width_parameterization"], options["width_base"], options["lr"]) == ("mup", 16, 1e-2)
     assert options["backbone_args"]["embed_dim"] == 32
 
     # one point is missing: only that one runs

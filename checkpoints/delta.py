@@ -118,7 +118,8 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / CONFIG).read_text())
     except ValueError as error:  # not JSON, or not even text
         raise ValueError(f"{folder / CONFIG} is not valid JSON: {error}") from error
-    missing = {"peft", "selected", "hyper_parameters"} - set(config)
+    identity = "class_names" if "class_names" in config else "identity"  # of format 1 and of the current one
+    missing = {"peft", "selected", "hyper_parameters", identity} - set(config)
     if missing:
         raise ValueError(f"{folder / CONFIG} is no adapter of this project: it lacks {', '.join(sorted(missing))}")
     selection = {n.removeprefix("selection/"): t for n, t in tensors.items() if n.startswith("selection/")}
@@ -127,7 +128,7 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         "peft": config["peft"] | {"selection": selection if config["selected"] else None},
         "hyper_parameters": config["hyper_parameters"],
     }
-    checkpoint |= {name: config[name] for name in ("identity", "class_names") if name in config}
+    checkpoint[identity] = config[identity]
     to_current_format(checkpoint)
     return checkpoint
 

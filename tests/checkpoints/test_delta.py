@@ -20,9 +20,9 @@ from methods import PEFTMethod
 
 CHECKPOINT: dict[str, Any] = {
     "state_dict": {"backbone.head.weight": torch.arange(6.0).view(2, 3), "backbone.scale": torch.tensor(2.0)},
-    "peft": {"format": 1, "method": "SSF", "fingerprint": "0", "backbone": "vit", "selection": None},
+    "peft": {"format": 2, "method": "SSF", "fingerprint": "0", "backbone": "vit", "selection": None},
     "hyper_parameters": {"lr": 0.1, "backbone_args": {"depth": 2}, "_class_path": "x.Y"},
-    "class_names": ["ä", "b"],
+    "identity": {"class_names": ["ä", "b"]},
 }
 SELECTION = {"blocks.0.weight": torch.tensor([3, 1, 4])}
 
@@ -142,7 +142,7 @@ def test_damaged_json(content: bytes, tmp_path: Path) -> None:
 def test_adapter_of_another_library(tmp_path: Path) -> None:
     write_adapter(tmp_path, CHECKPOINT)
     (tmp_path / CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": 8}))
-    with pytest.raises(ValueError, match="is no adapter of this project: it lacks class_names, hyper_parameters, peft"):
+    with pytest.raises(ValueError, match="is no adapter of this project: it lacks hyper_parameters, identity, peft, selected"):
         read_checkpoint(tmp_path)
 
 

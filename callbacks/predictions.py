@@ -10,6 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from checkpoints.atomic import write_atomically
+from lightning_modules.run import datamodule_of
 
 
 class Predictions(BasePredictionWriter):
@@ -31,8 +32,8 @@ class Predictions(BasePredictionWriter):
             rows = [row for part in gathered for row in part]
         folder = Path(str(trainer.log_dir))
         if trainer.is_global_zero:
-            names = trainer.datamodule.class_names  # type: ignore[attr-defined]
-            samples = trainer.datamodule.splits["test"].samples  # type: ignore[attr-defined]
+            names = datamodule_of(trainer).class_names
+            samples = datamodule_of(trainer).splits["test"].samples
 
             def write(path: Path) -> None:
                 with path.open("w", newline="") as file:

@@ -16,6 +16,7 @@ from callbacks.scoring.score_before_fit import ScoreBeforeFit
 from checkpoints.atomic import write_atomically
 from lightning_modules import TASKS
 from lightning_modules.adapted import AdaptedTask
+from lightning_modules.run import callbacks_of, datamodule_of
 from lightning_modules.seed import run_seed
 from lightning_modules.task import Headline
 
@@ -39,7 +40,7 @@ class Result(Callback):
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step,
             "checkpoint": getattr(checkpoint, "best_model_path", ""),
-            "selection": getattr(trainer.datamodule, "selection", ""),  # type: ignore[attr-defined]
+            "selection": getattr(datamodule_of(trainer), "selection", ""),
         }
         if best is not None:
             self.values[f"best/{checkpoint.monitor}"] = float(best)  # type: ignore[union-attr]
@@ -54,7 +55,7 @@ class Result(Callback):
             self.on_test_end(trainer, pl_module)
 
     def describe(self, trainer: Trainer, pl_module: AdaptedTask) -> dict[str, Any]:
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = datamodule_of(trainer)
         about = data.description() if hasattr(data, "description") else {"data": type(data).__name__}
         return (
             pl_module.description()
@@ -75,7 +76,7 @@ class Result(Callback):
 
     def write(self, trainer: Trainer, fitted: bool = False) -> None:
         self.values |= self.cost.values
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in callbacks_of(trainer):
             self.values |= callback.metrics if isinstance(callback, ScoreBeforeFit) else {}
         self.values |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         folder = Path(str(trainer.log_dir or trainer.default_root_dir))

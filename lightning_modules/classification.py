@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from backbones.timm_models import build_backbone, head_modules, init_head, input_config, reset_head
 from lightning_modules.batch import Batch
+from lightning_modules.run import datamodule_of
 from lightning_modules.task import Headline, Task
 
 IGNORED = -100  # label of rows that metrics leave out
@@ -154,7 +155,7 @@ class Classification(Task):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = datamodule_of(self.trainer)
         self.class_subset = getattr(data, "class_subset", None)
         names = list(getattr(data, "class_names", []))
         if stage != "fit":  # an adapter folder is loaded before the data are known

@@ -17,6 +17,7 @@ from torchmetrics import MetricCollection
 from backbones.inject import Backbone
 from lightning_modules.batch import Batch
 from lightning_modules.optim.optimized import Optimized
+from lightning_modules.run import datamodule_of
 from lightning_modules.seed import derived_seed
 
 
@@ -183,7 +184,7 @@ class Task(Optimized, ABC):
 
     def setup(self, stage: str) -> None:
         headline = self.headline.name
-        parts = getattr(self.trainer.datamodule, "test_names", [])  # type: ignore[attr-defined]
+        parts = getattr(datamodule_of(self.trainer), "test_names", [])
         self.part_metrics = nn.ModuleDict({n: MetricCollection({headline: self.metrics()[headline]}) for n in parts})
 
     def on_validation_epoch_end(self) -> None:
@@ -196,7 +197,7 @@ class Task(Optimized, ABC):
         if self.part_metrics:
             parts: dict[str, Any] = dict(self.part_metrics.items())
             scores = {name: float(part.compute()[self.headline.name]) for name, part in parts.items()}
-            scores |= self.trainer.datamodule.summary(scores)  # type: ignore[attr-defined]
+            scores |= datamodule_of(self.trainer).summary(scores)
             self.log_dict({f"test/{name}": score for name, score in scores.items()}, sync_dist=True)
 
     def on_train_epoch_start(self) -> None:

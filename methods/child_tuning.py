@@ -10,6 +10,7 @@ from torch import Tensor
 from backbones.anatomy import FROZEN
 from backbones.inject import Backbone
 from callbacks.scoring.scorers import Scorer, SquaredGradients
+from lightning_modules.run import datamodule_of
 from lightning_modules.seed import derived_seed
 from methods.core.trains_entries import TrainsEntries
 
@@ -43,7 +44,7 @@ class ChildTuning(TrainsEntries):
 
     @property
     def score_data(self) -> dict[str, Any]:
-        return {"batch_size": self.trainer.datamodule.batch_size, "shuffle": True}  # type: ignore[attr-defined]
+        return {"batch_size": datamodule_of(self.trainer).batch_size, "shuffle": True}
 
     def score_key(self) -> str:
         return f"{super().score_key()} {self.loss_key()}"

@@ -12,6 +12,7 @@ from backbones.inject import Backbone, check_free, swap_class
 from callbacks.scoring.scorers import AbsoluteGradients, Scorer, SignedGradients
 from checkpoints.delta import check_delta
 from lightning_modules.batch import Batch
+from lightning_modules.run import datamodule_of
 from methods.core.selective import Selective
 from methods.vpt import VPT, Prompt, PromptedAttention
 
@@ -223,7 +224,7 @@ class E2VPT(VPT, Selective):
 
     @property
     def score_data(self) -> dict[str, Any]:
-        return {"batch_size": self.trainer.datamodule.batch_size, "shuffle": True}  # type: ignore[attr-defined]
+        return {"batch_size": datamodule_of(self.trainer).batch_size, "shuffle": True}
 
     def score_key(self) -> str:
         return f"{super().score_key()} {self.prune_score} {self.description()}"

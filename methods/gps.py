@@ -10,9 +10,11 @@ from torch.nn import functional as F
 
 from backbones.anatomy import reads_bare_weight
 from backbones.inject import Backbone
-from callbacks.scoring.scorers import AbsoluteGradients, Scorer, SignedGradients, SquaredGradients, check_classes
+from callbacks.scoring.class_scorer import check_classes
+from callbacks.scoring.scorers import AbsoluteGradients, Scorer, SignedGradients, SquaredGradients
 from callbacks.scoring.top import top, top_of_all, top_of_rows
 from lightning_modules.batch import Batch
+from lightning_modules.run import datamodule_of
 from methods.core.selective import Selective
 from methods.layers.sparse import SPARSE, merge_entries, train_entries
 
@@ -78,7 +80,7 @@ class GPS(Selective):
 
     @property
     def score_data(self) -> dict[str, Any]:
-        size = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        size = datamodule_of(self.trainer).batch_size
         views = 2 if self.gps_loss == "supcon" else 1
         return {"batch_size": size, "shuffle": True, "drop_last": True, "views": views}
 

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from backbones.anatomy import transformer_blocks
 from backbones.inject import AdapterModule, Backbone, check_free, detach, modules_with
+from callbacks.scoring.class_scorer import ClassSquares
 from callbacks.scoring.report import Scored
-from callbacks.scoring.scorers import ClassSquares, Scorer
+from callbacks.scoring.scorers import Scorer
 from lightning_modules.batch import Batch
 from methods.core.selective import Selective
 

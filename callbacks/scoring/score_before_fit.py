@@ -26,6 +26,7 @@ from callbacks.scoring.undisturbed import eagerly, unchanged
 from checkpoints.atomic import write_atomically
 from checkpoints.fingerprint import fingerprint
 from lightning_modules.batch import Batch
+from lightning_modules.run import datamodule_of
 from lightning_modules.seed import run_seed
 
 
@@ -76,7 +77,7 @@ class ScoreBeforeFit(Callback):
         plain = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
         if not plain or isinstance(trainer.strategy, DeepSpeedStrategy):  # which is a DDPStrategy by inheritance alone
             raise ValueError(f"{type(trainer.strategy).__name__}: scoring before the fit needs one device or DDP")
-        if pl_module.score_reads_data and trainer.datamodule is None:  # type: ignore[attr-defined]
+        if pl_module.score_reads_data and datamodule_of(trainer) is None:
             raise ValueError(f"{type(pl_module).__name__} scores before the fit: pass the data as a datamodule")
 
     # scores
@@ -104,7 +105,7 @@ class ScoreBeforeFit(Callback):
 
     def key(self, trainer: Trainer, pl_module: Scorable) -> str:
         """What scores depend on: weights, data, and how they are made; not the number of ranks, nor any budget."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = datamodule_of(trainer)
         parts = (
             pl_module.score_key(),
             fingerprint(pl_module.backbone.state_dict()),
@@ -120,7 +121,7 @@ class ScoreBeforeFit(Callback):
         """One pass over the scoring batches; fp32 sums over all ranks, on the CPU."""
         self.passes += 1
         pl_module.to(trainer.strategy.root_device)
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = datamodule_of(trainer)
         count = torch.zeros((), device=pl_module.device)
         with all_or_none(trainer), unchanged(pl_module), torch.enable_grad(), eagerly(pl_module):
             pl_module.train(self.mode == "train")
@@ -154,7 +155,7 @@ class ScoreBeforeFit(Callback):
         if not isinstance(batch, Batch):
             raise ValueError(f"a scoring batch is a {type(batch).__name__}: expected a Batch of inputs, targets, valid")
         batch = move_data_to_device(batch, pl_module.device)
-        batch = pl_module.trainer.datamodule.on_after_batch_transfer(batch, 0)  # type: ignore[attr-defined]
+        batch = datamodule_of(pl_module.trainer).on_after_batch_transfer(batch, 0)
         scorer.observe(batch.targets)
         self.count += batch.size
         with torch.autocast(pl_module.device.type, torch.bfloat16, enabled=self.precision == "bf16"):

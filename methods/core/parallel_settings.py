@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
-from itertools import product
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,23 +11,22 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from callbacks.feature_cache import check_frozen
-from callbacks.features.reusable import ReusableFeatures
 from callbacks.scoring.undisturbed import unchanged
 from checkpoints import delta as files
 from checkpoints.fingerprint import manifest
 from lightning_modules.batch import Batch, Features
 from lightning_modules.optim.optimized import Optimized
+from lightning_modules.run import callbacks_of
 from lightning_modules.seed import run_seed
 from lightning_modules.task import total
 from methods.core.base import PEFTMethod
+from methods.core.members import Members
+from methods.core.settings import check_settings, expand, options_of
 
 OPTIMIZATION = [name for name in signature(Optimized.__init__).parameters if name != "self"]
-# one backbone, one stream of batches, one optimizer
-COMMON = {"backbone", "pretrained", "backbone_args", "num_classes", "drop_path", "mixup", "cutmix"}
-COMMON |= {"optimizer", "adam_eps", "lr_interval", "ema_decay"}
 
 
-class ParallelSettings(ReusableFeatures):
+class ParallelSettings(Members):
     """Train several settings of a method at once, each as if it were alone.
 
     The frozen backbone sees every image once. The losses are summed, so that each member has its own gradient, and
@@ -42,7 +40,6 @@ class ParallelSettings(ReusableFeatures):
         export_member: Name of the member that the adapter folder holds; ``best`` chooses by the headline metric.
     """
 
-    mergeable = False
     not_options = ("model",)
 
     def __init__(
@@ -84,43 +81,6 @@ class ParallelSettings(ReusableFeatures):
             member.configure_model()
         return member
 
-    def each(self) -> list[Any]:
-        return list(self.members)
-
-    @property
-    def chosen(self) -> Any:
-        """The member that is exported."""
-        name = self.best_member if self.export_member == "best" else self.export_member
-        return self.members[list(self.settings).index(name)]
-
-    # verbs of a task: the members'
-
-    @property
-    def backbone(self) -> Any:
-        return self.each()[0].backbone
-
-    def build(self) -> None:
-        """ParallelSettings build their backbones themselves."""
-
-    def heads(self) -> dict[str, nn.Module]:
-        return self.each()[0].heads()
-
-    def forward(self, inputs: Any) -> Any:
-        """Outputs of the member that is exported."""
-        return self.chosen(inputs)
-
-    def predict_from(self, features: Any) -> Any:
-        return self.chosen.predict_from(features)
-
-    def frozen_layers(self) -> str:
-        return self.each()[0].frozen_layers()
-
-    def frozen_features(self, inputs: Any) -> tuple[Tensor, ...]:
-        return self.each()[0].frozen_features(inputs)
-
-    def forward_frozen(self, features: tuple[Tensor, ...]) -> Any:
-        return self.chosen.forward_frozen(features)
-
     def shared_features(self, inputs: Any) -> Features:
         """Features of inputs, if they are not features already."""
         if isinstance(inputs, Features):
@@ -134,12 +94,6 @@ class ParallelSettings(ReusableFeatures):
         features = self.shared_features(batch.inputs)
         pairs = zip(self.settings, self.each(), strict=True)
         return {f"loss/{name}": total(member.losses(member(features), batch.targets)) for name, member in pairs}
-
-    def losses(self, outputs: Any, targets: Any) -> dict[str, Tensor]:
-        return self.chosen.losses(outputs, targets)
-
-    def metrics(self) -> MetricCollection:
-        return self.each()[0].metrics()
 
     def evaluate(self, batch: Batch) -> Any:
         """Outputs of all members in validation, and of the exported one in a test."""
@@ -155,15 +109,6 @@ class ParallelSettings(ReusableFeatures):
         else:
             self.chosen.update(metrics, outputs, batch)
 
-    def predictions(self, outputs: Any) -> Any:
-        return self.chosen.predictions(outputs)
-
-    def example_batch(self) -> Batch:
-        return self.each()[0].example_batch()
-
-    def identity(self) -> dict[str, Any]:
-        return self.each()[0].identity()
-
     # the fit
 
     def setup(self, stage: str) -> None:
@@ -173,7 +118,7 @@ class ParallelSettings(ReusableFeatures):
             reason = "gradient clipping by norm takes the norm of all members together; clip by value, or not at all"
         elif self.trainer.precision not in ("32-true", "64-true", "bf16-mixed"):
             reason = f"precision {self.trainer.precision} would let one overflow skip the step of all; use bf16-mixed"
-        elif any(isinstance(callback, EarlyStopping) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+        elif any(isinstance(callback, EarlyStopping) for callback in callbacks_of(self.trainer)):
             reason = "early stopping of one would stop all; leave it out"
         if reason is not None and stage == "fit":
             raise ValueError(f"members: {reason}")
@@ -211,9 +156,6 @@ class ParallelSettings(ReusableFeatures):
 
     # checkpoints and costs
 
-    def method_name(self) -> str:
-        return self.each()[0].method_name()
-
     def delta_state_dict(self) -> dict[str, Tensor]:
         """What all members trained."""
         deltas = [member.delta_state_dict() for member in self.each()]
@@ -237,10 +179,6 @@ class ParallelSettings(ReusableFeatures):
     def from_delta(cls, source: str | Path | dict[str, Any]) -> Self:
         raise TypeError("a file of several members loads into the model that trained them only: give the same members")
 
-    def forget_warm_start(self) -> None:
-        for member in self.each():
-            member.forget_warm_start()
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]
         self.each()[0].on_save_checkpoint(checkpoint)  # class, options, identity and weights that all of them share
@@ -261,59 +199,6 @@ class ParallelSettings(ReusableFeatures):
         self.best_member = checkpoint["best_member"]
         frozen = {name: tensor for name, tensor in self.state_dict().items() if name not in delta}
         checkpoint["state_dict"] = frozen | checkpoint["state_dict"]
-
-
-def expand(members: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
-    """Settings by name, of a list or of a grid.
-
-    Raises:
-        ValueError: If there is none, or two have one name.
-    """
-    if isinstance(members, Mapping):
-        scalars = [name for name, values in members.items() if not isinstance(values, (list, tuple))]
-        if scalars:
-            raise ValueError(f"members: a grid holds lists of values, and {scalars[0]} is {members[scalars[0]]!r}")
-        members = [dict(zip(members, values, strict=True)) for values in product(*members.values())]
-    settings: dict[str, dict[str, Any]] = {}
-    for setting in members:
-        options = {key: value for key, value in setting.items() if key != "name"}
-        name = str(setting.get("name", "_".join(f"{key}={value}" for key, value in options.items())))
-        if not name or name in settings or name == "best":
-            raise ValueError(f"members: {name!r} is empty, given twice or 'best'; give each member another name")
-        settings[name] = options
-    if not settings:
-        raise ValueError("members: expected a list of options, or a grid, with at least one member")
-    return settings
-
-
-def options_of(setting: dict[str, Any]) -> dict[str, Any]:
-    """The options of the model among those of a member."""
-    return {name: value for name, value in setting.items() if name != "seed"}
-
-
-def check_settings(model: PEFTMethod, settings: dict[str, dict[str, Any]]) -> None:
-    """Refuse options that a member cannot have for itself.
-
-    Raises:
-        ValueError: If the method trains in the backbone, or an option is unknown or must be the same for all.
-    """
-    if not isinstance(model, ReusableFeatures):
-        raise ValueError(
-            f"members need a backbone that stays as it is: {model.method_name()} trains in the backbone, whose "
-            "features change at every step"
-        )
-    try:
-        model.frozen_layers()
-    except ValueError as error:
-        raise ValueError(f"members need a backbone that stays as it is: {error}") from error
-    known = {name for base in type(model).__mro__ for name in signature(base.__init__).parameters}  # type: ignore[misc]
-    for name, setting in settings.items():
-        same = COMMON & setting.keys()
-        if same:
-            raise ValueError(f"members: {name!r} has its own {', '.join(sorted(same))}, which all of them share")
-        unknown = setting.keys() - known - {"seed"}
-        if unknown:
-            raise ValueError(f"members: {name!r} has {', '.join(sorted(unknown))}, no option of {type(model).__name__}")
 
 
 def share_frozen(source: nn.Module, target: nn.Module) -> None:

@@ -9,6 +9,7 @@ from callbacks.scoring.report import Scored
 from callbacks.scoring.scorable import Scorable
 from callbacks.scoring.score_before_fit import ScoreBeforeFit
 from callbacks.scoring.scorers import Scorer
+from lightning_modules.run import callbacks_of
 from methods.core.base import PEFTMethod
 
 
@@ -32,5 +33,5 @@ class Selective(PEFTMethod, Scorable):
 
     def configure_callbacks(self) -> list[Callback]:
         callbacks = super().configure_callbacks()
-        given = any(isinstance(callback, ScoreBeforeFit) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        given = any(isinstance(callback, ScoreBeforeFit) for callback in callbacks_of(self.trainer))
         return callbacks if self.scorer is None or given else [*callbacks, ScoreBeforeFit()]

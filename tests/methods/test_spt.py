@@ -20,7 +20,7 @@ from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod
 from methods.layers.sparse import Entries
 from methods.layers.spt_budget import Part, Sweep, sweep
-from methods.spt import Bottleneck
+from methods.layers.spt_modules import Bottleneck
 from tests.conftest import perturb, random_tiny
 from tests.support.batches import as_batch
 from tests.support.golden import Golden, head_parameters, score_in_a_fit

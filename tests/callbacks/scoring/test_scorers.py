@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from callbacks.measures import peak_bytes
-from callbacks.scoring.scorers import AbsoluteGradients, ClassSquares, GradientScorer, SignedGradients, SquaredGradients
+from callbacks.scoring.scorers import AbsoluteGradients, GradientScorer, SignedGradients, SquaredGradients
 
 
 def network() -> nn.Sequential:
@@ -112,23 +112,3 @@ def test_packed_weights_are_refused() -> None:
     model[0].weight = nn.Parameter(torch.zeros(3, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(ValueError, match="packed bytes"):
         SignedGradients(model, ["0.weight"])
-
-
-def test_class_squares_by_hand() -> None:
-    model = nn.Sequential(nn.Identity(), nn.Identity())
-    x, labels = torch.randn(5, 4, 3), torch.tensor([0, 2, 0, 2, 2])
-    with ClassSquares(model, ["0:input", "1"], num_classes=3, prefix=1) as scorer:
-        for part in (slice(0, 2), slice(2, 5)):
-            scorer.observe(labels[part])
-            model(x[part])
-    for name in ("0:input", "1"):
-        for label in range(3):
-            expected = x[labels == label][:, 1:].square().sum((0, 1))  # the class token is left out
-            torch.testing.assert_close(scorer.sums[name][label], expected)
-    assert scorer.sums["images"].tolist() == [2, 0, 3]
-
-
-def test_soft_labels_are_refused() -> None:
-    scorer = ClassSquares(network(), ["0"], 3, 0)
-    with pytest.raises(ValueError, match="one class per image"):
-        scorer.observe(torch.rand(4, 3))

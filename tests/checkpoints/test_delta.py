@@ -1,11 +1,8 @@
 """Files that are whole or refused, and never half written."""
 
-import errno
 import json
 import os
 import re
-import stat
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from checkpoints.atomic import write_atomically
 from checkpoints.delta import CONFIG, WEIGHTS, check_delta, read_checkpoint, write_adapter
-from checkpoints.fingerprint import fingerprint, manifest
 from methods import PEFTMethod
 
 CHECKPOINT: dict[str, Any] = {
@@ -32,70 +27,6 @@ def equal(a: Any, b: Any) -> bool:
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
     return torch.equal(a, b) and a.dtype is b.dtype if isinstance(a, Tensor) else bool(a == b)
-
-
-# writing
-
-
-def refuse(path: Path) -> None:
-    path.write_text("half")
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def interrupt(path: Path) -> None:
-    path.write_text("half")
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("write", [refuse, interrupt])
-@pytest.mark.parametrize("before", ["old", None])
-def test_a_failing_writer_leaves_what_was_there(
-    write: Callable[[Path], None], before: str | None, tmp_path: Path
-) -> None:
-    path = tmp_path / "file.json"
-    if before is not None:
-        path.write_text(before)
-    with pytest.raises((OSError, KeyboardInterrupt)):
-        write_atomically(path, write)
-    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == ([("file.json", "old")] if before else [])
-
-
-def test_a_full_disk_at_the_last_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("old")
-
-    def replace(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", replace)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(tmp_path / "file", lambda path: path.write_text("new"))
-    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
-
-
-def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "new folder" / "file"
-    seen = []
-
-    def write(temporary: Path) -> None:
-        temporary.write_text("ne")
-        seen.append(path.exists())
-        temporary.write_text("new")
-
-    write_atomically(path, write)
-    assert seen == [False]
-    assert path.read_text() == "new"
-    assert [file.name for file in path.parent.iterdir()] == ["file"]
-
-
-@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
-def test_permissions_follow_the_umask(umask: int, mode: int, tmp_path: Path) -> None:
-    before = os.umask(umask)
-    try:
-        write_atomically(tmp_path / "file", lambda path: path.write_text("x"))
-        assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
-        assert os.umask(umask) == umask
-    finally:
-        os.umask(before)
 
 
 # adapter folders
@@ -201,29 +132,6 @@ def test_other_torch_files(content: Any, tmp_path: Path) -> None:
 def test_missing_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=re.escape(f"ckpt_path='{tmp_path}/nothing.ckpt': no such file")):
         read_checkpoint(tmp_path / "nothing.ckpt")
-
-
-# what identifies tensors
-
-
-def test_fingerprint_sees_every_change() -> None:
-    base = {"a": torch.arange(4.0), "b": torch.ones(2, 2, dtype=torch.bfloat16), "c": torch.tensor(1)}
-    same = {"c": torch.tensor(1), "b": torch.ones(2, 4, dtype=torch.bfloat16)[:, ::2], "a": torch.arange(4.0)}
-    assert fingerprint(same) == fingerprint(base)
-    others = [
-        base | {"a": torch.tensor([0.0, 1.0, 2.0, 3.0000002])},
-        base | {"a": torch.arange(4.0).view(2, 2)},
-        base | {"a": torch.arange(4.0).view(torch.int32)},
-        base | {"d": torch.zeros(0)},
-        {"A" if name == "a" else name: tensor for name, tensor in base.items()},
-        base | {"a": torch.tensor([-0.0, 1.0, 2.0, 3.0])},
-    ]
-    assert len({fingerprint(tensors) for tensors in [base, *others]}) == 7
-
-
-def test_manifest() -> None:
-    expected = {"a": {"dtype": "bfloat16", "shape": [2, 3]}, "b": {"dtype": "int64", "shape": []}}
-    assert manifest({"a": torch.ones(2, 3, dtype=torch.bfloat16), "b": torch.tensor(1)}) == expected
 
 
 def test_long_lists_of_problems_are_cut() -> None:

@@ -9,6 +9,7 @@ import timm
 import torch
 from torch import Tensor
 
+from checkpoints.format_1 import WIDTH_OPTIONS, to_format_2
 from commands.lightning import GraftCLI
 from commands.merge import merge
 from methods import PEFTMethod
@@ -92,3 +93,42 @@ def test_merge(file: Path, tmp_path: Path) -> None:
     assert plain.pretrained_cfg["label_names"] == [str(digit) for digit in range(10)]
     with torch.inference_mode():
         torch.testing.assert_close(plain(inputs()), stored_logits(file), atol=1e-6, rtol=1e-5)
+
+
+# the translation alone
+
+
+def checkpoint(**options: Any) -> dict[str, Any]:
+    """A checkpoint of format 1 without tensors."""
+    return {
+        "class_names": ["a", "b"],
+        "peft": {"format": 1, "method": "LoRA"},
+        "hyper_parameters": {"lr": 0.1, "_class_path": "lightning_modules.LoRAClassification"} | options,
+    }
+
+
+def test_identity_and_class_path() -> None:
+    translated = checkpoint(parameterization="none", base_width=None, ema_decay=0.9)
+    to_format_2(translated)
+    assert translated == {
+        "identity": {"class_names": ["a", "b"]},
+        "peft": {"format": 2, "method": "LoRA"},
+        "hyper_parameters": {"lr": 0.1, "_class_path": "methods.LoRAClassification"},
+    }
+
+
+def test_a_foreign_class_path_stays() -> None:
+    translated = checkpoint(_class_path="mine.LoRAClassification")
+    to_format_2(translated)
+    assert translated["hyper_parameters"]["_class_path"] == "mine.LoRAClassification"
+
+
+def test_width_scaling_becomes_a_method() -> None:
+    translated = checkpoint(parameterization="mup", base_width=48, alignment="none")
+    to_format_2(translated)
+    options = translated["hyper_parameters"]
+    assert translated["peft"]["method"] == "LoRA+WidthScaling"
+    assert options["_class_path"] == "methods.LoRAWidthScalingClassification"
+    assert (options["width_parameterization"], options["width_base"], options["width_alignment"]) == ("mup", 48, "none")
+    assert options["width_readout_alignment"] == 0.5, "options that the file lacks have their old defaults"
+    assert options.keys() == {"lr", "_class_path"} | {name for name, _ in WIDTH_OPTIONS.values()}

@@ -20,7 +20,6 @@ from datamodules import ImageDataset
 from lightning_modules.classification import Classification
 from lightning_modules.task import total
 from methods import METHODS, PEFTMethod, compose
-from methods.layers.token_dispatch import Adapter, Dispatch, MixedAdapter
 from tests.support.batches import as_batch
 from tests.support.golden import GRADIENTS, LOGITS, Golden, head_parameters
 
@@ -153,13 +152,6 @@ def test_counts(backbone: str, options: dict[str, Any], count: int) -> None:
     assert sum(p.numel() for op in model.dispatches.values() for p in op.parameters()) == count
 
 
-def test_initial_values() -> None:
-    op = Dispatch(64, Adapter(64, 8, 1.0, 0.0), 5.0, 1, "auto")
-    assert 0.01 < float(op.dispatcher.weight.detach().std()) < 0.03
-    zeros = (op.dispatcher.bias, op.adapter.up.weight, op.adapter.up.bias, op.adapter.down.bias)
-    assert not any(bool(zero.any()) for zero in zeros)
-
-
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("images", [1, 5])
 def test_skipping_equals_masking(place: str, images: int) -> None:
@@ -222,27 +214,6 @@ def test_zero_adapters_and_complete_equal_the_frozen_backbone(place: str, build:
         assert not torch.allclose(model(x), frozen, atol=1e-6)
 
 
-def test_relaxed_mask() -> None:
-    """Forward exactly 0 or 1; dM/dl = S (1 - S) / tau."""
-    op = Dispatch(8, Adapter(8, 2, 1.0, 0.0), 5.0, 1, "auto").train()
-    noise, x = torch.randn(3, 6), torch.randn(3, 7, 8)
-    op.noise = lambda logits: noise  # type: ignore[method-assign]
-    mask = op.decide(x)
-    logits = (x[:, 1:] @ op.dispatcher.weight[0]).detach()
-    assert torch.equal(mask, F.pad((logits + noise > 0).float(), (1, 0), value=1.0))
-    mask.sum().backward()
-    soft = torch.sigmoid((logits + noise) / 5)
-    torch.testing.assert_close(op.dispatcher.bias.grad, (soft * (1 - soft) / 5).sum().view(1))
-
-
-def test_noise_is_logistic() -> None:
-    torch.manual_seed(0)
-    noise = Dispatch(8, Adapter(8, 2, 1.0, 0.0), 5.0, 1, "auto").noise(torch.zeros(40_000))
-    assert abs(float(noise.mean())) < 0.05
-    assert float(noise.var()) == pytest.approx(torch.pi**2 / 3, rel=0.05)
-    assert float((noise > 1).float().mean()) == pytest.approx(1 / (1 + torch.e), abs=0.01)
-
-
 def test_rate_loss_pulls_the_logits() -> None:
     """2 (mean - r)^2: below the asked share the dispatcher's bias goes up, above it down."""
     batch = as_batch(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))
@@ -296,39 +267,6 @@ def test_last_masks_do_not_reach_the_logits() -> None:
         torch.testing.assert_close(model(x), expected, atol=1e-6, rtol=0)
         averaging = adapted(VisionTransformer(**VIT, global_pool="avg"))
         assert not any(op.prefix_only for op in averaging.dispatches.values())
-
-
-@pytest.mark.parametrize("router", ["softmax", "linear"])
-def test_mixed_adapter(router: str) -> None:
-    """W = sum_i alpha_i W_i for each image, alpha from its mean token."""
-    mixed, x = MixedAdapter(3, router, 8, 4, 0.7, 0.0), torch.randn(5, 6, 8)
-    with torch.no_grad():
-        for parameter in mixed.parameters():
-            parameter.normal_()
-        alpha = mixed.router(x.mean(1))
-        alpha = alpha.softmax(1) if router == "softmax" else alpha
-        assert len({round(float(a), 4) for a in alpha[:, 0]}) == 5
-        for image, weights in enumerate(alpha):
-            parts = {
-                name: sum(
-                    a * dict(expert.named_parameters())[name] for a, expert in zip(weights, mixed.experts, strict=True)
-                )
-                for name, _ in mixed.experts[0].named_parameters()
-            }
-            hidden = torch.relu(F.linear(x[image], parts["down.weight"], parts["down.bias"]))
-            expected = 0.7 * F.linear(hidden, parts["up.weight"], parts["up.bias"])
-            torch.testing.assert_close(mixed(x, x)[image], expected, atol=1e-5, rtol=1e-5)
-
-
-def test_equal_or_single_experts_are_the_plain_adapter() -> None:
-    x = torch.randn(5, 6, 8)
-    plain = Adapter(8, 4, 0.7, 0.0)
-    nn.init.normal_(plain.up.weight)
-    for experts in (1, 3):
-        mixed = MixedAdapter(experts, "softmax", 8, 4, 0.7, 0.0)
-        for expert in mixed.experts:
-            expert.load_state_dict(plain.state_dict())
-        torch.testing.assert_close(mixed(x, x), plain(x, x))
 
 
 def test_experts_in_a_model() -> None:

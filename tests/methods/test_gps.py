@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from callbacks.scoring.scorers import SignedGradients
-from callbacks.scoring.top import top_of_rows
 from methods import PEFTMethod
 from methods.gps import supervised_contrastive
 from tests.conftest import random_tiny
@@ -123,12 +122,6 @@ def check(golden: Golden) -> None:
 
 
 GOLDEN = {"gps": check}
-
-
-def test_ties_go_to_the_left() -> None:
-    score = torch.tensor([[1.0, 3.0, 3.0, 3.0], [0.0, 0.0, 0.0, 0.0]])
-    assert top_of_rows(score, 2).tolist() == [1, 2, 4, 5]
-    assert top_of_rows(score, 9).tolist() == list(range(8))
 
 
 @pytest.mark.parametrize("select", ["per_neuron", "per_tensor", "global", "random", "magnitude"])

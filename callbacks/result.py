@@ -39,7 +39,7 @@ class Result(Callback):
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step,
             "checkpoint": getattr(checkpoint, "best_model_path", ""),
-            "selection": getattr(trainer.datamodule, "selection", ""),  # type: ignore[attr-defined]
+            "selection": getattr(trainer.datamodule, "kept_epoch", ""),  # type: ignore[attr-defined]
         }
         if best is not None:
             self.values[f"best/{checkpoint.monitor}"] = float(best)  # type: ignore[union-attr]

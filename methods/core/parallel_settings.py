@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from callbacks.feature_cache import check_frozen
+from callbacks.features.cache import check_frozen
 from callbacks.features.reusable import ReusableFeatures
 from callbacks.scoring.undisturbed import unchanged
 from checkpoints import delta as files

@@ -142,7 +142,9 @@ def test_damaged_json(content: bytes, tmp_path: Path) -> None:
 def test_adapter_of_another_library(tmp_path: Path) -> None:
     write_adapter(tmp_path, CHECKPOINT)
     (tmp_path / CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": 8}))
-    with pytest.raises(ValueError, match="is no adapter of this project: it lacks hyper_parameters, identity, peft, selected"):
+    with pytest.raises(
+        ValueError, match="is no adapter of this project: it lacks hyper_parameters, identity, peft, selected"
+    ):
         read_checkpoint(tmp_path)
 
 

@@ -40,7 +40,7 @@ class Result(Callback):
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step,
             "checkpoint": getattr(checkpoint, "best_model_path", ""),
-            "selection": getattr(datamodule_of(trainer), "selection", ""),
+            "selection": getattr(datamodule_of(trainer), "kept_epoch", ""),
         }
         if best is not None:
             self.values[f"best/{checkpoint.monitor}"] = float(best)  # type: ignore[union-attr]

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from datamodules.base import ImageDataModule
-from datamodules.samples import Samples, open_image
+from datamodules.labelled_images import LabelledImages
+from datamodules.samples import LabelledSamples, open_image
 
 MOST = 100_000  # of a longer list, evenly chosen images are read
 LEAK = 0.05  # dSprites and others hold some images twice by nature
@@ -27,7 +27,7 @@ class Read(NamedTuple):
     error: str = ""
 
 
-def check_data(data: ImageDataModule) -> None:
+def check_data(data: LabelledImages) -> None:
     """Read every list of a benchmark (of all its tasks if none is named), print what it holds, and say what is wrong.
 
     Ends with exit code 1 if lists or images are missing or broken, a list has not its published length, a label is
@@ -55,11 +55,11 @@ def check_data(data: ImageDataModule) -> None:
     print("all there")
 
 
-def check_task(data: ImageDataModule, task: str, table: Table) -> list[str]:
+def check_task(data: LabelledImages, task: str, table: Table) -> list[str]:
     """Add a row for each list of a task; returns what is wrong."""
     wrong, missing = [], {}
     images: dict[str, list[Read]] = {}
-    for name, expected in data.expected.items():
+    for name, expected in data.published_sizes.items():
         title, known = f"{task} {name}".strip(), "" if expected is None else f"{expected:,}"
         try:
             samples = data.samples_of(name)
@@ -81,7 +81,7 @@ def check_task(data: ImageDataModule, task: str, table: Table) -> list[str]:
     return wrong + [f"{task} {leak}".strip() for leak in leaks(data, images)]
 
 
-def read(title: str, samples: Samples) -> list[Read]:
+def read(title: str, samples: LabelledSamples) -> list[Read]:
     """Decode the images of a list, in several threads."""
 
     def look(index: int) -> Read:
@@ -100,7 +100,7 @@ def read(title: str, samples: Samples) -> list[Read]:
         return list(tqdm(threads.map(look, indices), desc=title, total=len(indices), leave=False, disable=None))
 
 
-def problems(data: ImageDataModule, samples: Samples, images: list[Read], expected: int | None) -> list[str]:
+def problems(data: LabelledImages, samples: LabelledSamples, images: list[Read], expected: int | None) -> list[str]:
     """What is wrong with one list."""
     found = []
     if expected is not None and len(samples.labels) != expected:
@@ -116,7 +116,7 @@ def problems(data: ImageDataModule, samples: Samples, images: list[Read], expect
     return found
 
 
-def leaks(data: ImageDataModule, images: dict[str, list[Read]]) -> list[str]:
+def leaks(data: LabelledImages, images: dict[str, list[Read]]) -> list[str]:
     """Images that lie, byte for byte, in two lists that should share none; a few are only told."""
     digests = {name: {image.digest: image.name for image in part if not image.error} for name, part in images.items()}
     tune = getattr(data, "lists", {}).get("tune", {"train": "train", "val": "val"})

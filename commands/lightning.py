@@ -26,7 +26,7 @@ import datamodules
 import methods
 from callbacks.cost import Cost
 from callbacks.delta_export import DeltaExport
-from callbacks.feature_cache import FeatureCache
+from callbacks.features.cache import FeatureCache
 from callbacks.finite_loss import StopOnNonFiniteLoss
 from callbacks.predictions import Predictions
 from callbacks.result import Result

@@ -63,8 +63,8 @@ def prepare(
 
 def micro_vtab(output: Path) -> None:
     """The folder of every task, with its images and four lists; all of them or nothing."""
-    from datamodules import MicroVTAB
     from datamodules.micro.shapes import SPLITS, draw
+    from datamodules.vtab import MicroVTAB
 
     if output.exists():
         raise FileExistsError(f"output={str(output)!r} exists; remove it, or name another folder")

@@ -1,24 +1,35 @@
-"""The datamodules: one file per benchmark or form of data."""
+"""Every datamodule, found by importing the files of this folder: a new file is a new benchmark or form of data.
 
-from datamodules.cifar100 import CIFAR100
-from datamodules.few_shot import FewShot
-from datamodules.fgvc import FGVC
-from datamodules.image_dataset import ImageDataset
-from datamodules.imagenet import ImageNet
-from datamodules.robustness import ImageNetA, ImageNetC, ImageNetR, ImageNetSketch, ImageNetV2
-from datamodules.vtab import VTAB, MicroVTAB
+Its classes are attributes of this package, ``datamodules.VTAB``, and values of ``--data``.
+"""
 
-__all__ = [
-    "CIFAR100",
-    "FGVC",
-    "VTAB",
-    "FewShot",
-    "ImageDataset",
-    "ImageNet",
-    "ImageNetA",
-    "ImageNetC",
-    "ImageNetR",
-    "ImageNetSketch",
-    "ImageNetV2",
-    "MicroVTAB",
-]
+import importlib
+import inspect
+import pkgutil
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datamodules.base import DataModule
+
+__all__ = ["DATAMODULES"]
+
+DATAMODULES: dict[str, type["DataModule"]] = {}
+"""Every datamodule that is not abstract, by the name of its class."""
+
+
+def discover() -> None:
+    """Fill ``DATAMODULES``, and make its classes attributes of this package."""
+    from datamodules.base import DataModule
+
+    for info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
+        if info.ispkg:
+            continue
+        module = importlib.import_module(f"datamodules.{info.name}")
+        for name, value in vars(module).items():
+            defined_here = isinstance(value, type) and value.__module__ == module.__name__
+            if defined_here and issubclass(value, DataModule) and not inspect.isabstract(value):
+                DATAMODULES[name] = value
+    globals().update(DATAMODULES)
+
+
+discover()

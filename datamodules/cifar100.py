@@ -1,7 +1,7 @@
 """CIFAR-100 from the archive of its authors (Krizhevsky, 2009)."""
 
 import io
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from numpy import ndarray
@@ -9,6 +9,8 @@ from PIL import Image
 from torchvision import datasets
 
 from datamodules.benchmark import TrainTest
+from datamodules.samples import LabelledSamples
+from datamodules.transforms import Resize
 
 
 class CIFAR100(TrainTest):
@@ -17,26 +19,26 @@ class CIFAR100(TrainTest):
     For parquet files there is ``configs/data/cifar100.yaml``.
 
     Args:
-        resize: ``direct``: the images are squares.
+        root: Folder of ``cifar-100-python/``, or that folder.
+        resize: ``direct`` squashes to the square and loses nothing, because the images are squares; ``center_crop`` and
+            ``square_crop`` resize to a larger square and crop its centre.
     """
 
     num_classes = 100
 
-    def __init__(
-        self, root: str, resize: Literal["direct", "center_crop", "square_crop"] = "direct", **kwargs: Any
-    ) -> None:
+    def __init__(self, root: str, resize: Resize = "direct", **kwargs: Any) -> None:
         super().__init__(root, resize=resize, **kwargs)
 
     @property
-    def class_names(self) -> list[str]:  # type: ignore[override]
+    def class_names(self) -> list[str]:
         return list(self.part("test").classes)
 
     @property
-    def expected(self) -> dict[str, int | None]:
+    def published_sizes(self) -> dict[str, int | None]:
         return {"train": 50_000, "test": 10_000}
 
     def part(self, name: str) -> datasets.CIFAR100:
-        """Half of the data, as torchvision reads it."""
+        """Training or test images, as torchvision reads them."""
         home = self.home.parent if self.home.name == datasets.CIFAR100.base_folder else self.home
         try:
             return datasets.CIFAR100(home, train=name == "train")
@@ -51,11 +53,19 @@ class CIFAR100(TrainTest):
         return Arrays(part.data, torch.tensor(part.targets), name)
 
 
-class Arrays:
-    """Samples that are arrays of pixels (N, H, W, 3)."""
+class Arrays(LabelledSamples):
+    """Samples that are arrays of pixels.
+
+    Args:
+        pixels: uint8 pixels (N, H, W, 3).
+        labels: Class of each (N,).
+        place: Name of the list in messages.
+    """
 
     def __init__(self, pixels: ndarray, labels: torch.Tensor, place: str) -> None:
-        self.pixels, self.labels, self.place = pixels, labels, place
+        self.pixels = pixels
+        self.labels = labels
+        self.place = place
 
     def open(self, index: int) -> Image.Image:
         return Image.fromarray(self.pixels[index])

@@ -6,8 +6,9 @@ from typing import Any, ClassVar, Literal
 from datamodules.benchmark import Benchmark
 from datamodules.files import Files, read_list
 from datamodules.imagenet import WNIDS
+from datamodules.transforms import Resize
 
-FOLDERS = {  # of the published lists, then of the published scripts
+FOLDERS = {  # folder of each dataset in the published lists, then in the published scripts
     "aircraft": ("fgvc-aircraft", "fgvc_aircraft"),
     "food101": ("food101", "food-101"),
     "flowers": ("oxford-flowers102", "oxford_flowers"),
@@ -27,18 +28,20 @@ SHOTS, SEEDS = (1, 2, 4, 8, 16), (0, 1, 2)
 
 
 class FewShot(Benchmark):
-    """A few training images of each class of five fine-grained sets, or of ImageNet for tests of robustness.
+    """A few training images of each class of five fine-grained datasets, or of ImageNet for tests of robustness.
 
-    Each set is a folder of ``root`` with ``annotations/train_meta.list.num_shot_16.seed_0`` and so on, and ``images/``
-    (Cars: ``cars_train/`` and ``cars_test/``; ImageNet: ``train/`` and ``val/``). Lists and images may lie in folders
-    of different spelling, as NOAH's do. One reports the mean of the three seeds.
+    Each dataset is a folder of ``root`` with ``annotations/train_meta.list.num_shot_16.seed_0`` and so on, and with
+    ``images/`` (Cars: ``cars_train/`` and ``cars_test/``; ImageNet: ``train/`` and ``val/``). Lists and images may lie
+    in folders of different spelling, as NOAH's do. Papers report the mean of the three draws.
 
     Args:
         shots: Training images of each class.
-        shot_seed: Which of the three draws of training images.
-        resize: ``square_crop`` squashes to a square and crops its centre, as NOAH evaluates.
-        crop_pct: Share that the crop keeps: 224 of 256 pixels.
-        drop_last: Leave out the last training batch if it is incomplete: one shot may be less than a batch.
+        shot_seed: Number of one of the three published draws of training images.
+        resize: ``square_crop`` squashes to a larger square and crops its centre, as NOAH evaluates; ``center_crop``
+            keeps the aspect; ``direct`` squashes to the square without a crop.
+        crop_pct: Share of the resized side that the crop keeps: 224 of 256 pixels.
+        drop_last: Leave out the last training batch if it is incomplete. By default it is kept, because one shot may be
+            less than a batch.
     """
 
     tasks: ClassVar[dict[str, int]] = dict(zip(FOLDERS, (100, 101, 102, 37, 196, 1000), strict=True))
@@ -54,24 +57,25 @@ class FewShot(Benchmark):
         task: str | None = None,
         shots: Literal[1, 2, 4, 8, 16] = 16,
         shot_seed: Literal[0, 1, 2] = 0,
-        resize: Literal["direct", "center_crop", "square_crop"] = "square_crop",
+        resize: Resize = "square_crop",
         crop_pct: float | None = 0.875,
         drop_last: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(root, task, resize=resize, crop_pct=crop_pct, drop_last=drop_last, **kwargs)
-        self.shots, self.shot_seed = shots, shot_seed
+        self.shots = shots
+        self.shot_seed = shot_seed
         if self.task == "imagenet" and self.split == "tune":
             raise ValueError("task=imagenet has no validation images besides the test images; pass --data.split final")
 
     @property
-    def class_names(self) -> list[str]:  # type: ignore[override]
+    def class_names(self) -> list[str]:
         return WNIDS if self.task == "imagenet" else super().class_names
 
     @property
-    def expected(self) -> dict[str, int | None]:
+    def published_sizes(self) -> dict[str, int | None]:
         val, test = SIZES[str(self.task)]
-        doubled = {1: 2} if self.task == "pets" else {}  # its one-shot lists hold every image twice
+        doubled = {1: 2} if self.task == "pets" else {}  # because its one-shot lists hold every image twice
         train = {shots: self.num_classes * shots * doubled.get(shots, 1) for shots in SHOTS}
         every = {f"train_meta.list.num_shot_{shots}.seed_{seed}": train[shots] for shots in SHOTS for seed in SEEDS}
         return {"train": train[self.shots], **({} if val is None else {"val": val}), "test": test, **every}
@@ -94,7 +98,7 @@ class FewShot(Benchmark):
         return samples
 
     def place(self, inside: str) -> Path:
-        """A folder of the set, under whichever of its names."""
+        """Folder of the dataset under one of its names, that has a folder ``inside``; its path with ``inside``."""
         names = FOLDERS[str(self.task)]
         found = [self.home / name / inside for name in names if (self.home / name / inside).is_dir()]
         if not found:

@@ -1,4 +1,4 @@
-"""Fine-grained classification: five sets with the splits of VPT (Jia et al., 2022, arXiv:2203.12119)."""
+"""Fine-grained classification: five datasets with the splits of VPT (Jia et al., 2022, arXiv:2203.12119)."""
 
 import json
 from pathlib import Path, PurePosixPath
@@ -9,7 +9,7 @@ import torch
 from datamodules.benchmark import Benchmark
 from datamodules.files import Files, listed, read_text
 
-FOLDERS = {  # names of a set's folder, and where in it the paths of its lists start
+FOLDERS = {  # names of the folder of each dataset, and the folder inside from which the paths of its lists start
     "cub": (("cub", "CUB_200_2011", "CUB-200-2011"), "images"),
     "nabirds": (("nabirds", "NABirds"), "images"),
     "flowers": (("flowers", "OxfordFlowers", "OxfordFlower", "oxford_flowers", "oxford-flowers102"), "."),
@@ -28,11 +28,11 @@ SIZES = {
 class FGVC(Benchmark):
     """CUB-200-2011, NABirds, Oxford Flowers, Stanford Dogs and Stanford Cars, by VPT's lists.
 
-    Each set is a folder of ``root``, or ``root`` itself, that holds the official images and VPT's ``train.json``,
-    ``val.json`` and ``test.json`` (image to class number). ``final`` trains on the union of the first two. The lists of
-    Cars name the images of the merged archive (``car_ims/000001.jpg``). Where only the first one is there
-    (``cars_train/00001.jpg``), whose numbers are others, its official lists in ``devkit/*.mat`` count instead; they
-    have no validation images, so that ``tune`` holds out 815 of its own.
+    Each dataset is a folder of ``root``, or ``root`` itself. The folder holds the official images and VPT's
+    ``train.json``, ``val.json`` and ``test.json`` (image to class number); ``final`` trains on the union of the first
+    two. The lists of Cars name the images of its merged archive (``car_ims/000001.jpg``). The first archive
+    (``cars_train/00001.jpg``) numbers the images in another way, so its official lists in ``devkit/*.mat`` are read
+    instead. They have no validation images: ``tune`` holds out 815 training images.
     """
 
     tasks: ClassVar[dict[str, int]] = {"cub": 200, "nabirds": 555, "flowers": 102, "dogs": 120, "cars": 196}
@@ -43,7 +43,7 @@ class FGVC(Benchmark):
 
     @property
     def folder(self) -> Path:
-        """Of the set."""
+        """Folder of the dataset."""
         root, (names, _) = self.home, FOLDERS[str(self.task)]
         found = [folder for folder in (root / name for name in names) if folder.is_dir()]
         if found:
@@ -54,11 +54,11 @@ class FGVC(Benchmark):
 
     @property
     def official(self) -> bool:
-        """Whether the images are those of the first Cars archive, which VPT's lists do not fit."""
+        """Whether the images are those of the first archive of Cars, which VPT's lists do not name."""
         return self.task == "cars" and not (self.folder / "car_ims").exists() and (self.folder / "cars_train").exists()
 
     @property
-    def expected(self) -> dict[str, int | None]:
+    def published_sizes(self) -> dict[str, int | None]:
         train, val, test = SIZES[str(self.task)]
         return {"train": train, "val": val, "trainval": train + val, "test": test}
 
@@ -82,7 +82,7 @@ class FGVC(Benchmark):
 
     @property
     def ids(self) -> list[int]:
-        """Class numbers of the training list in order; they have gaps (NABirds: 555 up to 1,010)."""
+        """Class numbers of the training list in order; they have gaps (NABirds: 555 numbers up to 1,010)."""
         file = self.folder / "train.json"
         ids = sorted(set(read_json(file).values()))
         if len(ids) != self.num_classes:
@@ -90,6 +90,7 @@ class FGVC(Benchmark):
         return ids
 
     def official_cars(self, name: str) -> Files:
+        """Samples of the first archive of Cars by its own lists."""
         part = "test" if name == "test" else "train"
         file = self.folder / f"cars_{part}_annos{'_withlabels' if part == 'test' else ''}.mat"
         if not file.is_file():
@@ -107,7 +108,11 @@ class FGVC(Benchmark):
 
 
 def read_json(file: Path) -> dict[str, int]:
-    """Image to class number."""
+    """Class number of each image path.
+
+    Raises:
+        ValueError: If the file is no such object.
+    """
     try:
         rows = json.loads(read_text(file))
     except json.JSONDecodeError as error:
@@ -118,7 +123,12 @@ def read_json(file: Path) -> dict[str, int]:
 
 
 def read_mat(file: Path) -> list[tuple[str, int]]:
-    """Image name and class number (from 1) of each row of an official Cars list."""
+    """Image name and class number (from 1) of each row of an official list of Cars.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If scipy is not installed.
+    """
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: cars_train/ without car_ims/ needs the official lists")
     try:

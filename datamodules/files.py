@@ -8,20 +8,21 @@ from pathlib import Path, PureWindowsPath
 import torch
 from PIL import Image
 
-from datamodules.samples import IMAGE_SUFFIXES, open_image
+from datamodules.samples import IMAGE_SUFFIXES, LabelledSamples, open_image
 
 
-class Files:
+class Files(LabelledSamples):
     """Samples that are files below a folder.
 
     Args:
-        root: The folder.
-        paths: Their places in it.
-        labels: Class of each.
+        root: Folder that the paths start from.
+        paths: Path of each file below it.
+        labels: Class of each file.
     """
 
     def __init__(self, root: Path, paths: Sequence[str], labels: Sequence[int]) -> None:
-        self.root, self.paths = root, paths
+        self.root = root
+        self.paths = paths
         self.labels = torch.tensor(labels, dtype=torch.long)
 
     def open(self, index: int) -> Image.Image:
@@ -38,7 +39,7 @@ class Files:
 
 
 def read_list(file: Path, root: Path) -> Files:
-    """The images of a list file.
+    """Images of a list file.
 
     Args:
         file: Its lines are ``path label``; paths may hold spaces.
@@ -59,7 +60,12 @@ def read_list(file: Path, root: Path) -> Files:
 
 
 def read_text(file: Path) -> str:
-    """A text file of a benchmark, or what is wrong with it."""
+    """Text of a list file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no UTF-8 text.
+    """
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing")
     try:
@@ -69,20 +75,34 @@ def read_text(file: Path) -> str:
 
 
 def listed(file: Path, root: Path, rows: Sequence[tuple[str, int]]) -> Files:
-    """The samples of what a list says, after a look at its paths."""
+    """Samples of the rows of a list, after a check of their paths.
+
+    Args:
+        file: The list, for messages.
+        root: Folder that the paths start from.
+        rows: Path and class number of each image.
+
+    Raises:
+        FileNotFoundError: If the first or the last image is missing.
+        ValueError: If there are no rows, or a path leaves the folder.
+    """
     if not rows:
         raise ValueError(f"{file} lists no images")
     for path, _ in rows:
-        if PureWindowsPath(path).anchor or ".." in PureWindowsPath(path).parts:  # knows both kinds of slash
+        if PureWindowsPath(path).anchor or ".." in PureWindowsPath(path).parts:  # reads both kinds of slash
             raise ValueError(f"{file} names {path!r}, which lies outside {root}; refused")
-    for path in (rows[0][0], rows[-1][0]):  # enough to tell half an archive before anything is decoded
+    for path in (rows[0][0], rows[-1][0]):  # finds a half-copied archive before anything is decoded
         if not (root / path).is_file():
             raise FileNotFoundError(f"{file} names {path}, but there is no such file in {root}")
     return Files(root, *zip(*rows, strict=True))
 
 
 def existing(root: str) -> Path:
-    """A folder given on the command line."""
+    """Path of a folder given on the command line.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+    """
     path = Path(root).expanduser()
     if not path.is_dir():
         raise FileNotFoundError(f"data.root={root!r}: no such folder")
@@ -90,12 +110,12 @@ def existing(root: str) -> Path:
 
 
 def class_folders(folder: Path, names: list[str], labels: list[int] | None = None) -> Files:
-    """The images of class folders, all of which must be there.
+    """Images of class folders, all of which must be there.
 
     Args:
-        folder: What holds them.
-        names: The folders.
-        labels: Class of each; their order if not given.
+        folder: Folder of the class folders.
+        names: Names of the class folders.
+        labels: Class of each class folder; its place in ``names`` if not given.
 
     Raises:
         FileNotFoundError: If the folder or some of its class folders are missing or empty.

@@ -6,17 +6,18 @@ import io
 import re
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from datamodules.base import ImageDataModule
-from datamodules.samples import IMAGE_SUFFIXES, open_image
+from datamodules.base import Split
+from datamodules.labelled_images import LabelledImages
+from datamodules.samples import IMAGE_SUFFIXES, LabelledSamples, open_image
 
 if TYPE_CHECKING:
-    # a second of import that `--help` can do without: every function that needs it imports it
+    # every function that needs it imports it, because the import takes a second that `--help` can do without
     import datasets
 
 ALIASES = {
@@ -26,8 +27,8 @@ ALIASES = {
 }
 
 
-class ImageDataset(ImageDataModule):
-    """Labelled images in any of the forms that people have them in.
+class ImageDataset(LabelledImages):
+    """Labelled images in the usual forms: class folders, parquet files, a saved dataset, a dataset of the hub.
 
     Args:
         root: A folder of ``train/<class>/*.jpg`` (or only ``<class>/*.jpg``), a folder of parquet files named after
@@ -58,25 +59,27 @@ class ImageDataset(ImageDataModule):
         self.root = root
         self.split_names = {"train": train_split, "val": val_split, "test": test_split}
         self.val_fraction = val_fraction
-        self.image_column, self.label_column = image_column, label_column
+        self.image_column = image_column
+        self.label_column = label_column
         self._tables: dict[str, datasets.Dataset] | None = None
 
     @property
     def tables(self) -> "dict[str, datasets.Dataset]":
-        """The dataset of every split that was found, with undecoded images and integer labels."""
+        """Dataset of every split that was found, with undecoded images and integer labels."""
         if self._tables is None:
             self._tables = self.read()
         return self._tables
 
     @property
-    def class_names(self) -> list[str]:  # type: ignore[override]
+    def class_names(self) -> list[str]:
         return list(next(iter(self.tables.values())).features[self.label_column].names)
 
     @property
-    def num_classes(self) -> int:  # type: ignore[override]
+    def num_classes(self) -> int:
         return len(self.class_names)
 
     def read(self) -> "dict[str, datasets.Dataset]":
+        """Find the splits by their names, and hold out validation images if there are none."""
         tables = load(self.root, {name for name in self.split_names.values() if name})
         found = {}
         for split, name in self.split_names.items():
@@ -105,7 +108,7 @@ class ImageDataset(ImageDataModule):
             if name not in features:
                 raise ValueError(f"{self.root} has no column {name!r}: found {', '.join(features)}")
         label = features[self.label_column]
-        if not isinstance(label, datasets.ClassLabel):  # plain values: the classes are those of all splits together
+        if not isinstance(label, datasets.ClassLabel):  # plain values: a class of any split is a class of all
             values = sorted({v for t in tables.values() for v in t.unique(self.label_column) if v is not None})
             if all(isinstance(value, int) for value in values):
                 values = list(range(max(values) + 1))
@@ -121,28 +124,38 @@ class ImageDataset(ImageDataModule):
         return {name: table.cast_column(self.image_column, undecoded) for name, table in tables.items()}
 
     def hold_out(self, train: "datasets.Dataset") -> "dict[str, datasets.Dataset]":
+        """Cut a share of the images of every class from the training split, always the same ones."""
         labels = Rows(train, self.image_column or "", self.label_column or "").labels
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
         held: set[int] = set()
         for label in labels.unique():
             rows = order[labels[order] == label].tolist()
             count = max(round(len(rows) * self.val_fraction), 1)
-            held.update(rows[: min(count, len(rows) - 1)])  # a lone image stays with the training images
+            held.update(rows[: min(count, len(rows) - 1)])  # the only image of a class stays a training image
         kept = [index for index in range(len(labels)) if index not in held]
         return {"train": train.select(kept), "val": train.select(sorted(held))}
 
-    def samples(self, split: Literal["train", "val", "test"]) -> "Rows | None":
+    def samples(self, split: Split) -> "Rows | None":
         if split not in self.tables:
             return None
         return Rows(self.tables[split], self.image_column or "", self.label_column or "")
 
 
-class Rows:
-    """Samples that are rows of a Hugging Face dataset."""
+class Rows(LabelledSamples):
+    """Samples that are rows of a Hugging Face dataset.
+
+    Args:
+        table: The dataset, with undecoded images and integer labels.
+        image_column: Name of the column of images.
+        label_column: Name of the column of labels.
+    """
 
     def __init__(self, table: "datasets.Dataset", image_column: str, label_column: str) -> None:
-        self.table, self.image_column, self.label_column = table, image_column, label_column
-        labels = [-1 if label is None else label for label in table[label_column][:]]  # no label: outside the classes
+        self.table = table
+        self.image_column = image_column
+        self.label_column = label_column
+        # a missing label becomes one outside the classes
+        labels = [-1 if label is None else label for label in table[label_column][:]]
         self.labels: Tensor = torch.tensor(labels, dtype=torch.long)
 
     def open(self, index: int) -> Image.Image:
@@ -162,11 +175,11 @@ class Rows:
 
 
 def load(root: str, asked: set[str]) -> "dict[str, datasets.Dataset]":
-    """The tables of a folder or of a hub id, by split name.
+    """Tables of a folder or of a hub id, by the name of their split.
 
     Args:
         root: Folder or hub id.
-        asked: Names of splits that are no usual ones.
+        asked: Names of splits beside the usual ones.
 
     Raises:
         FileNotFoundError: If there is no such folder and no such dataset.
@@ -186,7 +199,7 @@ def load(root: str, asked: set[str]) -> "dict[str, datasets.Dataset]":
             raise FileNotFoundError(f"data.root={root!r}: no such folder")
         try:
             return dict(datasets.load_dataset(root))
-        except Exception as error:  # datasets raises its own kinds for a missing name, a closed network, a gated set
+        except Exception as error:  # datasets has kinds of its own for a missing name, no network, a gated set
             reason = str(error).partition("\n")[0]
             raise FileNotFoundError(
                 f"data.root={root!r}: no such folder, and the hub did not give it: {reason}"
@@ -198,20 +211,20 @@ def load(root: str, asked: set[str]) -> "dict[str, datasets.Dataset]":
     for file in sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")]):
         try:
             rows = parquet.read_metadata(file).num_rows
-        except ValueError as error:  # pyarrow's own kind is one
+        except ValueError as error:  # pyarrow's own kind is a subclass
             raise ValueError(f"{file} ({file.stat().st_size} bytes) is no readable parquet file: {error}") from error
         if not rows:
             raise ValueError(f"{file} holds no rows: leave it out, or write its split anew")
         files[re.sub(r"-\d+-of-\d+.*", "", file.stem)].append(glob.escape(str(file)))
     if files:
         return dict(datasets.load_dataset("parquet", data_files=dict(files)))
-    if any(path.glob("metadata.*")) or any(path.glob("*/metadata.*")):  # labels in a table beside the images
+    if any(path.glob("metadata.*")) or any(path.glob("*/metadata.*")):  # labels stand in a table beside the images
         return dict(datasets.load_dataset("imagefolder", data_dir=glob.escape(str(path))))
     return class_folders(path, asked)
 
 
 def neighbours(path: Path) -> list[str]:
-    """Folders beside a missing one with names like its own."""
+    """Existing folders whose names are close to that of a missing one."""
     if not path.parent.is_dir():
         return []
     folders = [folder.name for folder in path.parent.iterdir() if folder.is_dir()]
@@ -219,10 +232,11 @@ def neighbours(path: Path) -> list[str]:
 
 
 def class_folders(root: Path, asked: set[str]) -> "dict[str, datasets.Dataset]":
-    """The tables of class folders, which lie in the folders of splits or right in the root.
+    """Tables of class folders, which lie in the folders of splits or directly in the root.
 
-    Only a folder of class folders can be a split. The reader of ``datasets`` takes any path with the word for one: the
-    class ``crash test`` would leave the training images for the test split. It also passes over linked folders.
+    Only a folder of class folders can be a split. The reader of ``datasets`` is not used, because it takes every path
+    with the word "test" for a test split (images of a class ``crash test`` would leave the training split), and because
+    it skips linked folders.
     """
     import datasets
 
@@ -252,7 +266,11 @@ def class_folders(root: Path, asked: set[str]) -> "dict[str, datasets.Dataset]":
 
 
 def column(features: "datasets.Features", kind: str, names: tuple[str, ...], root: str) -> str:
-    """The only column of a type, or one with a usual name."""
+    """Name of the only column of a type, or of one with a usual name.
+
+    Raises:
+        ValueError: If there is no such column.
+    """
     typed = [name for name, feature in features.items() if type(feature).__name__ == kind]
     if len(typed) == 1:
         return typed[0]

@@ -1,17 +1,20 @@
-"""Loaders: the order of an epoch, and equal shares of all ranks."""
+"""Loaders: the order of an epoch, equal shares of all ranks, and batches on the device."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
-from lightning_modules.batch import Batch
+from datamodules.items import Items, Padded, innermost
+from lightning_modules.batch import Batch, Features
 from lightning_modules.seed import run_seed
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """Shuffled shares of the ranks that depend on the seed and the epoch alone, as do the seeds of the workers."""
+    """Shuffled shares of the ranks. They depend on the seed and the epoch alone, as do the seeds of the workers."""
 
     def __init__(self, dataset: Dataset[Any], world_size: int, rank: int) -> None:
         super().__init__(dataset, world_size, rank, shuffle=True, seed=run_seed())
@@ -23,32 +26,140 @@ class EpochSampler(DistributedSampler[Any]):
 
 
 class TrainLoader(DataLoader[Any]):
-    """A loader that starts its workers when the first batch is asked for.
+    """Loader that starts its workers with the first batch.
 
-    Lightning makes the first iterator before a resumed run knows its epoch, and workers take their seed and their first
-    indices at once.
+    Lightning makes the first iterator before a resumed run has set its epoch. Workers get their seed and their first
+    indices when they start, so an early start would give those of the wrong epoch.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         yield from super().__iter__()
 
 
-class Padded(Dataset[tuple[Any, Any, bool]]):
-    """A dataset whose length is a multiple of the number of ranks; added samples are not valid."""
+def score_order(count: int, batch_size: int, shuffle: bool, drop_last: bool, passes: int) -> list[list[int]]:
+    """Indices of every scoring batch; they depend on the seed of the run and not on the rank.
 
-    def __init__(self, dataset: Dataset[tuple[Any, Any]], multiple: int) -> None:
-        self.dataset = dataset
-        self.length = len(dataset)  # type: ignore[arg-type]
-        self.padded = -(-self.length // multiple) * multiple
+    Args:
+        count: Number of samples.
+        batch_size: Samples of a batch.
+        shuffle: Draw the order from the seed; otherwise it is that of the samples.
+        drop_last: Leave out an incomplete last batch of a pass.
+        passes: Number of passes over all samples, each in an order of its own if it is drawn.
+    """
+    draw = torch.Generator().manual_seed(run_seed())
+    orders = [torch.randperm(count, generator=draw) if shuffle else torch.arange(count) for _ in range(passes)]
+    batches = [batch.tolist() for order in orders for batch in order.split(batch_size)]
+    return [batch for batch in batches if len(batch) == batch_size or not drop_last]
 
-    def __len__(self) -> int:
-        return self.padded
 
-    def __getitem__(self, index: int) -> tuple[Any, Any, bool]:
-        inputs, target = self.dataset[min(index, self.length - 1)]
-        return inputs, target, index < self.length
+class Loaders(LightningDataModule):
+    """Loaders of a run over the datasets in ``splits``.
 
+    Args:
+        batch_size: Samples of a training step on each device.
+        eval_batch_size: Samples of an evaluation step on each device; ``batch_size`` if not given.
+        num_workers: Worker processes of a loader. By default none over data in memory, else one per core up to 8.
+        drop_last: Leave out the last training batch of an epoch if it is incomplete.
+    """
 
-def collate(items: list[Any]) -> Batch:
-    """Batch of items ``(input, target)`` or ``(input, target, valid)``; an item without ``valid`` is a real sample."""
-    return Batch(*default_collate([item if len(item) == 3 else (*item, True) for item in items]))
+    def __init__(
+        self,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        drop_last: bool = True,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: expected at least 1")
+        if eval_batch_size is not None and eval_batch_size < 1:
+            raise ValueError(f"eval_batch_size={eval_batch_size}: expected at least 1, or none for batch_size")
+        if num_workers is not None and num_workers < 0:
+            raise ValueError(f"num_workers={num_workers}: expected 0 or more")
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.num_workers = num_workers
+        self.drop_last = drop_last
+        self.splits: dict[str, Items] = {}
+        self.replaced: dict[str, Items] = {}  # datasets of ``splits`` that ``replace`` has put aside
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State for worker processes, which make items: without the trainer and without the pixels of other splits."""
+        return self.__dict__ | {"trainer": None, "splits": {}, "replaced": {}}
+
+    def replace(self, split: str, dataset: Items) -> None:
+        """Read a split from another dataset, such as one of cached features, until ``restore``."""
+        self.replaced.setdefault(split, self.splits[split])
+        self.splits[split] = dataset
+
+    def restore(self) -> None:
+        """Read every split from its own dataset again."""
+        self.splits |= self.replaced
+        self.replaced = {}
+
+    # batches
+
+    @staticmethod
+    def collate(items: list[Any]) -> Batch:
+        """Batch of items (inputs, target), or (inputs, target, valid); an item without ``valid`` is a real sample."""
+        return Batch(*default_collate([item if len(item) == 3 else (*item, True) for item in items]))
+
+    def on_device(self, batch: Batch) -> Batch:
+        """Batch as the model reads it, from a batch of the loader that is on the device by now."""
+        return batch
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        if isinstance(batch.inputs, Features):  # a cache has made them of inputs that passed ``on_device`` already
+            return batch
+        return self.on_device(batch)
+
+    # loaders
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        dataset, trainer = self.splits["train"], self.trainer
+        sampler = EpochSampler(dataset, trainer.world_size if trainer else 1, trainer.global_rank if trainer else 0)
+        sampler.set_epoch(trainer.current_epoch if trainer else 0)  # Lightning sets it only from the second epoch on
+        options = {
+            "sampler": sampler,
+            "generator": sampler.generator,
+            "drop_last": self.drop_last,
+            # because workers that live on keep their random state, and a resumed run would augment differently
+            "persistent_workers": False,
+        }
+        return self.loader(dataset, self.batch_size, TrainLoader, **options)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        return self.eval_loader("val") if "val" in self.splits else []
+
+    def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        return self.eval_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        return self.loader(self.splits["test"], self.eval_batch_size)
+
+    def eval_loader(self, split: str) -> DataLoader[Any]:
+        """Loader of every sample once; ranks get equal numbers, because Padded adds samples that do not count."""
+        dataset = Padded(self.splits[split], self.trainer.world_size if self.trainer else 1)
+        return self.loader(dataset, self.eval_batch_size)
+
+    def loader(
+        self, dataset: Dataset[Any], batch_size: int, kind: type[DataLoader[Any]] = DataLoader, **options: Any
+    ) -> DataLoader[Any]:
+        """Loader of a dataset with the workers of this datamodule.
+
+        Args:
+            dataset: ``Items``, also inside ``Padded`` or ``Subset``.
+            batch_size: Items of a batch.
+            kind: Class of the loader.
+            options: Further options of it.
+        """
+        source, workers = innermost(dataset), self.num_workers
+        if workers is None:
+            workers = 0 if source.in_memory else min(os.cpu_count() or 1, 8)
+        defaults: dict[str, Any] = {
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "collate_fn": self.collate,
+        }
+        return kind(dataset, batch_size=batch_size, **defaults | options | source.loader_options())

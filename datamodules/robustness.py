@@ -1,5 +1,6 @@
 """Test sets for a classifier of the 1,000 ImageNet classes: ImageNet-A, -R, -V2, -Sketch and -C."""
 
+from abc import abstractmethod
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -7,11 +8,14 @@ from typing import Any, ClassVar, Literal
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
-from datamodules.base import ImageDataModule
+from datamodules.base import Split
 from datamodules.files import Files, class_folders, existing
 from datamodules.imagenet import WNIDS
-from datamodules.loading import Padded
-from datamodules.samples import Samples, open_image
+from datamodules.items import Padded
+from datamodules.labelled_images import LabelledImages
+from datamodules.pixels import Cache
+from datamodules.samples import LabelledSamples, open_image
+from datamodules.transforms import Resize
 
 # classes of ImageNet-A and ImageNet-R among the 1,000; 86 are in both
 A = """
@@ -50,33 +54,39 @@ ALEXNET = {
     "pixelate": 0.717840,
     "jpeg_compression": 0.606500,
 }
-EXTRA = ("gaussian_blur", "speckle_noise", "saturate", "spatter")  # published beside the 15, no part of the score
+EXTRA = ("gaussian_blur", "speckle_noise", "saturate", "spatter")  # published beside the 15; mCE leaves them out
 SEVERITIES = range(1, 6)
 
 
-class Robustness(ImageDataModule):
+class Robustness(LabelledImages):
     """Test images of ImageNet classes; there is nothing to train on.
 
     Args:
-        root: Folder of the class folders, or the one it lies in.
-        cache: Keep resized images in RAM; a test reads them once.
+        root: Folder of the class folders, or the folder that it lies in.
+        cache: Resized images in RAM: ``none`` keeps none, because a test reads each image once; ``ram`` keeps all,
+            ``auto`` those up to 2 GiB.
     """
 
     class_names = WNIDS
     num_classes = len(WNIDS)
     inside: ClassVar[tuple[str, ...]]  # names of the folder of class folders
-    folders: ClassVar[dict[str, int]] = {wnid: label for label, wnid in enumerate(WNIDS)}
-    size_of_test: ClassVar[int]
+    folders: ClassVar[dict[str, int]] = {wnid: label for label, wnid in enumerate(WNIDS)}  # and their classes
 
-    def __init__(self, root: str, cache: Literal["auto", "ram", "none"] = "none", **kwargs: Any) -> None:
+    def __init__(self, root: str, cache: Cache = "none", **kwargs: Any) -> None:
         super().__init__(cache=cache, **kwargs)
-        self.root, self.home = root, existing(root)
+        self.root = root
+        self.home = existing(root)
 
     @property
-    def expected(self) -> dict[str, int | None]:
+    @abstractmethod
+    def size_of_test(self) -> int:
+        """Published number of images."""
+
+    @property
+    def published_sizes(self) -> dict[str, int | None]:
         return {"test": self.size_of_test}
 
-    def samples(self, split: Literal["train", "val", "test"]) -> Samples | None:
+    def samples(self, split: Split) -> LabelledSamples | None:
         if split != "test":
             return None
         found = next((self.home / name for name in self.inside if (self.home / name).is_dir()), self.home)
@@ -87,8 +97,8 @@ class Subset200(Robustness):
     """Test images of 200 of the classes.
 
     Args:
-        class_mask: ``subset`` lets the classifier choose among the 200 classes alone, as the set's authors and SSF do;
-            ``full`` among all 1,000, as NOAH does, which gives much lower numbers.
+        class_mask: ``subset`` lets the classifier choose among the 200 classes alone, as the authors of the images and
+            SSF do; ``full`` lets it choose among all 1,000, as NOAH does, which gives much lower numbers.
     """
 
     def __init__(self, root: str, class_mask: Literal["subset", "full"] = "subset", **kwargs: Any) -> None:
@@ -97,7 +107,7 @@ class Subset200(Robustness):
 
     @property
     def class_subset(self) -> list[int] | None:
-        """The classes that a prediction may name; all if None."""
+        """Numbers of the classes that a prediction may have; None for all."""
         return list(self.folders.values()) if self.class_mask == "subset" else None
 
     def description(self) -> dict[str, Any]:
@@ -105,7 +115,7 @@ class Subset200(Robustness):
 
 
 class ImageNetA(Subset200):
-    """ImageNet-A: photographs that a ResNet-50 gets wrong (Hendrycks et al., CVPR 2021, arXiv:1907.07174)."""
+    """ImageNet-A: photographs that a ResNet-50 classifies wrongly (Hendrycks et al., CVPR 2021, arXiv:1907.07174)."""
 
     inside = ("imagenet-a",)
     folders: ClassVar[dict[str, int]] = {WNIDS[label]: label for label in map(int, A.split())}
@@ -124,7 +134,7 @@ class ImageNetV2(Robustness):
     """ImageNet-V2, matched frequency: a second test set (Recht et al., ICML 2019, arXiv:1902.10811)."""
 
     inside = ("imagenetv2-matched-frequency-format-val",)
-    folders: ClassVar[dict[str, int]] = {str(label): label for label in range(len(WNIDS))}  # no wnids there
+    folders: ClassVar[dict[str, int]] = {str(label): label for label in range(len(WNIDS))}  # named by their number
     size_of_test = 10_000
 
 
@@ -138,22 +148,26 @@ class ImageNetSketch(Robustness):
 class ImageNetC(Robustness):
     """ImageNet-C: 15 corruptions of the test images (Hendrycks and Dietterich, ICLR 2019, arXiv:1903.12261).
 
-    Gives the accuracy of every corruption and severity, and ``test/mCE``: errors of a corruption over those of AlexNet,
-    in percent, averaged over the 15.
+    Results are the accuracy of every corruption and severity, and ``test/mCE``: the error of a corruption divided by
+    that of AlexNet, in percent, averaged over the 15.
 
     Args:
         root: Folder of ``<corruption>/<severity>/<wnid>/*.JPEG``, also with the archives' own folders (``noise/``,
             ``blur/``, ...) in between.
-        extra: Also test the four extra corruptions, which do not count.
-        resize: The images are centre crops already: ``direct`` takes them as they are. SSF resizes and crops them once
-            more: ``--data.resize center_crop --data.crop_pct 0.9``.
+        extra: Also test the four extra corruptions, which do not count for mCE.
+        resize: ``direct`` takes the images as they are, because they are centre crops already. SSF resizes and crops
+            them once more: ``--data.resize center_crop --data.crop_pct 0.9``. ``square_crop`` squashes them to a larger
+            square before the crop.
     """
+
+    opens_all = False  # because there are millions of headers; a test names an unreadable image when it reads it
+    size_of_test = 50_000
 
     def __init__(
         self,
         root: str,
         extra: bool = False,
-        resize: Literal["direct", "center_crop", "square_crop"] = "direct",
+        resize: Resize = "direct",
         **kwargs: Any,
     ) -> None:
         super().__init__(root, resize=resize, **kwargs)
@@ -161,50 +175,47 @@ class ImageNetC(Robustness):
 
     @property
     def test_names(self) -> list[str]:
-        """What the test loaders are called."""
+        """Names of the test loaders, in their order."""
         return [f"{corruption}/{severity}" for corruption, severity in product(self.corruptions, SEVERITIES)]
 
     @property
-    def expected(self) -> dict[str, int | None]:
-        return dict.fromkeys(self.test_names, 50000)
+    def published_sizes(self) -> dict[str, int | None]:
+        return dict.fromkeys(self.test_names, self.size_of_test)
 
-    def samples_of(self, name: str) -> Samples:
+    def samples_of(self, name: str) -> LabelledSamples:
         return class_folders(self.folder(name), WNIDS)
 
     def folder(self, name: str) -> Path:
-        """Of a corruption and severity."""
+        """Folder of a corruption and severity."""
         found = next((path for path in [self.home / name, *self.home.glob(f"*/{name}")] if path.is_dir()), None)
         if found is None:
             raise FileNotFoundError(f"{self.home} has no folder {name}")
         return found
 
-    def samples(self, split: Literal["train", "val", "test"]) -> Samples | None:
+    def samples(self, split: Split) -> LabelledSamples | None:
         if split != "test":
             return None
         return Corrupted([self.folder(name) for name in self.test_names])
 
-    def check(self, split: str, samples: Samples) -> Samples:
-        return samples  # millions of headers; an unreadable image is named when it comes up
-
     def test_dataloader(self) -> list[DataLoader[Any]]:
-        dataset: Any = self.splits["test"]
+        dataset = self.splits["test"]
         size, ranks = len(dataset) // len(self.test_names), self.trainer.world_size if self.trainer else 1
         parts = [Padded(Subset(dataset, range(i, i + size)), ranks) for i in range(0, len(dataset), size)]
-        # workers of a finished loader would stay beside those of the next
+        # otherwise the workers of a finished loader would live on beside those of the next
         return [self.loader(part, self.eval_batch_size, persistent_workers=False) for part in parts]
 
     def summary(self, accuracy: dict[str, float]) -> dict[str, float]:
-        """``mCE`` and the mean accuracy of each corruption, from those of the loaders."""
+        """``mCE`` (in percent) and the mean accuracy of each corruption, from the accuracies of the loaders by name."""
         means = {c: sum(accuracy[f"{c}/{s}"] for s in SEVERITIES) / len(SEVERITIES) for c in self.corruptions}
         errors = [(1 - means[corruption]) / alexnet for corruption, alexnet in ALEXNET.items()]
         return {"mCE": 100 * sum(errors) / len(errors), **means}
 
 
-class Corrupted:
-    """The same images in several folders; their names are kept once.
+class Corrupted(LabelledSamples):
+    """Images of equal names in several folders; their names are in memory once.
 
     Args:
-        roots: The folders, each with all class folders.
+        roots: Folders of all class folders.
     """
 
     def __init__(self, roots: list[Path]) -> None:
@@ -217,6 +228,7 @@ class Corrupted:
                     raise FileNotFoundError(f"{root} has no {path}, which {roots[0]} has")
 
     def file(self, index: int) -> Path:
+        """Path of an image."""
         return self.roots[index // len(self.one.paths)] / self.one.paths[index % len(self.one.paths)]
 
     def open(self, index: int) -> Image.Image:

@@ -1,90 +1,84 @@
-"""Labelled images: opened safely, as datasets in RAM, on disk or as features, and in the order of an epoch."""
+"""Samples as stored: what a split consists of before anything is resized, drawn or batched."""
 
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import Dataset
-from torchvision.transforms import v2
-
-from datamodules.loading import collate
-from lightning_modules.batch import Batch, Features
 
 MAX_ASPECT = 100  # a 20,000 x 10 image would become gigabytes when its short side is resized
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
 
-class Samples(Protocol):
-    """Labelled images that can be opened one by one."""
+class Samples(ABC):
+    """Samples of one split, read one by one."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Any:
+        """Sample as stored, the argument of ``DataModule.item``. Raises ``OSError`` if it cannot be read."""
+
+    @abstractmethod
+    def target(self, index: int) -> Any:
+        """Target of a sample as stored, without a look at its inputs."""
+
+    @abstractmethod
+    def stored(self, index: int) -> bytes:
+        """All bytes of a sample, with those of its target; fingerprints are made of them."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """Name of a sample in messages: its file, or its row."""
+
+    @abstractmethod
+    def keep(self, indices: list[int]) -> "Samples":
+        """These samples alone."""
+
+
+class ImageSample(NamedTuple):
+    """Image as stored, of any mode and size, and its target."""
+
+    image: Image.Image
+    target: Any
+
+
+class ImageSamples(Samples):
+    """Samples whose inputs are images."""
+
+    @abstractmethod
+    def open(self, index: int) -> Image.Image:
+        """Image as stored, of which only the header is read. Raises ``OSError`` if there is none."""
+
+    @abstractmethod
+    def content(self, index: int) -> bytes:
+        """Encoded image."""
+
+    @abstractmethod
+    def keep(self, indices: list[int]) -> "ImageSamples": ...
+
+    def __getitem__(self, index: int) -> ImageSample:
+        return ImageSample(self.open(index), self.target(index))
+
+    def stored(self, index: int) -> bytes:
+        content = self.content(index)
+        return f"{self.target(index)} {len(content)} ".encode() + content
+
+
+class LabelledSamples(ImageSamples):
+    """Images of classes; ``labels`` (N,) holds the number of each one's class."""
 
     labels: Tensor
 
-    def open(self, index: int) -> Image.Image:
-        """The image as stored; raises ``OSError`` if it cannot be read."""
-
-    def content(self, index: int) -> bytes:
-        """The encoded image."""
-
-    def name(self, index: int) -> str:
-        """What a message calls this sample: its file, or its row."""
-
-    def keep(self, indices: list[int]) -> "Samples":
-        """Only these samples."""
-
-
-class CachedImages(Dataset[tuple[Tensor, int]]):
-    """Samples whose resized images (N, 3, S, S) are in RAM."""
-
-    def __init__(self, samples: Samples, pixels: Tensor, augment: v2.Transform | None) -> None:
-        self.samples, self.pixels, self.augment = samples, pixels, augment
+    @abstractmethod
+    def keep(self, indices: list[int]) -> "LabelledSamples": ...
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = self.pixels[index]
-        return image if self.augment is None else self.augment(image), int(self.samples.labels[index])
-
-
-class LiveImages(Dataset[tuple[Tensor, int]]):
-    """Images that are read, decoded and transformed at every access."""
-
-    def __init__(self, samples: Samples, transform: Any) -> None:
-        self.samples, self.transform = samples, transform
-
-    def __len__(self) -> int:
-        return len(self.samples.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        try:
-            return self.transform(to_rgb(self.samples.open(index))), int(self.samples.labels[index])
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{self.samples.name(index)} cannot be read: {error}") from error
-
-
-class FrozenFeatures(Dataset[tuple[int, int]]):
-    """What a frozen backbone says of every sample; ``callbacks.feature_cache`` fills ``tensors``, each of N rows.
-
-    Args:
-        plain: The images.
-        widen: Whether features were rounded and become fp32 again.
-    """
-
-    def __init__(self, plain: Any, widen: bool = False) -> None:
-        self.plain, self.samples, self.widen = plain, plain.samples, widen
-        self.tensors: tuple[Tensor, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.plain)
-
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        return index, int(self.samples.labels[index])
-
-    def gather(self, items: list[Any]) -> Batch:
-        """Batch of features."""
-        indices, labels, valid = collate(items)
-        features = (tensor[indices.to(tensor.device)] for tensor in self.tensors)
-        return Batch(Features(tuple(f.float() if self.widen else f for f in features)), labels, valid)
+    def target(self, index: int) -> int:
+        return int(self.labels[index])
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -98,7 +92,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def open_image(file: Any) -> Image.Image:
-    """Open an image, calling everything that is not one, or too long a one, an ``OSError``."""
+    """Open an image.
+
+    Args:
+        file: Path, or file of bytes.
+
+    Raises:
+        OSError: If it holds no image, a decompression bomb, or sides whose ratio is above ``MAX_ASPECT``.
+    """
     try:
         image = Image.open(file)
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:

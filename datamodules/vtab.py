@@ -1,4 +1,4 @@
-"""VTAB-1k: 19 tasks of 1,000 training images (Zhai et al., 2019, arXiv:1910.04867), and a small suite of its form."""
+"""VTAB-1k: 19 datasets of 1,000 training images (Zhai et al., 2019, arXiv:1910.04867), and a small one in its form."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -7,7 +7,8 @@ from datamodules.benchmark import Benchmark
 from datamodules.files import read_list
 from datamodules.image_dataset import ImageDataset, Rows, load
 from datamodules.micro import shapes
-from datamodules.samples import Samples
+from datamodules.samples import LabelledSamples
+from datamodules.transforms import Resize
 
 if TYPE_CHECKING:
     import datasets
@@ -29,14 +30,18 @@ TEST_SIZES = (
 
 
 class VTAB(Benchmark):
-    """VTAB-1k as papers hand it on: 1,000 training images of each of 19 tasks, without TensorFlow.
+    """VTAB-1k in the forms that papers share: 1,000 training images of each of 19 datasets, without TensorFlow.
 
-    Each task is a folder of ``root``: either the image dump, ``images/`` with the lists ``train800.txt``,
-    ``val200.txt``, ``train800val200.txt`` and ``test.txt`` (the first two are cut from the third if they are not
-    there), or a dataset of Hugging Face with splits of these names, as parquet files or as ``save_to_disk`` writes it.
+    Each dataset is a folder of ``root`` in one of two forms. The image dump is ``images/`` with the lists
+    ``train800.txt``, ``val200.txt``, ``train800val200.txt`` and ``test.txt``; missing lists of the first two names are
+    cut from the third. A dataset of Hugging Face has splits of these names, as parquet files or as ``save_to_disk``
+    writes them.
 
     Args:
-        resize: ``direct`` squashes to the square, as all of the benchmark's papers do.
+        root: Folder of the benchmark.
+        task: Name of one of its datasets.
+        resize: ``direct`` squashes to the square, as all papers of the benchmark do; ``center_crop`` keeps the aspect
+            and crops the centre; ``square_crop`` squashes to a larger square and crops its centre.
     """
 
     groups: ClassVar[dict[str, tuple[str, ...]]] = GROUPS
@@ -65,7 +70,7 @@ class VTAB(Benchmark):
         self,
         root: str,
         task: str | None = None,
-        resize: Literal["direct", "center_crop", "square_crop"] = "direct",
+        resize: Resize = "direct",
         **kwargs: Any,
     ) -> None:
         super().__init__(root, task, resize=resize, **kwargs)
@@ -73,7 +78,7 @@ class VTAB(Benchmark):
 
     @property
     def folder(self) -> Path:
-        """Of the task; some scripts call it by another name than the dump."""
+        """Folder of the dataset, which some scripts name in another way than the dump."""
         names = [str(self.task), *(alias for alias, task in self.aliases.items() if task == self.task)]
         found = next((self.home / name for name in names if (self.home / name).is_dir()), None)
         if found is None:
@@ -82,22 +87,25 @@ class VTAB(Benchmark):
 
     @property
     def source(self) -> Literal["dump", "hf"]:
-        """Where the images are from: JPEGs of the dump have cost papers 10 points on CIFAR-100 (NOAH against TFDS)."""
+        """Form of the images; results keep it, because JPEGs of the dump have cost papers 10 points on CIFAR-100.
+
+        That is the difference between NOAH's numbers and those from TFDS.
+        """
         folder = self.folder
-        if any((folder / f"{name}.txt").is_file() for name in self.expected):
+        if any((folder / f"{name}.txt").is_file() for name in self.published_sizes):
             return "dump"
         saved = (folder / "dataset_dict.json").is_file() or any(folder.glob("*.parquet"))
         return "hf" if saved or any(folder.glob("data/*.parquet")) else "dump"
 
     @property
-    def expected(self) -> dict[str, int | None]:
+    def published_sizes(self) -> dict[str, int | None]:
         return {"train800": 800, "val200": 200, "train800val200": 1000, "test": self.test_sizes[str(self.task)]}
 
-    def samples_of(self, name: str) -> Samples:
+    def samples_of(self, name: str) -> LabelledSamples:
         cut = {"train800": range(800), "val200": range(800, 1000)}.get(name)
         if cut is not None and not self.has(name) and self.has("train800val200"):
             return self.samples_of("train800val200").keep(list(cut))
-        samples: Samples
+        samples: LabelledSamples
         if self.source == "hf":
             place = f"{self.folder}, split {name}"
             if name not in self.tables:
@@ -106,18 +114,19 @@ class VTAB(Benchmark):
         else:
             place = str(self.folder / f"{name}.txt")
             samples = read_list(self.folder / f"{name}.txt", self.folder)
-        count, expected = len(samples.labels), self.expected[name]
+        count, expected = len(samples.labels), self.published_sizes[name]
         if count != expected and name != "test":
             raise ValueError(f"{place}: {count} images, expected {expected}")
         self.compare(name, place, samples)
         return samples
 
     def has(self, name: str) -> bool:
+        """Whether there is a list of this name."""
         return name in self.tables if self.source == "hf" else (self.folder / f"{name}.txt").is_file()
 
     @property
     def tables(self) -> dict[str, Rows]:
-        """The splits of a folder of Hugging Face."""
+        """Samples of every split of a dataset of Hugging Face."""
         if self._tables is None:
             reader = ImageDataset(str(self.folder))
             tables: dict[str, datasets.Dataset] = reader.with_columns(load(reader.root, set()))
@@ -127,7 +136,7 @@ class VTAB(Benchmark):
 
     @property
     def group(self) -> str:
-        """Of the task; papers report the mean of each, and the mean of these."""
+        """Group of the dataset; papers report the mean of each group, and the mean of the groups."""
         return next(name for name, tasks in self.groups.items() if self.task in tasks)
 
     def description(self) -> dict[str, Any]:
@@ -135,9 +144,10 @@ class VTAB(Benchmark):
 
 
 class MicroVTAB(VTAB):
-    """A small suite in the form of VTAB-1k, for machines without its images: ``prepare --dataset micro_vtab`` makes it.
+    """Small suite in the form of VTAB-1k, for machines without its images; ``prepare --dataset micro_vtab`` writes it.
 
-    Images of 32 x 32 pixels in three groups: Fashion-MNIST, scanned digits, and four drawn tasks (``shapes.py``).
+    Images of 32 x 32 pixels in three groups: Fashion-MNIST, scanned digits, and four drawn datasets
+    (``micro/shapes.py``).
     """
 
     groups: ClassVar[dict[str, tuple[str, ...]]] = {

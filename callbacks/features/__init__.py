@@ -1,1 +1,1 @@
-"""Features of a frozen backbone, computed once."""
+"""Cache of the features of a frozen backbone: the callback, its dataset and its file format."""

@@ -113,7 +113,7 @@ class Queue:
     def work(self) -> None:
         """Take cells until none waits and none runs: one that runs elsewhere may yet come back."""
         from backbones.timm_models import shared_backbone
-        from datamodules.base import shared_pixels
+        from datamodules.pixels import shared_pixels
 
         before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from callbacks.feature_cache import check_frozen
+from callbacks.features.cache import check_frozen
 from callbacks.scoring.undisturbed import unchanged
 from checkpoints import delta as files
 from checkpoints.fingerprint import manifest

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from datamodules import VTAB
-from tests.datamodules.test_base import picture
+from tests.support.pictures import picture
 from train import main
 
 Check = Callable[..., tuple[int, str]]

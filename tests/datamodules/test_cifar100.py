@@ -9,8 +9,8 @@ import pytest
 from torchvision import datasets
 
 from datamodules import CIFAR100
-from tests.datamodules.test_base import INPUT
 from tests.datamodules.test_vtab import ready
+from tests.support.pictures import INPUT
 
 
 class Payload:
@@ -55,7 +55,7 @@ def test_archive(root: Path) -> None:
 def test_best_test_epoch_only_on_request(root: Path) -> None:
     module = ready(CIFAR100(str(root), report_best_test=True))
     assert len(module.splits["val"]) == 20
-    assert module.selection == "best test epoch"
+    assert module.kept_epoch == "best test epoch"
 
 
 def test_foreign_pickles_stay_closed(root: Path) -> None:

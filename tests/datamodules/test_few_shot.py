@@ -10,8 +10,8 @@ from lightning import Trainer
 from datamodules import FewShot
 from datamodules.few_shot import FOLDERS
 from datamodules.imagenet import WNIDS
-from tests.datamodules.test_base import picture
 from tests.datamodules.test_vtab import ready
+from tests.support.pictures import picture
 
 
 def write_set(root: Path, task: str, shots: int = 1, lists: str = "", images: str = "", repeat: int = 1) -> None:
@@ -50,7 +50,7 @@ def test_sets(task: str, tmp_path: Path) -> None:
     assert module.samples_of("test").labels.tolist() == list(range(count))
     assert "test" in module.samples_of("test").name(0)
     module.trainer = None
-    assert sum(len(labels) for _, labels in module.train_dataloader()) == count, "one shot may be less than a batch"
+    assert sum(batch.size for batch in module.train_dataloader()) == count, "one shot may be less than a batch"
     said = {"shots": 1, "shot_seed": 1, "data_task": task, "resize": "square_crop"}
     assert said.items() <= module.description().items()
     assert FewShot(str(tmp_path), FOLDERS[task][-1]).task == task
@@ -67,7 +67,7 @@ def test_final_has_no_validation(tmp_path: Path) -> None:
 def test_doubled_images_of_pets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_set(tmp_path, "pets", repeat=2)
     module = FewShot(str(tmp_path), "pets", shots=1, shot_seed=1)
-    assert len(module.samples_of("train").labels) == 74 == module.expected["train"]
+    assert len(module.samples_of("train").labels) == 74 == module.published_sizes["train"]
     text = capsys.readouterr().out
     assert "train_meta.list.num_shot_1.seed_1 of pets names 37 images again; kept" in text
     assert "not comparable" not in text
@@ -79,7 +79,7 @@ def test_imagenet(tmp_path: Path) -> None:
     assert module.class_names == WNIDS
     assert "/train/" in module.samples_of("train").name(0)
     assert module.samples_of("test").name(999).endswith("/val/a class, 999/val 0.jpg")
-    assert "val" not in module.expected
+    assert "val" not in module.published_sizes
     with pytest.raises(ValueError, match=r"pass --data\.split final"):
         FewShot(str(tmp_path), "imagenet")
 

@@ -12,8 +12,8 @@ import torch
 
 from datamodules import FGVC
 from datamodules.fgvc import FOLDERS
-from tests.datamodules.test_base import INPUT, picture
 from tests.datamodules.test_vtab import ready
+from tests.support.pictures import INPUT, picture
 
 
 def write_lists(folder: Path, ids: list[int], inside: str) -> None:
@@ -129,7 +129,7 @@ def test_first_cars_archive_has_its_own_lists(cars: Path) -> None:
     module = FGVC(str(cars), "cars")
     module.configure(INPUT)
     assert module.description()["source"] == "official"
-    parts = {name: module.samples_of(name) for name in module.expected}
+    parts = {name: module.samples_of(name) for name in module.published_sizes}
     assert {name: len(part.labels) for name, part in parts.items()} == {
         "train": 7_329,
         "val": 815,

@@ -1,28 +1,19 @@
-"""Colour modes, files that are no images, padding and the order of an epoch."""
+"""Colour modes, and files that are no images."""
 
 import io
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch import Tensor
 
-from datamodules.loading import EpochSampler, Padded
-from datamodules.samples import CachedImages, open_image, to_rgb
-from lightning_modules.batch import PADDING
+from datamodules.samples import open_image, to_rgb
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format=kind, **options)
     return buffer.getvalue()
-
-
-def labelled(count: int) -> Any:
-    return SimpleNamespace(labels=torch.arange(count) % 3)
 
 
 def decoded(data: bytes) -> Image.Image:
@@ -84,35 +75,3 @@ def test_decompression_bomb_is_an_unreadable_image(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(OSError, match="decompression bomb"):
         open_image(io.BytesIO(encode(Image.new("RGB", (24, 20)))))
-
-
-def test_padding_evens_out_the_ranks() -> None:
-    samples = CachedImages(labelled(5), torch.rand(5, 3, 4, 4), None)
-    padded = Padded(samples, 4)
-    assert len(padded) == 8
-    labels = [padded[index][1] for index in range(8)]
-    assert labels == [0, 1, 2, 0, 1, PADDING, PADDING, PADDING]
-    assert torch.equal(padded[7][0], samples[4][0])
-    assert len(Padded(samples, 5)) == 5
-
-
-def test_epoch_sampler_depends_on_seed_and_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset: Any = torch.arange(10)
-
-    def order(seed: int, epoch: int, world_size: int = 1, rank: int = 0) -> tuple[list[int], Tensor]:
-        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
-        sampler = EpochSampler(dataset, world_size, rank)
-        sampler.set_epoch(epoch)
-        return list(sampler), torch.rand(3, generator=sampler.generator)
-
-    first, draw = order(0, 0)
-    torch.manual_seed(123)  # the global generator plays no part
-    again, same_draw = order(0, 0)
-    assert first == again
-    assert torch.equal(draw, same_draw)
-    assert sorted(first) == list(range(10))
-    assert order(0, 1)[0] != first
-    assert not torch.equal(order(0, 1)[1], draw)
-    assert order(1, 0)[0] != first
-    shares = [order(0, 0, 2, rank)[0] for rank in (0, 1)]
-    assert sorted(shares[0] + shares[1]) == list(range(10))

@@ -16,7 +16,7 @@ from lightning import Trainer
 from commands.lightning import GraftCLI
 from datamodules import VTAB, MicroVTAB
 from tests.conftest import BACKBONE, TINY
-from tests.datamodules.test_base import INPUT, picture
+from tests.support.pictures import INPUT, picture
 
 LENGTHS = {"train800": 800, "val200": 200, "train800val200": 1000, "test": 711}
 
@@ -77,13 +77,13 @@ def test_tune_and_final(root: Path) -> None:
     assert not final.validates
     for module in (tune, final):
         assert module.samples("test").name(0).endswith("test/000000.jpg")  # type: ignore[union-attr]
-    assert (tune.selection, final.selection) == ("best validation epoch", "last epoch")
+    assert (tune.kept_epoch, final.kept_epoch) == ("best validation epoch", "last epoch")
 
 
 def test_best_test_epoch_only_on_request(root: Path) -> None:
     module = ready(VTAB(str(root), "kitti", split="final", report_best_test=True))
     assert len(module.splits["val"]) == 711  # type: ignore[arg-type]
-    assert module.selection == "best test epoch"
+    assert module.kept_epoch == "best test epoch"
     with pytest.raises(ValueError, match="report_best_test=true goes with split=final"):
         VTAB(str(root), "kitti", report_best_test=True)
 

@@ -10,7 +10,7 @@ import torch
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from callbacks.feature_cache import FeatureCache
+from callbacks.features.cache import FeatureCache
 from checkpoints.delta import one_member, read_checkpoint, write_adapter
 from commands.lightning import GraftCLI
 from datamodules import ImageDataset

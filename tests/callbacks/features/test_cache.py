@@ -1,6 +1,5 @@
 """Features of a frozen backbone that are computed once."""
 
-import os
 import resource
 import signal
 import subprocess
@@ -14,8 +13,8 @@ import torch
 from lightning import Trainer, seed_everything
 from safetensors import safe_open
 
-from callbacks import feature_cache
-from callbacks.feature_cache import FeatureCache
+from callbacks.features import file
+from callbacks.features.cache import FeatureCache
 from datamodules import ImageDataset
 from lightning_modules.batch import Features
 from methods import PEFTMethod
@@ -70,7 +69,7 @@ def test_every_place_gives_the_uncached_fit(
             assert torch.equal(delta[name], tensor), name
         assert found == metrics
         assert cache.metrics["features/gib"] > 0
-        assert not cache.filled
+        assert not cache.datasets
         assert all(type(s).__name__ != "FrozenFeatures" for s in module.splits.values())
     assert CountedPasses.batches == 2 * (6 + 3)  # the third read what the second wrote
 
@@ -152,11 +151,11 @@ def test_killed_while_writing(weights: Path, images: Path, build: Build, data: D
     folder = tmp_path / "features"
     code = f"""
 import os, signal
-from callbacks import feature_cache
+from callbacks.features.cache import FeatureCache
 from datamodules import ImageDataset
 from tests.conftest import build_tiny, quiet_trainer
 
-class Killed(feature_cache.FeatureCache):
+class Killed(FeatureCache):
     def rows(self, *args):
         for number, row in enumerate(super().rows(*args)):
             if number == 3:
@@ -173,7 +172,7 @@ trainer.fit(build_tiny({str(weights)!r}, "last"), datamodule=data)
     assert len(left) == 1
     assert left[0].startswith(".train-")
     CountedPasses.batches = 0
-    monkeypatch.setattr(feature_cache, "ABANDONED", -1.0)
+    monkeypatch.setattr(file, "ABANDONED", -1.0)
     _, found = fit(build("last"), data(), trainer, CountedPasses("disk", str(folder)))
     assert CountedPasses.batches == 6 + 3
     _, expected = fit(build("last"), data(), trainer, None)
@@ -258,16 +257,3 @@ def test_two_ranks(two_ranks: TwoRanks, weights: Path, images: Path, tmp_path: P
         for name in ("ram", "disk", "again", "members"):
             assert all(torch.equal(found[name][key], tensor) for key, tensor in expected.items()), name
     assert len(list((tmp_path / "features").iterdir())) == 2
-
-
-def test_disk_is_mapped_into_memory(tmp_path: Path) -> None:
-    """What is not read is not loaded: a gigabyte that only the file system has promised."""
-    offsets = feature_cache.lay_out(path := tmp_path / "f", (torch.zeros(1, 2**20),), 256, {"key": "k"})
-    feature_cache.write_rows(path, iter([(7, (torch.ones(1, 2**20),))]), offsets)
-    before = int(Path("/proc/self/statm").read_text().split()[1])
-    found = feature_cache.read(path, "k")
-    assert found is not None
-    assert found[0][[7]].sum() == 2**20
-    assert found[0][[8]].sum() == 0
-    assert (int(Path("/proc/self/statm").read_text().split()[1]) - before) * os.sysconf("SC_PAGE_SIZE") < 100 * 2**20
-    assert feature_cache.read(path, "other") is None

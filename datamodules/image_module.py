@@ -1,0 +1,210 @@
+"""Images for a backbone: reading, checking, caching, resizing, augmenting and normalising."""
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+from tqdm import tqdm
+
+from datamodules import pixels, transforms
+from datamodules.base import DataModule
+from datamodules.items import Items
+from datamodules.pixels import Cache, CachedImages
+from datamodules.samples import ImageSample, ImageSamples, to_rgb
+from datamodules.transforms import Augmentation, Resize
+from lightning_modules.batch import Batch
+
+DECODED = 100_000  # size of a split above which only the headers are read before a run, because decoding takes hours
+NORMALIZATIONS = {
+    "imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+
+class ImageModule(DataModule):
+    """Images in the form that the backbone of the trainer's task was trained with.
+
+    Its size, interpolation and, by default, its mean and std. Images travel as uint8 and become normalised floats
+    (B, 3, H, W) on the device. ``item`` is the place where an image and a target of the same geometry are transformed
+    together.
+
+    Args:
+        cache: Resized uint8 images in RAM: ``ram`` keeps all, ``auto`` keeps those of a split up to 2 GiB, ``none``
+            decodes each image again in every epoch.
+        augmentation: ``none``; ``pad_crop`` (pad by 1/8, random crop, flip); ``crop`` (resize to 8/7, random crop,
+            flip); ``rrc`` (random resized crop, flip); ``randaug`` (``rrc`` and RandAugment m9-mstd0.5);
+            ``flip_randaug`` (flip and the same RandAugment on the whole image, squashed to the square, as SCT does).
+        random_erasing: Probability of erasing a random rectangle of a training image.
+        resize: ``direct`` squashes to the square (VTAB); ``center_crop`` keeps the aspect and crops the centre, as the
+            backbone's own evaluation; ``square_crop`` squashes to a larger square and crops its centre (NOAH's
+            few-shot sets).
+        crop_pct: Share of the resized side that a crop keeps; the backbone's by default.
+        interpolation: Filter of the resizing: ``model`` is the backbone's own, ``bilinear`` and ``bicubic`` are fixed.
+        image_size: Side of the square in pixels; the backbone's by default.
+        normalization: Mean and std: ``model`` are the backbone's own, ``imagenet`` those of ImageNet, ``inception`` 0.5
+            and 0.5, ``none`` 0 and 1.
+        on_corrupt: Treatment of an unreadable image: ``error`` stops the run, ``skip`` leaves the image out.
+        max_corrupt: Largest share of unreadable images that ``skip`` accepts.
+    """
+
+    unit = "image"
+    opens_all: ClassVar[bool] = True  # whether every image is opened before a run, to find unreadable ones
+
+    def __init__(
+        self,
+        cache: Cache = "auto",
+        augmentation: Augmentation = "none",
+        random_erasing: float = 0.0,
+        resize: Resize = "center_crop",
+        crop_pct: float | None = None,
+        interpolation: Literal["model", "bilinear", "bicubic"] = "model",
+        image_size: int | None = None,
+        normalization: Literal["model", "imagenet", "inception", "none"] = "model",
+        on_corrupt: Literal["error", "skip"] = "error",
+        max_corrupt: float = 0.01,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for name, share in {"random_erasing": random_erasing, "max_corrupt": max_corrupt}.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}={share}: expected a share from 0 to 1")
+        if image_size is not None and image_size < 1:
+            raise ValueError(f"image_size={image_size}: expected a number of pixels")
+        if crop_pct is not None and not 0 < crop_pct <= 1:
+            raise ValueError(f"crop_pct={crop_pct}: expected a share above 0 and up to 1")
+        self.cache = cache
+        self.augmentation = augmentation
+        self.random_erasing = random_erasing
+        self.resize = resize
+        self.image_size = image_size
+        self.normalization = normalization
+        self.overrides: dict[str, Any] = {} if crop_pct is None else {"crop_pct": crop_pct}
+        self.overrides |= {} if interpolation == "model" else {"interpolation": interpolation}
+        self.on_corrupt = on_corrupt
+        self.max_corrupt = max_corrupt
+
+    def configure(self, input_config: dict[str, Any]) -> None:
+        """Take over size, interpolation, crop, mean and std of a backbone's input config."""
+        self.size = self.image_size or input_config["input_size"][-1]
+        input_config = input_config | self.overrides
+        self.interpolation = InterpolationMode(input_config["interpolation"])
+        self.crop_pct = input_config["crop_pct"]
+        model = (input_config["mean"], input_config["std"])
+        mean, std = NORMALIZATIONS.get(self.normalization, model)
+        self.mean, self.std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (mean, std))
+        self.random_view = transforms.random_view(self.size, self.interpolation)
+        self.augment: v2.Transform | None = None
+        if self.augmentation == "pad_crop":
+            self.augment = transforms.of_pixels(self.size)
+        elif self.augmentation != "none":
+            self.augment = transforms.of_stored_images(self.augmentation, self.size, self.interpolation)
+
+    # items
+
+    @property
+    def augments_stored(self) -> bool:
+        """Whether the augmentation starts from the image as stored, so that no resized one can be cached."""
+        return self.augmentation in transforms.OF_STORED_IMAGES
+
+    def to_pixels(self, image: Image.Image) -> Tensor:
+        """uint8 pixels (3, S, S) of an RGB image."""
+        return transforms.resized(image, self.size, self.resize, self.crop_pct, self.interpolation)
+
+    def item(self, sample: ImageSample) -> tuple[Any, Any]:
+        return self.to_pixels(to_rgb(sample.image)), sample.target
+
+    def train_item(self, sample: ImageSample) -> tuple[Any, Any]:
+        if self.augment is None:
+            return self.item(sample)
+        if self.augments_stored:
+            return self.augment(to_rgb(sample.image)), sample.target
+        return self.augment(*self.item(sample))
+
+    def view(self, sample: ImageSample) -> tuple[Any, Any]:
+        return self.random_view(to_rgb(sample.image)), sample.target
+
+    def on_device(self, batch: Batch) -> Batch:
+        """Normalised floats of uint8 pixels (B, 3, H, W), with erased rectangles in training."""
+        device = batch.inputs.device
+        images = (batch.inputs - self.mean.to(device)) / self.std.to(device)
+        if self.random_erasing and self.trainer is not None and self.trainer.training:
+            images = RandomErasing(self.random_erasing, mode="pixel", device=device)(images)
+        return batch._replace(inputs=images)
+
+    def varies(self) -> list[str]:
+        options = {"data.augmentation": self.augmentation, "data.random_erasing": self.random_erasing}
+        return [f"{name}={value}" for name, value in options.items() if value not in ("none", 0)]
+
+    def item_settings(self) -> tuple[Any, ...]:
+        return self.size, self.resize, self.crop_pct, str(self.interpolation)
+
+    def device_settings(self) -> tuple[Any, ...]:
+        return self.mean.tolist(), self.std.tolist()
+
+    def description(self) -> dict[str, Any]:
+        return super().description() | {
+            "augmentation": self.augmentation,
+            "resize": self.resize,
+            "interpolation": self.interpolation.value,
+            "normalization": self.normalization,
+        }
+
+    # datasets
+
+    def dataset(self, split: str, samples: Any) -> Items:
+        """Dataset of a split, after a check of its samples: cached, or decoded at every access."""
+        self.check_samples(split, samples)
+        train, size = split == "train", len(samples) * 3 * self.size**2
+        live = self.cache == "none" or (self.cache == "auto" and size > pixels.CACHE_LIMIT)
+        if live or (train and self.augments_stored):
+            samples = self.opened(split, samples) if self.opens_all else samples
+            return Items(samples, self.train_item if train else self.item)
+        found = pixels.share(samples, self.digest, lambda: self.decode(split, samples))
+        return CachedImages(*found, self.augment if train else None)
+
+    def opened(self, split: str, samples: ImageSamples) -> ImageSamples:
+        """Samples whose images can be decoded; of a split above ``DECODED``, those whose headers can be read."""
+        broken: dict[int, Exception] = {}
+        decode = len(samples) <= DECODED
+        for index in tqdm(range(len(samples)), desc=f"checking {split}", leave=False, disable=None):
+            try:
+                with samples.open(index) as image:
+                    if decode:
+                        image.draft("RGB", (1, 1))  # of a JPEG, an eighth of the pixels, and still all of the file
+                        image.load()
+            except (OSError, ValueError) as error:
+                broken[index] = error
+        return self.leave_out(split, samples, broken)
+
+    def decode(self, split: str, samples: ImageSamples) -> tuple[ImageSamples, Tensor]:
+        """Samples that can be read, and their uint8 pixels (N, 3, S, S)."""
+        found = torch.empty(len(samples), 3, self.size, self.size, dtype=torch.uint8)
+        broken: dict[int, Exception] = {}
+        for index in tqdm(range(len(samples)), desc=f"caching {split}", leave=False, disable=None):
+            try:
+                found[index], _ = self.item(samples[index])
+            except (OSError, ValueError) as error:
+                broken[index] = error
+        kept = self.leave_out(split, samples, broken)
+        if broken:
+            found = found[[index for index in range(len(found)) if index not in broken]]
+        return kept, found
+
+    def leave_out(self, split: str, samples: ImageSamples, broken: dict[int, Exception]) -> ImageSamples:
+        """Samples without the broken ones, or an error that names the first of them."""
+        if not broken:
+            return samples
+        total = len(samples)
+        first = next(iter(broken))
+        message = f"{split}: {len(broken)} of {total} images cannot be read, first {samples.name(first)}"
+        if self.on_corrupt == "error":
+            raise ValueError(f"{message} ({broken[first]}). Repair it, or pass --data.on_corrupt skip")
+        if len(broken) > self.max_corrupt * total:
+            raise ValueError(f"{message}: more than --data.max_corrupt {self.max_corrupt:.0%} of the split")
+        print(f"note: {message}; left out")
+        return samples.keep([index for index in range(total) if index not in broken])

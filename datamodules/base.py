@@ -102,7 +102,8 @@ class DataModule(Loaders, ABC):
         self.test_follows = True
 
     def setup(self, stage: str) -> None:
-        self.configure(self.trainer.lightning_module.input_config)  # type: ignore[union-attr,arg-type]
+        assert self.trainer is not None
+        self.configure(getattr(self.trainer.lightning_module, "input_config", {}))  # not every task reads images
         if stage == "fit" and self.test_follows and self.samples("test") is None:
             raise ValueError("the data have no test split, and test_after_fit asks for one")
         for split in SPLITS[stage]:
@@ -113,7 +114,7 @@ class DataModule(Loaders, ABC):
                 elif split != "val" or stage == "validate":
                     raise ValueError(f"the data have no {split} split")
                 else:
-                    self.trainer.limit_val_batches = 0  # type: ignore[union-attr] # an empty list would give a warning
+                    self.trainer.limit_val_batches = 0  # otherwise Lightning warns about the empty list
 
     def dataset(self, split: str, samples: Samples) -> Items:
         """Dataset of a split, after a check of its samples."""

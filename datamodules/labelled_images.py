@@ -1,7 +1,7 @@
 """Images of classes: checks of their labels, and the names of the classes."""
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, cast
 
 from datamodules.base import Split
 from datamodules.image_module import ImageModule
@@ -32,7 +32,7 @@ class LabelledImages(ImageModule):
 
     def samples_of(self, name: str) -> LabelledSamples:
         """Samples of one list of ``published_sizes``."""
-        samples = self.samples(name)  # type: ignore[arg-type]
+        samples = self.samples(cast(Split, name))
         assert samples is not None
         return samples
 

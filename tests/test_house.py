@@ -75,7 +75,6 @@ def test_parts_of_a_batch_have_names() -> None:
     assert not offenders, shown("a batch has inputs, targets and valid; no batch[0] outside datamodules", offenders)
 
 
-@pytest.mark.xfail(strict=False, reason="callbacks/feature_cache.py is being rebuilt")
 def test_type_of_the_module_in_callbacks() -> None:
     offenders = house.arguments_of_any(SOURCES, "pl_module")
     assert not offenders, shown("pl_module has a type: LightningModule, Task or PEFTMethod", offenders)

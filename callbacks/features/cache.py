@@ -127,8 +127,8 @@ class FeatureCache(Callback):
         """Features of a split, each with as many rows as the split has samples."""
         data = data_of(trainer)
         batch_size = min(data.batch_size if split == "train" else data.eval_batch_size, len(features))
-        shares = (trainer.global_rank, trainer.world_size) if self.cache_dir is not None else (0, 1)
-        rows = self.rows(trainer, model, features, batch_size, *shares)
+        share = (trainer.global_rank, trainer.world_size) if self.cache_dir is not None else (0, 1)
+        rows = self.rows(trainer, model, features, batch_size, share)
         place = trainer.strategy.root_device if self.cache == "gpu" else torch.device("cpu")
         if self.cache_dir is None:
             return in_memory(rows, len(features), place)

@@ -24,7 +24,9 @@ from callbacks.scoring.undisturbed import unchanged
 from checkpoints.fingerprint import fingerprint
 from lightning_modules.adapted import AdaptedTask
 from lightning_modules.batch import Features
+from lightning_modules.run import datamodule_of
 
+Share = tuple[int, int]  # rank and number of ranks
 STORED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -65,7 +67,7 @@ class FeatureCache(Callback):
         reason = self.reason_against(trainer, pl_module)
         if reason is not None:
             raise ValueError(f"features.cache={self.cache}: {reason}; or leave the cache out")
-        data = data_of(trainer)
+        data: CacheableData = datamodule_of(trainer)
         for split in ("train", "val"):
             if split in data.splits:
                 # empty for now, because loaders are made before weights have their device and precision
@@ -74,7 +76,7 @@ class FeatureCache(Callback):
 
     def reason_against(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
         """Reason why features cannot be kept, if it shows before the backbone is adapted."""
-        data = getattr(trainer, "datamodule", None)
+        data = datamodule_of(trainer)
         if not isinstance(data, CacheableData):
             return "the data must be one of this project's datamodules"
         if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
@@ -113,7 +115,7 @@ class FeatureCache(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.datasets:
-            data_of(trainer).restore()  # otherwise another model would read the features of this one
+            datamodule_of(trainer).restore()  # otherwise another model would read the features of this one
         self.datasets = {}
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -125,7 +127,7 @@ class FeatureCache(Callback):
         self, trainer: Trainer, model: ReusableFeatures, split: str, features: FrozenFeatures
     ) -> tuple[Tensor, ...]:
         """Features of a split, each with as many rows as the split has samples."""
-        data = data_of(trainer)
+        data: CacheableData = datamodule_of(trainer)
         batch_size = min(data.batch_size if split == "train" else data.eval_batch_size, len(features))
         share = (trainer.global_rank, trainer.world_size) if self.cache_dir is not None else (0, 1)
         rows = self.rows(trainer, model, features, batch_size, share)
@@ -153,7 +155,7 @@ class FeatureCache(Callback):
             "weights": fingerprint(plain),
             "layers": model.frozen_layers(),
             "split": split,
-            "images": data_of(trainer).fingerprint(split),
+            "images": datamodule_of(trainer).fingerprint(split),
             "dtype": self.dtype,
             "precision": str(trainer.precision),
             "batch_size": str(batch_size),
@@ -167,11 +169,11 @@ class FeatureCache(Callback):
         model: ReusableFeatures,
         features: FrozenFeatures,
         batch_size: int,
-        rank: int,
-        world: int,
+        share: tuple[int, int],
     ) -> Rows:
-        """First row and features of every batch of a share: batches ``rank``, ``rank + world``, ..."""
-        data = data_of(trainer)
+        """First row and features of every batch of a share (rank, world): batches ``rank``, ``rank + world``, ..."""
+        data: CacheableData = datamodule_of(trainer)
+        rank, world = share
         starts = range(rank * batch_size, len(features), world * batch_size)
         # whole batches only, because a product of matrices of another shape may round otherwise
         order = [min(start + i, len(features) - 1) for start in starts for i in range(batch_size)]
@@ -187,11 +189,6 @@ class FeatureCache(Callback):
             stored = STORED.get(self.dtype)
             count = min(batch_size, len(features) - start)
             yield start, tuple(f[:count].to(stored or f.dtype).cpu().contiguous() for f in parts)
-
-
-def data_of(trainer: Trainer) -> CacheableData:
-    """Datamodule of a trainer."""
-    return trainer.datamodule  # type: ignore[attr-defined]
 
 
 def check_frozen(model: ReusableFeatures) -> None:

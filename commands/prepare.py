@@ -5,8 +5,6 @@ import io
 import json
 import struct
 import tarfile
-import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +14,6 @@ from PIL import Image
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DIGITS = tuple("0123456789")
-
-
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
 def prepare(
@@ -40,7 +35,9 @@ def prepare(
     if dataset == "micro_vtab":
         if source is not None:
             raise ValueError(f"source={str(source)!r}: micro_vtab is made from what is shipped; leave it out")
-        micro_vtab(output)
+        from datamodules.micro.build import build  # the other datasets need no datamodule
+
+        build(output)
         return
     if source is None:
         raise ValueError(f"source=None: expected the file or folder that {dataset} is made from; see --help")
@@ -59,51 +56,6 @@ def prepare(
     else:
         for split in ("train", "test"):
             write(output / f"{split}.parquet", *cifar(source, split), CIFAR)
-
-
-def micro_vtab(output: Path) -> None:
-    """The folder of every task, with its images and four lists; all of them or nothing."""
-    from datamodules.micro.shapes import SPLITS, draw
-    from datamodules.vtab import MicroVTAB
-
-    if output.exists():
-        raise FileExistsError(f"output={str(output)!r} exists; remove it, or name another folder")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary:
-        root = Path(temporary) / output.name
-        for task in MicroVTAB.tasks:
-            lines = {}
-            for split in SPLITS:
-                count = {"train800": 800, "val200": 200}.get(split, MicroVTAB.test_sizes[task])
-                drawn = task in MicroVTAB.groups["structured"]
-                samples = (draw(task, split, i) for i in range(count)) if drawn else shipped(f"{task}_1k", split, count)
-                lines[split] = dump(root / task, split, samples)
-            for name, text in (lines | {"train800val200": lines["train800"] + lines["val200"]}).items():
-                (root / task / f"{name}.txt").write_text("".join(text))
-            print(f"{task}: {', '.join(f'{split} {len(text)}' for split, text in lines.items())}")
-        root.rename(output)
-
-
-def dump(folder: Path, split: str, samples: Iterable[tuple[Image.Image, int]]) -> list[str]:
-    """Write the images of a split as PNG, unlike VTAB-1k's JPEG without loss; returns the lines of its list."""
-    (folder / "images" / split).mkdir(parents=True)
-    lines = []
-    for index, (image, label) in enumerate(samples):
-        path = f"images/{split}/{index:06d}.png"
-        image.save(folder / path)
-        lines.append(f"{path} {label}\n")
-    return lines
-
-
-def shipped(name: str, split: str, count: int) -> Iterable[tuple[Image.Image, int]]:
-    """The first images of a shipped split, in the size and colours of the drawn ones."""
-    from pyarrow import parquet
-
-    from datamodules.micro.shapes import SIZE
-
-    for row in parquet.read_table(ASSETS / name / f"{split}.parquet").slice(0, count).to_pylist():
-        image = Image.open(io.BytesIO(row["image"]["bytes"]))
-        yield image.resize((SIZE, SIZE), Image.Resampling.BICUBIC).convert("RGB"), row["label"]
 
 
 def digits(file: Path) -> tuple[np.ndarray, np.ndarray]:

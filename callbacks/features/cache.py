@@ -17,17 +17,16 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from callbacks.features import file
-from callbacks.features.dataset import FrozenFeatures
+from callbacks.features.dataset import CacheableData, FrozenFeatures
 from callbacks.features.file import Rows
 from callbacks.features.reusable import ReusableFeatures
 from callbacks.scoring.undisturbed import unchanged
 from checkpoints.fingerprint import fingerprint
-from datamodules.base import DataModule
-from datamodules.items import Items
 from lightning_modules.adapted import AdaptedTask
 from lightning_modules.batch import Features
 from lightning_modules.run import datamodule_of
 
+Share = tuple[int, int]  # rank and number of ranks
 STORED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -68,17 +67,17 @@ class FeatureCache(Callback):
         reason = self.reason_against(trainer, pl_module)
         if reason is not None:
             raise ValueError(f"features.cache={self.cache}: {reason}; or leave the cache out")
-        data = data_of(trainer)
+        data: CacheableData = datamodule_of(trainer)
         for split in ("train", "val"):
             if split in data.splits:
                 # empty for now, because loaders are made before weights have their device and precision
-                self.datasets[split] = FrozenFeatures(data.splits[split], widen=self.dtype != "same")
+                self.datasets[split] = FrozenFeatures(data.splits[split], data.collate, self.dtype != "same")
                 data.replace(split, self.datasets[split])
 
     def reason_against(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
         """Reason why features cannot be kept, if it shows before the backbone is adapted."""
-        data = getattr(trainer, "datamodule", None)
-        if not isinstance(data, DataModule):
+        data = datamodule_of(trainer)
+        if not isinstance(data, CacheableData):
             return "the data must be one of this project's datamodules"
         if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
             return f"{type(trainer.strategy).__name__} splits the backbone; use one device or ddp"
@@ -106,7 +105,7 @@ class FeatureCache(Callback):
         with unchanged(pl_module), torch.no_grad():
             pl_module.eval()
             for split, features in self.datasets.items():
-                features.tensors = self.tensors(trainer, model, split, features.plain)
+                features.tensors = self.tensors(trainer, model, split, features)
         size = sum(tensor.nbytes for features in self.datasets.values() for tensor in features.tensors)
         self.metrics = {"features/seconds": time.perf_counter() - start, "features/gib": size / 1024**3}
         if trainer.is_global_zero:
@@ -116,7 +115,7 @@ class FeatureCache(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.datasets:
-            data_of(trainer).restore()  # otherwise another model would read the features of this one
+            datamodule_of(trainer).restore()  # otherwise another model would read the features of this one
         self.datasets = {}
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -124,21 +123,23 @@ class FeatureCache(Callback):
 
     # one split
 
-    def tensors(self, trainer: Trainer, model: ReusableFeatures, split: str, dataset: Items) -> tuple[Tensor, ...]:
+    def tensors(
+        self, trainer: Trainer, model: ReusableFeatures, split: str, features: FrozenFeatures
+    ) -> tuple[Tensor, ...]:
         """Features of a split, each with as many rows as the split has samples."""
-        data = data_of(trainer)
-        batch_size = min(data.batch_size if split == "train" else data.eval_batch_size, len(dataset))
-        shares = (trainer.global_rank, trainer.world_size) if self.cache_dir is not None else (0, 1)
-        rows = self.rows(trainer, model, dataset, batch_size, *shares)
+        data: CacheableData = datamodule_of(trainer)
+        batch_size = min(data.batch_size if split == "train" else data.eval_batch_size, len(features))
+        share = (trainer.global_rank, trainer.world_size) if self.cache_dir is not None else (0, 1)
+        rows = self.rows(trainer, model, features, batch_size, share)
         place = trainer.strategy.root_device if self.cache == "gpu" else torch.device("cpu")
         if self.cache_dir is None:
-            return in_memory(rows, len(dataset), place)
+            return in_memory(rows, len(features), place)
         key = self.key(trainer, model, split, batch_size)
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         path = Path(self.cache_dir) / f"{split}-{digest[:16]}.safetensors"
         found = file.read(path, digest) if trainer.is_global_zero else None
         if not trainer.strategy.broadcast(found is not None):
-            file.write(trainer, path, rows, len(dataset), {"key": digest} | key)
+            file.write(trainer, path, rows, len(features), {"key": digest} | key)
         found = file.read(path, digest)
         if found is None:
             raise ValueError(f"{path} is not to be read: several nodes need a cache_dir that all of them see")
@@ -154,7 +155,7 @@ class FeatureCache(Callback):
             "weights": fingerprint(plain),
             "layers": model.frozen_layers(),
             "split": split,
-            "images": data_of(trainer).fingerprint(split),
+            "images": datamodule_of(trainer).fingerprint(split),
             "dtype": self.dtype,
             "precision": str(trainer.precision),
             "batch_size": str(batch_size),
@@ -163,30 +164,31 @@ class FeatureCache(Callback):
         }
 
     def rows(
-        self, trainer: Trainer, model: ReusableFeatures, dataset: Items, batch_size: int, rank: int, world: int
+        self,
+        trainer: Trainer,
+        model: ReusableFeatures,
+        features: FrozenFeatures,
+        batch_size: int,
+        share: tuple[int, int],
     ) -> Rows:
-        """First row and features of every batch of a share: batches ``rank``, ``rank + world``, ..."""
-        data = data_of(trainer)
-        starts = range(rank * batch_size, len(dataset), world * batch_size)
+        """First row and features of every batch of a share (rank, world): batches ``rank``, ``rank + world``, ..."""
+        data: CacheableData = datamodule_of(trainer)
+        rank, world = share
+        starts = range(rank * batch_size, len(features), world * batch_size)
         # whole batches only, because a product of matrices of another shape may round otherwise
-        order = [min(start + i, len(dataset) - 1) for start in starts for i in range(batch_size)]
-        loader = data.loader(Subset(dataset, order), batch_size)
+        order = [min(start + i, len(features) - 1) for start in starts for i in range(batch_size)]
+        loader = data.loader(Subset(features.plain, order), batch_size)
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
         for start, batch in zip(starts, tqdm(loader, desc="features", disable=not shown), strict=True):
             inputs = data.on_device(move_data_to_device(batch, model.device)).inputs
             with trainer.precision_plugin.forward_context(), model.mixed_dtypes():
-                features = model.frozen_features(inputs)
-                again = model(Features(features)) if start == 0 else None
+                parts = model.frozen_features(inputs)
+                again = model(Features(parts)) if start == 0 else None
                 if again is not None and not torch.allclose(model(inputs), again, atol=1e-3, rtol=1e-3):
                     raise ValueError(f"{type(model.backbone).__name__}: its classifier reads other features")
             stored = STORED.get(self.dtype)
-            count = min(batch_size, len(dataset) - start)
-            yield start, tuple(f[:count].to(stored or f.dtype).cpu().contiguous() for f in features)
-
-
-def data_of(trainer: Trainer) -> DataModule:
-    """Datamodule of a trainer."""
-    return datamodule_of(trainer)
+            count = min(batch_size, len(features) - start)
+            yield start, tuple(f[:count].to(stored or f.dtype).cpu().contiguous() for f in parts)
 
 
 def check_frozen(model: ReusableFeatures) -> None:

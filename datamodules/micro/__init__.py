@@ -1,0 +1,1 @@
+"""Micro-VTAB: drawing and writing it; ``datamodules/vtab.py`` reads it."""

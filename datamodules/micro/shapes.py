@@ -1,4 +1,4 @@
-"""The drawn tasks of micro-VTAB, in the spirit of CLEVR and dSprites: how many, how near, where, turned which way."""
+"""Drawn datasets of micro-VTAB, after CLEVR and dSprites: number, distance, location and orientation of shapes."""
 
 import colorsys
 import math
@@ -6,20 +6,21 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-SIZE, FINE = 32, 8  # pixels of a side; shapes are drawn FINE times as large, then averaged
+SIZE = 32  # side of an image in pixels
+FINE = 8  # shapes are drawn this many times as large, then averaged
 CLASSES = {"shapes_count": 8, "shapes_dist": 6, "shapes_loc": 8, "shapes_ori": 8}
 SPLITS = ("train800", "val200", "test")
-CIRCLE = 24  # corners that pass for a circle
-UP = -math.pi / 2  # y grows downwards
+CIRCLE = 24  # corners of a polygon that looks like a circle
+UP = -math.pi / 2  # direction upwards, because y grows downwards
 
 Point = tuple[float, float]
 
 
 class Scene:
-    """Bright shapes on a grey ground with grey noise, so that colour alone tells one from the other.
+    """Bright shapes on a grey ground with grey noise, so that only the colour separates shapes from ground.
 
     Args:
-        random: What everything about the image is drawn from.
+        random: Generator of all random numbers of the image.
     """
 
     def __init__(self, random: np.random.Generator) -> None:
@@ -30,16 +31,18 @@ class Scene:
         self.ground += np.tensordot(self.random.uniform(-1, 1, 2), np.indices((SIZE, SIZE)), 1)
 
     def uniform(self, low: float, high: float) -> float:
+        """Random number between two bounds."""
         return float(self.random.uniform(low, high))
 
     def add(self, corners: list[Point]) -> None:
-        """Draw a polygon, in a colour of its own, over what is there."""
+        """Draw a polygon in a random colour over all earlier ones; corners are in pixels of the image."""
         color = colorsys.hsv_to_rgb(self.uniform(0, 1), self.uniform(0.7, 1), self.uniform(0.6, 1))
         points = [(round(x * FINE), round(y * FINE)) for x, y in corners]
         ImageDraw.Draw(self.shapes).polygon(points, fill=tuple(round(255 * part) for part in color))
         ImageDraw.Draw(self.cover).polygon(points, fill=255)
 
     def image(self) -> Image.Image:
+        """RGB image of ``SIZE`` x ``SIZE`` pixels."""
         noise = self.random.normal(0, 6, (SIZE, SIZE))
         shapes, cover = (np.asarray(layer.reduce(FINE), float) for layer in (self.shapes, self.cover))
         pixels = shapes + ((self.ground + noise).clip(0, 255) * (1 - cover / 255))[..., None]
@@ -47,12 +50,12 @@ class Scene:
 
 
 def draw(task: str, split: str, index: int) -> tuple[Image.Image, int]:
-    """One image of a task and its label; the same at every call.
+    """One image of a dataset and its label; the same at every call.
 
     Args:
         task: One of ``CLASSES``.
         split: One of ``SPLITS``.
-        index: Number of the image in its split; the labels take turns, so that every class has as many images.
+        index: Number of the image in its split. Labels alternate, so that all classes have equally many images.
     """
     label = index % CLASSES[task]
     scene = Scene(np.random.default_rng([list(CLASSES).index(task), SPLITS.index(split), index]))
@@ -72,9 +75,9 @@ def count(scene: Scene, label: int) -> None:
 
 
 def dist(scene: Scene, label: int) -> None:
-    """Things that stand on a plain, seen from a fixed height; bin of the nearest one's distance, the farthest first.
+    """Shapes that stand on a plain, seen from a fixed height; bin of the distance of the nearest, the farthest first.
 
-    In perspective, what stands at depth z meets the plain c / z below the horizon, and is 1 / z as large.
+    In perspective, a shape at depth z touches the plain c / z below the horizon, and its size is proportional to 1 / z.
     """
     horizon = int(scene.random.integers(8, 16))
     step = scene.uniform(25, 50)
@@ -90,7 +93,7 @@ def dist(scene: Scene, label: int) -> None:
 
 
 def loc(scene: Scene, label: int) -> None:
-    """A shape; bin of its centre's x."""
+    """One shape; bin of the x of its centre."""
     radius, margin = scene.uniform(3, 6), 6
     x = margin + within(scene, label) * (SIZE - 2 * margin) / CLASSES["shapes_loc"]
     y = scene.uniform(margin, SIZE - margin)
@@ -98,7 +101,7 @@ def loc(scene: Scene, label: int) -> None:
 
 
 def ori(scene: Scene, label: int) -> None:
-    """A pointed shape; bin of the direction of its tip, from up and clockwise."""
+    """One pointed shape; bin of the direction of its tip, clockwise from upwards."""
     angle = UP + within(scene, label) * math.tau / CLASSES["shapes_ori"]
     length, width = scene.uniform(7, 11), scene.uniform(0.35, 0.6)
     x, y = scene.uniform(length, SIZE - length), scene.uniform(length, SIZE - length)
@@ -109,16 +112,16 @@ def ori(scene: Scene, label: int) -> None:
 
 
 def within(scene: Scene, label: int) -> float:
-    """A place in a bin of width 1, away from its edges."""
+    """Random number in the bin [label, label + 1], away from its edges."""
     return label + scene.uniform(0.15, 0.85)
 
 
 def any_sides(scene: Scene) -> int:
-    """Of a triangle, a square or a circle."""
+    """Number of corners of a triangle, a square or a circle."""
     return int(scene.random.choice([3, 4, CIRCLE]))
 
 
 def regular(sides: int, centre: Point, radius: float, angle: float) -> list[Point]:
-    """The corners of a regular polygon, the first one at ``angle``."""
+    """Corners of a regular polygon, the first one in the direction ``angle`` (radians)."""
     turns = [angle + math.tau * side / sides for side in range(sides)]
     return [(centre[0] + radius * math.cos(turn), centre[1] + radius * math.sin(turn)) for turn in turns]

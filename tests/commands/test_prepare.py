@@ -1,23 +1,15 @@
-"""Micro-VTAB as `train.py prepare` writes it, and what the datamodule and `check_data` make of it."""
+"""Datasets that `train.py prepare` writes, and what `check_data` finds in them."""
 
 import gzip
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from datamodules import ImageDataset, MicroVTAB
-from datamodules.micro.shapes import SIZE, draw
+from datamodules import ImageDataset
 from tests.conftest import ROOT
+from tests.datamodules.micro.test_build import cut
 from train import main
-
-TASKS = {"digits": 20, "shapes_loc": 20}  # two of them, with few test images, are enough to see the form
-
-
-def cut(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(MicroVTAB, "tasks", {task: MicroVTAB.tasks[task] for task in TASKS})
-    patch.setattr(MicroVTAB, "test_sizes", TASKS)
 
 
 @pytest.fixture(scope="module")
@@ -34,45 +26,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     cut(monkeypatch)
 
 
-def test_layout(root: Path) -> None:
-    assert [path.name for path in root.parent.iterdir()] == [root.name], "nothing temporary is left"
-    assert {path.name for path in root.iterdir()} == set(TASKS)
-    for task in TASKS:
-        lists = {path.stem: path.read_text() for path in (root / task).glob("*.txt")}
-        lengths = {"train800": 800, "val200": 200, "train800val200": 1000, "test": 20}
-        assert {name: len(text.splitlines()) for name, text in lists.items()} == lengths
-        assert lists["train800val200"] == lists["train800"] + lists["val200"]
-    assert lists["test"].startswith("images/test/000000.png 0\nimages/test/000001.png 1\n")
-
-
-def test_pixels(root: Path) -> None:
-    module = MicroVTAB(str(root), "shapes_loc")
-    for split, name in {"train": "train800", "val": "val200", "test": "test"}.items():
-        samples = module.samples(split)  # type: ignore[arg-type]
-        assert samples is not None
-        for index in (0, 17):
-            image, label = draw("shapes_loc", name, index)
-            with samples.open(index) as written:
-                assert written.tobytes() == image.tobytes()
-            assert samples.labels[index] == label
-    with Image.open(root / "digits/images/train800/000000.png") as first:
-        assert (first.mode, first.size) == ("RGB", (SIZE, SIZE))
-
-
 def test_check_data_finds_it_whole(root: Path, small: None, capsys: pytest.CaptureFixture[str]) -> None:
     main(["check_data", "--data", "MicroVTAB", "--data.root", str(root)])
     out = capsys.readouterr().out
     assert out.endswith("all there\n")
     assert "note:" not in out, "no image is in two lists"
-
-
-@pytest.mark.parametrize("task", ["fashion_mnist", "digits"])
-def test_shipped_images_are_enough(task: str) -> None:
-    shipped = ImageDataset(f"assets/{task}_1k", "train800", "val200", "test")
-    assert shipped.num_classes == MicroVTAB.tasks[task]
-    lengths = [len(shipped.samples(split).labels) for split in ("train", "val")]  # type: ignore[union-attr]
-    assert lengths == [800, 200]
-    assert len(shipped.samples("test").labels) >= MicroVTAB.test_sizes[task]  # type: ignore[union-attr]
 
 
 def test_digits_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

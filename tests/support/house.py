@@ -16,8 +16,7 @@ from typing import NamedTuple
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("checkpoints", "backbones"),
     ("lightning_modules",),
-    ("datamodules",),
-    ("callbacks",),
+    ("datamodules", "callbacks"),
     ("methods",),
     ("commands",),
     ("train",),

@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
+from lightning import LightningDataModule
 
-from callbacks.features.dataset import FrozenFeatures
+from callbacks.features.dataset import CacheableData, FrozenFeatures
 from lightning_modules.batch import Features
 from tests.support.pictures import Listed, pictures
 
@@ -13,7 +14,7 @@ def cached(widen: bool = False) -> tuple[Listed, FrozenFeatures]:
     module: Any = Listed(batch_size=4, drop_last=False, num_workers=2)
     plain = module.dataset("train", pictures(6))
     module.splits["train"] = plain
-    features = FrozenFeatures(plain, widen)
+    features = FrozenFeatures(plain, module.collate, widen)
     features.tensors = (torch.arange(12.0).view(6, 2).bfloat16(), torch.arange(6.0))
     module.replace("train", features)
     return module, features
@@ -37,9 +38,14 @@ def test_rounded_features_become_fp32_again() -> None:
     for widen, dtype in {False: torch.bfloat16, True: torch.float32}.items():
         _, features = cached(widen)
         padded = (*features[0], False)
-        batch = features.collate([(*features[5], True), padded])
+        batch = features.gather([(*features[5], True), padded])
         values, _ = batch.inputs.tensors
         assert values.dtype is dtype
         assert values.tolist() == [[10.0, 11.0], [0.0, 1.0]]
         assert batch.targets.tolist() == [2, 0]
         assert batch.valid.tolist() == [True, False]
+
+
+def test_datamodules_are_cacheable() -> None:
+    assert isinstance(Listed(), CacheableData)
+    assert not isinstance(LightningDataModule(), CacheableData)

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-COLUMNS = ("commands", "datamodules", "callbacks", "methods", "lightning_modules", "backbones", "checkpoints")
+COLUMNS = ("datamodules", "lightning_modules", "backbones", "methods", "callbacks", "checkpoints", "commands")
 WIDTH, HEIGHT = 168, 40  # of a box
 STEP_X, STEP_Y = 186, 58  # from one column or step to the next
 MARGIN, HEAD, TITLE = 14, 44, 34
@@ -29,7 +29,7 @@ WAYS: dict[str, tuple[str, list[Step]]] = {
             Step("datamodules", "item, collate", "samples become a Batch"),
             Step("lightning_modules", "Task.training_step", "augment, then forward"),
             Step("methods", "features", "a method may change them"),
-            Step("backbones", "the adapted backbone", "frozen weights, hooks"),
+            Step("backbones", "adapted backbone", "frozen weights, hooks"),
             Step("lightning_modules", "predict_from, losses", "head and terms of the loss"),
             Step("callbacks", "Cost, Result", "result.json, curves.png"),
         ],
@@ -37,7 +37,7 @@ WAYS: dict[str, tuple[str, list[Step]]] = {
     "A score": (
         "#b3570c",
         [
-            Step("callbacks", "ScoreBeforeFit.setup", "before the backbone is adapted"),
+            Step("callbacks", "ScoreBeforeFit", "on the plain backbone"),
             Step("datamodules", "score_batches", "the same on every rank"),
             Step("methods", "score_loss", "a scalar to differentiate"),
             Step("callbacks", "Scorer", "sums scores in fp32"),
@@ -50,13 +50,13 @@ WAYS: dict[str, tuple[str, list[Step]]] = {
         "#2c7a3f",
         [
             Step("methods", "on_save_checkpoint", "keeps the delta alone"),
-            Step("checkpoints", "AtomicCheckpointIO", "best.ckpt, whole or not there"),
+            Step("checkpoints", "AtomicCheckpointIO", "best.ckpt, written whole"),
             Step("callbacks", "DeltaExport", "at the end of the fit"),
             Step("checkpoints", "write_adapter", "safetensors and JSON"),
             Step("commands", "test, predict, merge", "--ckpt_path RUN/adapter"),
-            Step("checkpoints", "read_checkpoint", "once; format 1 is translated"),
-            Step("methods", "from_delta, merge", "builds, checks, loads, merges"),
-            Step("backbones", "a plain model", "of timm, without this project"),
+            Step("checkpoints", "read_checkpoint", "format 1 is translated"),
+            Step("methods", "from_delta, merge", "checks, loads, merges"),
+            Step("backbones", "a plain model", "timm alone can load it"),
         ],
     ),
 }
@@ -75,7 +75,7 @@ def box(step: Step, number: int, y: int, colour: str) -> list[str]:
     x = left(step.column)
     return [
         f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="5" fill="#fff" stroke="{colour}"/>',
-        text(x + 9, y + 17, f"{number} {step.name}", font_size=12.5, font_weight=600, fill=colour),
+        text(x + 9, y + 17, f"{number} {step.name}", font_size=12, font_weight=600, fill=colour),
         text(x + 9, y + 32, step.does, font_size=11, fill="#333"),
     ]
 

@@ -231,26 +231,12 @@ def test_a_plan_of_another_model(
         trainer(callbacks=[Rewind(plan=str(whole / "rewind.json"))]).fit(model, datamodule=data())
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"selection": 3}', '{"selection": {"tokens": "abc"}}'])
-def test_a_damaged_plan(text: str, build: Any, data: Any, trainer: Any, tmp_path: Path) -> None:
-    (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(ValueError, match="is no readable plan"):
-        trainer(callbacks=[Rewind(plan=str(tmp_path / "plan.json"))]).fit(build("e2vpt"), datamodule=data())
-
-
 def test_other_methods_and_pruned_models(whole: Path, build: Any, data: Any, trainer: Any) -> None:
     with pytest.raises(ValueError, match="nothing of this model can be pruned"):
         trainer(callbacks=[Rewind()]).fit(build("ssf"), datamodule=data())
     rewind = Rewind(fitted=state(whole)["rewind"]["checkpoint"])
     with pytest.raises(ValueError, match="pruned already: score the first fit"):
         trainer(callbacks=[rewind]).fit(build("e2vpt", prompt_length=4), datamodule=data())
-
-
-def test_a_plain_loader_is_refused_before_the_first_fit(build: Any, trainer: Any) -> None:
-    images = torch.utils.data.TensorDataset(torch.zeros(4, 3, 32, 32), torch.zeros(4).long())
-    loader = torch.utils.data.DataLoader(images)
-    with pytest.raises(ValueError, match="pass the data as a datamodule"):
-        trainer(callbacks=[Rewind()]).fit(build("e2vpt"), train_dataloaders=loader, val_dataloaders=loader)
 
 
 def test_bf16_scores_in_fp32(whole: Path, build: Any, data: Any, trainer: Any) -> None:

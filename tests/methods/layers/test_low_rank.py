@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from backbones.inject import swap_class
 from callbacks.measures import SavedBytes
-from methods.layers.low_rank import LoRALinear, LowRank, Rows
+from methods.layers.low_rank import LoRALinear, LowRank, Rows, merge_low_rank, merged_weight
 
 
 def layer(rows: Rows | None, dropout: float = 0.0, dropout_at: Any = "hidden") -> Any:
@@ -98,3 +98,38 @@ def test_autocast_keeps_the_input_in_bf16(dropout: float) -> None:
     for name in ("A", "B"):
         found, expected = getattr(linear.lora, name).grad, getattr(other.lora, name).grad
         assert (found - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("rows", [None, ((0, 6), (12, 18))], ids=["whole", "q and v"])
+def test_merged_layer_is_plain_and_gives_the_same(rows: Rows | None) -> None:
+    linear = layer(rows)
+    model, x = nn.Sequential(linear), torch.randn(5, 12, dtype=torch.float64)
+    with torch.no_grad():
+        expected = by_autograd(linear, x)
+        merge_low_rank(model)
+        torch.testing.assert_close(model(x), expected)
+    assert type(linear) is nn.Linear
+    assert set(model.state_dict()) == {"0.weight", "0.bias"}
+
+
+def test_update_has_the_rank_and_the_rows() -> None:
+    """The frozen weight stays as it is, also where it is stored in bf16: the sum is made in the precision of A."""
+    torch.manual_seed(0)
+    weight, A, B = torch.randn(18, 12), torch.randn(4, 12), torch.randn(12, 2)
+    before = weight.clone()
+    update = merged_weight(weight, A, B, ((0, 6), (12, 18)), 1.5) - weight
+    assert torch.equal(weight, before)
+    assert not update[6:12].any()
+    for rows, a, b in ((slice(6), A[:2], B[:6]), (slice(12, 18), A[2:], B[6:])):
+        torch.testing.assert_close(update[rows], 1.5 * b @ a, atol=1e-5, rtol=1e-5)
+        assert torch.linalg.matrix_rank(update[rows], rtol=1e-5) == 2
+    assert merged_weight(weight.bfloat16(), A, B, ((0, 6), (12, 18)), 1.5).dtype is torch.float32
+
+
+def test_a_new_update_is_zero() -> None:
+    """And A has the distribution of a new linear layer, so that the first gradient of B is not zero."""
+    torch.manual_seed(0)
+    low_rank = LowRank(nn.Linear(400, 30), 8)
+    assert not low_rank.B.any()
+    assert float(low_rank.A.detach().abs().max()) <= 400**-0.5
+    assert float(low_rank.A.detach().std()) == pytest.approx((3 * 400) ** -0.5, rel=0.05)

@@ -9,9 +9,15 @@ from torch.nn import functional as F
 
 from backbones.inject import swap_class
 from callbacks.measures import SavedBytes
+from methods.layers.low_rank import AddedLowRank, MergedLowRank
 from methods.layers.sub_tokens import (
+    CompressedAddedLowRank,
+    CompressedMergedLowRank,
     CompressedScaleShift,
     Direction,
+    project,
+    spread,
+    sub_tokens,
     unit,
 )
 from methods.velora import VeLoRALinear
@@ -111,3 +117,48 @@ def test_directions() -> None:
     torch.testing.assert_close(Direction(4, 1.0, "svd", 0.9)(x), first * first.sum().sign(), atol=1e-4, rtol=1e-4)
     assert Direction(4, 1.0, "random", 0.9).v.norm() == pytest.approx(1)
     torch.testing.assert_close(unit(torch.zeros(4)), torch.full((4,), 0.5))
+
+
+def test_projection_on_v() -> None:
+    """``spread(project(x))`` is the projection of every sub-token on v: doing it twice changes nothing."""
+    torch.manual_seed(0)
+    x, v = torch.randn(2, 5, 24), unit(torch.randn(4))
+    z = project(x, v)
+    assert z.shape == (10, 6)
+    coarse = spread(z, v, 24)
+    torch.testing.assert_close(project(coarse, v), z)
+    assert (x.flatten(0, 1) - coarse).norm() < x.norm()
+    residual = sub_tokens(x.flatten(0, 1) - coarse, 4)
+    torch.testing.assert_close(residual @ v, torch.zeros(60), atol=1e-5, rtol=0)
+    assert sub_tokens(torch.ones(3, 10), 4).shape == (9, 4), "the last sub-token of a token is filled with zeros"
+
+
+ROWS = ((0, 6), (12, 18))
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_low_rank_updates_with_sub_tokens_of_one_channel_are_exact(dropout: bool) -> None:
+    """Then z is x itself, so that every gradient is the one of the functions that keep x."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 12, dtype=torch.float64, requires_grad=True)
+    A, B = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((4, 12), (12, 2)))
+    weight, v = torch.randn(18, 12, dtype=torch.float64, requires_grad=True), torch.ones(1)
+    mask = F.dropout(torch.ones(4, 10, dtype=torch.float64), 0.4) if dropout else None
+
+    def outputs(compressed: bool) -> Tensor:
+        if dropout:
+            y = F.linear(x, weight)
+            if compressed:
+                return CompressedAddedLowRank.apply(y, x, A, B, mask, v, 1.0, ROWS, 0.5)
+            return AddedLowRank.apply(y, x, A, B, mask, ROWS, 0.5)
+        if compressed:
+            return CompressedMergedLowRank.apply(x, weight, None, A, B, v, 1.0, ROWS, 0.5)
+        return MergedLowRank.apply(x, weight, None, A, B, ROWS, 0.5)
+
+    exact, found = outputs(compressed=False), outputs(compressed=True)
+    assert torch.equal(found, exact)
+    g = torch.randn_like(exact)
+    for one, other in zip(
+        torch.autograd.grad(found, [x, weight, A, B], g), torch.autograd.grad(exact, [x, weight, A, B], g), strict=True
+    ):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)  # z is spread in fp32

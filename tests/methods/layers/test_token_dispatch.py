@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from methods.layers.token_dispatch import Adapter, Dispatch, MixedAdapter
+from backbones.inject import attach
+from methods.layers.token_dispatch import Adapter, AttentionDispatch, Dispatch, MixedAdapter
 
 
 def test_initial_values() -> None:
@@ -67,3 +68,54 @@ def test_equal_or_single_experts_are_the_plain_adapter() -> None:
         for expert in mixed.experts:
             expert.load_state_dict(plain.state_dict())
         torch.testing.assert_close(mixed(x, x), plain(x, x))
+
+
+def dispatched(kind: type[Dispatch], skip: str) -> tuple[nn.Sequential, Dispatch]:
+    """A norm and a branch that keeps tokens apart, with a dispatch in front of the first and behind the second."""
+    torch.manual_seed(0)
+    branch = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8))
+    op = kind(8, Adapter(8, 2, 0.5, 0.0), 5.0, 1, skip)
+    nn.init.normal_(op.dispatcher.weight)
+    nn.init.normal_(op.adapter.up.weight)
+    attach(branch[1], "dispatch", op)
+    branch[0].register_forward_pre_hook(op.enter)
+    return branch.eval(), op
+
+
+@pytest.mark.parametrize("kind", [Dispatch, AttentionDispatch])
+def test_gathered_tokens_give_what_the_mask_gives(kind: type[Dispatch]) -> None:
+    """``M f(x) + A(x)``, and a branch that reads only the kept tokens."""
+    (gathering, op), (dense, _) = dispatched(kind, "gather"), dispatched(kind, "dense")
+    x, read = torch.randn(3, 7, 8, generator=torch.Generator().manual_seed(1)), []
+    gathering[1].register_forward_pre_hook(lambda module, args: read.append(args[0].shape[:-1].numel()))
+    with torch.no_grad():
+        mask = op.decide(x)
+        found = gathering(x)
+        torch.testing.assert_close(found, dense(x))
+        branch = F.linear(F.layer_norm(x, (8,)), gathering[1].weight, gathering[1].bias)
+        torch.testing.assert_close(found, mask[..., None] * branch + op.adapter(x, x))
+    kept = mask.sum(1)
+    assert mask[:, 0].all(), "the class token is always kept"
+    assert len(set(kept.tolist())) > 1, "images keep different numbers of tokens"
+    assert read == [int(kept.sum()) if kind is Dispatch else 3 * int(kept.max())]
+    assert op.stream is op.mask is op.rows is op.valid is None
+
+
+def test_images_are_padded_to_the_longest() -> None:
+    op = AttentionDispatch(8, Adapter(8, 2, 1.0, 0.0), 5.0, 1, "gather")
+    x = torch.arange(12.0).view(2, 6, 1).expand(2, 6, 8)
+    mask = torch.tensor([[True, False, True, False, False, False], [True, True, False, True, False, True]])
+    tokens = op.gather(x, mask)
+    assert op.valid is not None
+    assert op.rows is not None
+    assert op.valid.tolist() == [[True, True, False, False], [True] * 4]
+    assert tokens[..., 0][op.valid].tolist() == [0, 2, 6, 7, 9, 11] == op.rows.tolist()
+
+
+def test_an_image_without_a_kept_token_attends_to_something() -> None:
+    """No key at all gives NaN in a softmax."""
+    op = AttentionDispatch(8, Adapter(8, 2, 1.0, 0.0), 5.0, 0, "dense").eval()
+    op.mask = torch.tensor([[True, False, True], [False, False, False]])
+    _, options = op.keys(nn.Identity(), (), {})
+    assert options["attn_mask"].shape == (2, 1, 1, 3)
+    assert options["attn_mask"].flatten(1).tolist() == [[True, False, True], [True, True, True]]

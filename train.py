@@ -7,16 +7,16 @@ python train.py test --ckpt_path runs/.../checkpoints/best.ckpt --config configs
 python train.py COMMAND --help
 """
 
+import ast
 import gc
 import importlib
 import os
 import signal
 import sys
-from importlib.util import find_spec
-from inspect import signature
 from pathlib import Path
 
 import commands
+from commands.lightning.errors import EXPECTED, own_error
 
 LIGHTNING = {
     "fit": "fine-tune with a method, on a task, on your data",
@@ -25,8 +25,6 @@ LIGHTNING = {
     "test": "evaluate a checkpoint on the test split",
     "predict": "write the predictions of a checkpoint for the test split",
 }
-# what a user can cause; everything else is a defect and shows its traceback
-EXPECTED = (ValueError, TypeError, OSError, FloatingPointError)
 
 
 def main(args: list[str]) -> None:
@@ -44,16 +42,10 @@ def main(args: list[str]) -> None:
         if command in ("-h", "--help"):
             print(overview())
         elif command in commands.NAMES:
-            from jsonargparse import auto_cli
-
-            function = getattr(importlib.import_module(f"commands.{command}"), command)
-            if list(signature(function).parameters) == ["args"]:  # it hands options on to others
-                function(args[1:])
-            else:
-                auto_cli(function, args=args[1:], as_positional=False)
+            run_own(command, args[1:])
         elif command in LIGHTNING:
-            gc.disable()  # none of the objects that imports make is garbage: to look for some takes a second
-            from commands.lightning import GraftCLI
+            gc.disable()  # because imports make no garbage, and looking for it takes a second
+            from commands.lightning.cli import GraftCLI
 
             gc.enable()
             GraftCLI.run(args)
@@ -63,38 +55,33 @@ def main(args: list[str]) -> None:
             )
             sys.exit(2)
     except EXPECTED as error:
-        message = ours(error)
+        message = own_error(error)
         if os.environ.get("GRAFT_DEBUG") or message is None:
             raise
         sys.stderr.write(f"error: {message}\n(GRAFT_DEBUG=1 shows where)\n")
         sys.exit(1)
 
 
-def ours(error: BaseException | None) -> BaseException | None:
-    """The error of the chain that this project raised on purpose, and that libraries may have wrapped."""
-    root = Path(__file__).resolve().parent
-    while error is not None:
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        file = Path(trace.tb_frame.f_code.co_filename).resolve() if trace is not None else Path()
-        if isinstance(error, EXPECTED) and file.is_relative_to(root) and ".venv" not in file.relative_to(root).parts:
-            return error
-        error = error.__cause__
-    return None
+def run_own(command: str, args: list[str]) -> None:
+    """Run a command of this project: its ``main`` on the words behind it, or its function on its parsed options."""
+    from jsonargparse import auto_cli
+
+    module = importlib.import_module(f"commands.{command}")
+    if hasattr(module, "main"):
+        module.main(args)
+    else:
+        auto_cli(getattr(module, command), args=args, as_positional=False)
 
 
 def overview() -> str:
-    """The help of ``train.py`` itself; it needs no heavy import."""
+    """Help of ``train.py`` itself, from the sources alone, so that it needs no heavy import."""
     lines = [str(__doc__), "commands:"]
     lines += [f"  {name:<12} {text}" for name, text in LIGHTNING.items()]
     for name in commands.NAMES:
-        spec = find_spec(f"commands.{name}")
-        assert spec is not None
-        source = Path(str(spec.origin)).read_text()
-        lines.append(
-            f"  {name:<12} {source.removeprefix(chr(34) * 3).partition(chr(10))[0].strip(chr(34)).rstrip('.')}"
-        )
+        place = Path(commands.__path__[0], name)
+        source = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        summary = (ast.get_docstring(ast.parse(source.read_text())) or "").partition("\n")[0]
+        lines.append(f"  {name:<12} {summary.rstrip('.')}")
     return "\n".join(lines)
 
 
@@ -106,6 +93,6 @@ if __name__ == "__main__":
             sys.exit(128 + signal.SIGTERM)
         if stop.code:
             raise
-        # help or a config was printed and nothing runs: to take all modules apart would be another second
+        # help or a config was printed and nothing runs: taking all modules apart would be another second
         sys.stdout.flush()
         os._exit(0)

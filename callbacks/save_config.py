@@ -14,7 +14,7 @@ class SaveConfig(SaveConfigCallback):
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
         config = config.clone()
         # the next run from this file is to get a folder of its own
-        config.trainer.default_root_dir = config.checkpoint.dirpath = config.ckpt_path = None
+        config.trainer.default_root_dir = config.ckpt_path = None
         super().__init__(parser, config, **kwargs)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -13,7 +13,6 @@ WIDTH_OPTIONS = {
     "eps_per_layer": ("width_eps_per_layer", False),
     "independent_weight_decay": ("width_independent_weight_decay", False),
 }
-GONE = ("ema_decay",)  # options that are no part of the model any more: the average is a callback
 TASK = "Classification"  # the only task of format 1
 
 
@@ -21,11 +20,12 @@ def to_format_2(checkpoint: dict[str, Any]) -> None:
     """Translate a checkpoint in place.
 
     Format 2 holds the ``identity`` of the data in the place of ``class_names``, and its classes stand in ``methods``.
-    Width scaling is a method of its own.
+    Width scaling is a method of its own, and the average of what trains is a callback.
     """
     checkpoint["identity"] = {"class_names": checkpoint.pop("class_names", None) or []}
     checkpoint["peft"] = peft = checkpoint["peft"] | {"format": 2}
-    options = {name: v for name, v in checkpoint["hyper_parameters"].items() if name not in GONE}
+    options = dict(checkpoint["hyper_parameters"])
+    checkpoint["ema_decay"] = options.pop("ema_decay", None)
     module, _, name = options.get("_class_path", "").rpartition(".")
     widths = {old: options.pop(old, default) for old, (_, default) in WIDTH_OPTIONS.items()}
     if widths["parameterization"] != "none":

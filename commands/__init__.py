@@ -1,6 +1,7 @@
-"""What ``train.py`` runs: ``lightning.py`` holds Lightning's own subcommands, every other module one of ours.
+"""Subcommands of ``train.py``: ``lightning`` holds those of Lightning, every other module or package is one of its own.
 
-A command of ours is a typed function named as its module. One whose only parameter is ``args`` gets the bare words.
+A command is a typed function named as its module, whose arguments become options. A command that parses its words
+itself has a function ``main`` instead.
 """
 
 import pkgutil

@@ -23,7 +23,7 @@ def demo(
     from rich.console import Console
     from rich.table import Table
 
-    from commands.lightning import nearest
+    from commands.lightning.names import nearest
     from methods import METHODS
 
     every = [name for name, method in METHODS.items() if method.standalone]
@@ -56,7 +56,7 @@ def run(name: str, config: Path, run_root: Path) -> tuple[list[str], Path]:
     """Columns of one method's row, and its run folder."""
     import torch
 
-    from commands.lightning import GraftCLI
+    from commands.lightning.cli import GraftCLI
 
     options = ["--method", name, "--config", str(config), "--run_root", str(run_root)]
     own = config.parent / f"{name}.yaml"

@@ -18,7 +18,7 @@ CALLBACK = "callbacks.scoring.rewind.Rewind"
 PERCENTAGES = range(10, 100, 10)
 
 
-def prune_rewind(args: list[str]) -> None:
+def main(args: list[str]) -> None:
     """Run the steps of one command line.
 
     Args:
@@ -98,11 +98,12 @@ class Run:
     """
 
     def __init__(self, folder: Path | None, options: list[str], kind: str) -> None:
-        from commands.lightning import run_folder, take
+        from commands.lightning.arguments import pop_flag
+        from commands.lightning.runs import run_folder
 
-        if take(options, "--ckpt_path")[0] is not None:
+        if pop_flag(options, "--ckpt_path")[0] is not None:
             raise ValueError("prune_rewind fits from the start: expected --resume RUN instead of --ckpt_path")
-        root, rest = take(options, "--run_root")
+        root, rest = pop_flag(options, "--run_root")
         self.done: dict[str, dict[str, Any]] = {}
         if folder is not None:
             state = read_state(folder)

@@ -6,7 +6,7 @@ def recipes() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from commands.lightning import RECIPES, read_recipe
+    from commands.lightning.recipes import RECIPES, read_recipe
 
     table = Table("--recipe", "--method", "data", "tasks", "searched by the source", "where the numbers are from")
     for path in sorted(RECIPES.rglob("*.yaml")):

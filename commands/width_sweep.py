@@ -53,7 +53,7 @@ def width_sweep(
     """
     from rich.console import Console
 
-    from commands.lightning import nearest
+    from commands.lightning.names import nearest
     from methods.layers.exponents import ALIGNMENTS, FAMILIES, PARAMETERIZATIONS
 
     names = {NO_PARAMETERIZATION: None, **PARAMETERIZATIONS}
@@ -161,7 +161,7 @@ def train(point: Point, head_dim: int, fit_config: Path, run_root: Path) -> Poin
     """Run one point and return what was measured; its loss is infinite if training diverged."""
     import logging
 
-    from commands.lightning import GraftCLI
+    from commands.lightning.cli import GraftCLI
 
     options: dict[str, Any] = {
         f"backbone_args.{name}": value for name, value in arguments(int(point["width"]), head_dim).items()

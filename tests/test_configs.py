@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from commands.lightning import RECIPES
+from commands.lightning.recipes import RECIPES
 from lightning_modules.classification import Classification
 from methods import METHODS, compose
 from tests.conftest import ROOT

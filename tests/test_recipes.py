@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 import datamodules
-from commands.lightning import RECIPES, expand, read_recipe
+from commands.lightning.recipes import RECIPES, read_recipe
+from commands.lightning.shortcuts import expand
 from lightning_modules.classification import Classification
 from methods import METHODS, compose
 from tests.conftest import BACKBONE, TINY
@@ -36,7 +37,7 @@ def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 def flags(name: str, task: str) -> dict[str, str]:
     """What the recipe puts into the command line."""
-    args = expand(["fit", "--recipe", name, *([f"--data.task={task}"] if task else [])])
+    args = expand(["fit", "--recipe", name, *([f"--data.task={task}"] if task else [])]).args
     return dict(arg[2:].split("=", 1) for arg in args if "=" in arg)
 
 
@@ -91,7 +92,7 @@ def test_its_place_and_header(name: str) -> None:
     command = shlex.split(header[0].removeprefix("# python train.py "))
     assert command[:3] == ["fit", "--recipe", name]
     assert ("--data.root" in command) != ("data.root" in recipe["all"])
-    assert expand(command)[0] == "fit"
+    assert expand(command).subcommand == "fit"
     assert header[1].startswith("# "), "where the numbers are from"
     assert all(len(set(values)) == len(values) > 1 for values in recipe.get("grid", {}).values())
 
@@ -111,13 +112,13 @@ def test_the_tasks_are_those_of_the_benchmark(name: str) -> None:
         ("vtab/ssf", "caltech101", {"model.lr": 1e-3, "model.weight_decay": 0.05, "model.drop_path": 0.1}),
         ("vtab/ssf", "clevr_dist", {"model.lr": 0.05, "model.weight_decay": 0.05, "model.drop_path": 0.1}),
         ("vtab/ssf", "smallnorb_azi", {"model.lr": 0.02, "model.weight_decay": 5e-5, "data.batch_size": 64}),
-        ("fgvc/ssf", "dogs", {"model.lr": 2.5e-4, "model.drop_path": 0.0, "model.ema_decay": 0.9998}),
-        ("fgvc/ssf", "flowers", {"model.lr": 0.01, "model.drop_path": 0.1, "model.ema_decay": 0.999}),
+        ("fgvc/ssf", "dogs", {"model.lr": 2.5e-4, "model.drop_path": 0.0, "ema.decay": 0.9998}),
+        ("fgvc/ssf", "flowers", {"model.lr": 0.01, "model.drop_path": 0.1, "ema.decay": 0.999}),
         ("vtab/gps", "sun397", {"model.lr": 2.5e-3, "data.batch_size": 16, "model.drop_path": 0.0, "model.gps_k": 1}),
         ("vtab/gps", "patch_camelyon", {"model.lr": 4e-3, "data.batch_size": 32, "model.gps_k": 2}),
         ("vtab/gps", "smallnorb_ele", {"model.lr": 3e-4, "data.batch_size": 32, "model.drop_path": 0.2}),
         ("fgvc/gps", "nabirds", {"model.lr": 1e-4, "model.drop_path": 0.1, "model.gps_k": 20}),
-        ("fgvc/gps", "dogs", {"model.lr": 1e-4, "data.batch_size": 64, "model.gps_k": 1, "model.ema_decay": 0.9998}),
+        ("fgvc/gps", "dogs", {"model.lr": 1e-4, "data.batch_size": 64, "model.gps_k": 1, "ema.decay": 0.9998}),
         ("vtab/sct", "cifar", {"model.lr": 0.013, "model.weight_decay": 1.0, "model.label_smoothing": 0.1}),
         ("vtab/sct", "oxford_iiit_pet", {"model.lr": 7e-4, "model.weight_decay": 0.8}),
         ("vtab/sct", "dmlab", {"model.label_smoothing": 0, "data.augmentation": "flip_randaug"}),
@@ -155,13 +156,13 @@ def test_other_data_and_a_stacked_method(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_last_task_counts() -> None:
-    args = expand(["fit", "--recipe", "vtab/gps", "--data.task", "dtd", "--data.task=patch_camelyon"])
+    args = expand(["fit", "--recipe", "vtab/gps", "--data.task", "dtd", "--data.task=patch_camelyon"]).args
     assert "--model.gps_k=2" in args
 
 
 def test_a_task_by_another_of_its_names() -> None:
     args = ["fit", "--recipe", "vtab/gps", "--data.task"]
-    assert expand([*args, "pets"])[:-1] == expand([*args, "oxford_iiit_pet"])[:-1]
+    assert expand([*args, "pets"]).args[:-1] == expand([*args, "oxford_iiit_pet"]).args[:-1]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,9 @@ import wandb
 import yaml
 from lightning.pytorch.loggers import WandbLogger
 
-from commands.lightning import GraftCLI, expand, run_folder
+from commands.lightning.cli import GraftCLI
+from commands.lightning.runs import run_folder
+from commands.lightning.shortcuts import expand
 from methods import METHODS
 from tests.conftest import BACKBONE, CLASSES, ROOT, TINY
 from train import LIGHTNING, main
@@ -151,7 +153,7 @@ def test_unknown_command(call: Callable[..., Answer]) -> None:
         (["--method", "ssf", "--model.drop_path=1.5"], "drop_path=1.5: expected a probability"),
         (["--method", "ssf", "--model.mixup=-1"], "mixup=-1.0: expected a positive number"),
         (["--method", "ssf", "--model.weight_decay=-1"], "weight_decay=-1.0: expected 0 or more"),
-        (["--method", "ssf", "--model.ema_decay=1"], "ema_decay=1.0: expected a decay"),
+        (["--method", "ssf", "--ema.decay=1"], "ema.decay=1.0: expected a decay"),
         (["--method", "ssf", "--model.backbone_args.img_sizee=4"], "unexpected keyword argument 'img_sizee'"),
     ],
 )
@@ -491,7 +493,7 @@ def test_method_is_the_model_s_short_name() -> None:
     assert expand(["fit", "--method", "ssf", "--trainer.max_epochs=1"]) == expand(
         ["fit", "--trainer.max_epochs=1", "--method=ssf"]
     )
-    assert expand(["fit", "--method", "ssf+bitfit"])[1:] == ["--model", "methods.SSFBitFitClassification"]
+    assert expand(["fit", "--method", "ssf+bitfit"]).args[1:] == ["--model", "methods.SSFBitFitClassification"]
 
 
 # loggers

@@ -43,7 +43,7 @@ class ScoreBeforeFit(Callback):
         mode: ``eval`` scores without drop path and dropout; ``train`` as some of the published codes do.
         precision: ``bf16`` scores under autocast; sums are fp32 in any case.
         cache_dir: Folder for scores, from which other budgets select without another pass; none by default.
-        resume: Whether a checkpoint will bring its selection, so that nothing is scored; the command line says so.
+        resume: Whether a checkpoint brings its selection, so that nothing is scored. The command line sets it.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What there is to do: the cells of a product or of searches, each one command line of ``fit``."""
+"""Plan of a study: the cells of a product or of searches, each one command line of ``fit``."""
 
 import argparse
 import itertools
@@ -7,9 +7,16 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
-OURS = ("--run_root", "--seed_everything", "--ckpt_path", "--method", "--recipe", "--data.task")
+import yaml
+
+from commands.lightning.arguments import pop_flag
+from commands.lightning.names import nearest
+from commands.lightning.recipes import read_recipe
+
+SET_BY_GRID = ("--run_root", "--seed_everything", "--ckpt_path", "--method", "--recipe", "--data.task")
 
 
 @dataclass
@@ -19,8 +26,8 @@ class Cell:
     Args:
         study: Name of the Optuna study it is a trial of.
         name: Its folder in the study's folder.
-        args: The command line but for the run folder.
-        about: What a report calls it.
+        args: The command line without the run folder.
+        about: Label, task and seed in a report.
         values: Options that a search tries.
     """
 
@@ -33,17 +40,15 @@ class Cell:
 
 def cells(own: argparse.Namespace, options: list[str]) -> tuple[list[Cell], dict[str, Any]]:
     """Every combination of method, task, other axes and seed."""
-    from commands.lightning import nearest
-
     axes = {}
     for axis in own.over:
         key, _, values = axis.partition("=")
-        axes[key.removeprefix("--")] = words(values) or nearest(axis, {"KEY=V,...": None}, "--over")
+        axes[key.removeprefix("--")] = words(values) or nearest(axis, ["KEY=V,..."], "--over")
     found = []
     for label, task, *values, seed in itertools.product(own.methods, tasks_of(own, options), *axes.values(), own.seeds):
         over = dict(zip(axes, values, strict=True))
         named = [f"{key.rpartition('.')[2]}={value}" for key, value in over.items()]
-        # the report takes what varies the data from the results, and gives each model a row of its own
+        # a row of the report for each model; axes of the data are columns, which the report reads from the results
         model = [name for name, key in zip(named, over, strict=True) if key.startswith("model.")]
         args = command(own, options, label, task, ["--test_after_fit=true"])
         args += [f"--{key}={value}" for key, value in over.items()] + [f"--seed_everything={seed}"]
@@ -53,9 +58,8 @@ def cells(own: argparse.Namespace, options: list[str]) -> tuple[list[Cell], dict
 
 
 def searches(own: argparse.Namespace, options: list[str]) -> tuple[list[Cell], dict[str, Any]]:
-    """Every point of the recipes' grids for each method and task, or as many without values as TPE may pick."""
+    """Every point of the recipes' grids for each method and task; with a budget, as many points for TPE to choose."""
     import datamodules
-    from commands.lightning import read_recipe
 
     if own.recipe is None:
         raise ValueError("--search needs a --recipe: what it searches is the `grid` of the recipes")
@@ -79,10 +83,9 @@ def searches(own: argparse.Namespace, options: list[str]) -> tuple[list[Cell], d
 
 def command(own: argparse.Namespace, options: list[str], label: str, task: str | None, more: list[str]) -> list[str]:
     """A command line without its seed."""
-    from commands.lightning import nearest, take
     from methods import METHODS
 
-    taken = [flag for flag in OURS if take(options, flag)[0] is not None]
+    taken = [flag for flag in SET_BY_GRID if pop_flag(options, flag)[0] is not None]
     if taken:
         raise ValueError(f"{taken[0]} after --: the grid sets it, see `python train.py grid --help`")
     if own.recipe is None:
@@ -99,11 +102,10 @@ def recipe_of(benchmark: str, label: str) -> str:
 
 
 def tasks_of(own: argparse.Namespace, options: list[str]) -> list[str | None]:
-    """The tasks by their own names, all of the data if asked; one nameless task without ``--tasks``."""
+    """Names of the tasks, without aliases: those of ``--tasks``, or None for data without tasks."""
     import datamodules
-    from commands.lightning import nearest, read_recipe, take
 
-    name = take(options, "--data")[0]
+    name = pop_flag(options, "--data")[0]
     if name is None and own.recipe is not None:
         name = read_recipe(recipe_of(own.recipe, own.methods[0]))["data"]
     data = getattr(datamodules, (name or "").rpartition(".")[2], None)
@@ -124,13 +126,24 @@ def folder_of(*names: str | None) -> str:
     return "/".join(re.sub(r"[^\w.=+-]+", "_", name) for name in names if name is not None)
 
 
-def check(args: list[str]) -> None:
-    """Stop before anything is queued if a command line cannot be read."""
-    from commands.lightning import GraftCLI
+def check(args: list[str]) -> dict[str, Any]:
+    """Parse a command line, so that a mistake in it stops the command before anything is queued.
 
+    Returns:
+        Name, direction, label and scale of the metric by which its task is judged.
+
+    Raises:
+        SystemExit: If the command line cannot be read.
+    """
+    from commands.lightning.cli import GraftCLI
+
+    text = StringIO()
     try:
-        with redirect_stdout(StringIO()):
+        with redirect_stdout(text):
             GraftCLI.run([*args, "--print_config"])
     except SystemExit as stop:
         if stop.code:
             raise
+    model: Any = locate(yaml.safe_load(text.getvalue())["model"]["class_path"])
+    metric: dict[str, Any] = model.headline._asdict()
+    return metric

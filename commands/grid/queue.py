@@ -1,39 +1,33 @@
-"""Who does it: waiting cells in an Optuna journal, which workers take, run, and take over from dead ones."""
+"""Queue of a study: cells wait in an Optuna journal, workers take and run them, and take over from dead workers."""
 
-import datetime
-import gc
 import hashlib
 import itertools
 import json
-import logging
 import shlex
-import signal
-import subprocess
-import sys
-import threading
 import time
-import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-
+from commands.grid.heartbeat import beating, silence
 from commands.grid.plan import Cell, check, folder_of
+from commands.lightning.arguments import flags
+from commands.lightning.runs import Failed, exit_on_sigterm, run_once
+from commands.report.runs import METRIC
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
 
-ENTRY = Path(__file__).resolve().parents[2] / "train.py"
+UNDER_WAY = ("WAITING", "RUNNING", "COMPLETE")
 
 
 class Queue:
     """The cells of a study as trials of Optuna.
 
-    They are queued one by one, as waiting trials that a worker takes atomically: GridSampler alone would take a failed
-    point for a visited one, and with several workers runs the last ones twice. A journal file has no heartbeat, so each
-    worker touches a file of its trial.
+    Cells are queued one by one, as waiting trials that a worker takes atomically. With GridSampler alone a failed point
+    would count as finished, and several workers would run the last points twice. A journal file has no heartbeat, so
+    each worker touches a file of its trial.
 
     Args:
         folder: Folder of the study.
@@ -55,7 +49,7 @@ class Queue:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """No other process plans or takes over meanwhile; the lock of a killed one is broken after two minutes."""
+        """Keep other processes from planning and taking over; the lock of a killed one is broken after two minutes."""
         from optuna.storages.journal import JournalFileSymlinkLock
 
         lock = JournalFileSymlinkLock(str(self.folder / "plan"), grace_period=120)
@@ -66,6 +60,7 @@ class Queue:
             lock.release()
 
     def names(self) -> list[str]:
+        """Names of all Optuna studies: ``grid``, and one for each search."""
         return [study.study_name for study in self.storage.get_all_studies()]
 
     def study(self, name: str) -> "Study":
@@ -77,32 +72,34 @@ class Queue:
         found = [(study, trial) for study in studies for trial in study.get_trials(deepcopy=False)]
         return [(study, t) for study, t in found if t.state.name in states and "cell" in t.user_attrs]
 
+    # planning
+
     def plan(self, planned: list[Cell], grids: dict[str, Any], retries: int, stale_after: float) -> None:
-        """Queue what is neither finished nor on its way.
+        """Queue the cells that are neither finished nor under way.
+
+        Args:
+            planned: The cells.
+            grids: Attributes of each search, by the name of its study.
+            retries: How often a cell that fails is tried again.
+            stale_after: Seconds of silence after which a worker counts as dead.
 
         Raises:
             ValueError: If the study holds one of the cells with other options.
         """
-        known = {t.user_attrs["cell"]: t.user_attrs for _, t in self.trials("WAITING", "RUNNING", "COMPLETE")}
+        known = {t.user_attrs["cell"]: t.user_attrs for _, t in self.trials(*UNDER_WAY)}
         for cell in planned:
-            other = known.get(cell.name)
-            if other is not None and (other["args"], other["values"]) != (cell.args, cell.values):
-                raise ValueError(
-                    f"--study {self.folder} holds {cell.name} with other options: {shlex.join(other['args'])}. "
-                    "Repeat them, or name another --study"
-                )
-        new = {cell.about["label"]: cell.args for cell in planned if cell.name not in known}
-        for args in new.values():
-            check(args)
-        for cell in planned:
-            if cell.study == "grid" and cell.name not in known:
+            refuse_other(cell, known.get(cell.name), self.folder)
+        new = [cell for cell in planned if cell.name not in known]
+        metrics = {label: check(args) for label, args in {cell.about["label"]: cell.args for cell in new}.items()}
+        for cell in new:
+            if cell.study == "grid":
                 write(self.folder / cell.name / "cell.json", json.dumps(cell.about, indent=2))
         with self.alone():
-            there = {t.user_attrs["cell"] for _, t in self.trials("WAITING", "RUNNING", "COMPLETE")}
-            for name, cells in itertools.groupby(planned, lambda cell: cell.study):
-                study = self.optuna.create_study(
-                    study_name=name, storage=self.storage, direction="maximize", load_if_exists=True
-                )
+            there = {t.user_attrs["cell"] for _, t in self.trials(*UNDER_WAY)}
+            for name, group in itertools.groupby(planned, lambda cell: cell.study):
+                cells = list(group)
+                found = [metrics[cell.about["label"]] for cell in cells if cell.about["label"] in metrics]
+                study = self.create(name, found[0] if found else None)
                 for key, value in {"stale_after": stale_after, **grids.get(name, {})}.items():
                     study.set_user_attr(key, value)
                 for cell in cells:
@@ -110,25 +107,32 @@ class Queue:
                         attrs = {"cell": cell.name, "args": cell.args, "values": cell.values, "left": retries}
                         study.enqueue_trial(cell.values, user_attrs=attrs)
 
+    def create(self, name: str, metric: dict[str, Any] | None) -> "Study":
+        """Make or load a study, whose direction is that of its metric; None if it is there already."""
+        if metric is None or name in self.names():
+            return self.study(name)
+        direction: Literal["maximize", "minimize"] = "maximize" if metric["higher_is_better"] else "minimize"
+        study = self.optuna.create_study(study_name=name, storage=self.storage, direction=direction)
+        study.set_user_attr("metric", metric)
+        return study
+
+    # working
+
     def work(self) -> None:
-        """Take cells until none waits and none runs: one that runs elsewhere may yet come back."""
+        """Take cells until none waits and none runs, because a cell of a worker that dies waits again."""
         from backbones.timm_models import shared_backbone
         from datamodules.pixels import shared_pixels
 
-        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        try:
-            with shared_backbone(), shared_pixels():
-                while True:
-                    self.take_over()
-                    waiting, running = self.trials("WAITING"), self.trials("RUNNING")
-                    if waiting:
-                        self.take(waiting[0][0])
-                    elif running:
-                        time.sleep(min(10.0, min(study.user_attrs["stale_after"] for study, _ in running) / 4))
-                    else:
-                        break
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        with exit_on_sigterm(), shared_backbone(), shared_pixels():
+            while True:
+                self.take_over()
+                waiting, running = self.trials("WAITING"), self.trials("RUNNING")
+                if waiting:
+                    self.take(waiting[0][0])
+                elif running:
+                    time.sleep(min(10.0, min(study.user_attrs["stale_after"] for study, _ in running) / 4))
+                else:
+                    break
 
     def take(self, study: "Study") -> None:
         """Run the next trial of a study, if another worker was not faster."""
@@ -136,11 +140,11 @@ class Queue:
 
         trial = study.ask()
         attrs = trial.user_attrs
-        if "cell" not in attrs:  # none waited any more, and ask made a new one
+        if "cell" not in attrs:  # no trial waited any more, so that `ask` made a new one
             study.tell(trial, state=TrialState.PRUNED)
             return
         start = time.perf_counter()
-        with self.alive(study, trial):
+        with beating(self.heartbeat(study, trial.number), study.user_attrs["stale_after"] / 4):
             try:
                 value = self.run(study, trial)
             except Failed as failure:
@@ -148,17 +152,27 @@ class Queue:
                 self.fail(study, trial.number, attrs, attrs["left"] - 1)
                 print(f"{attrs['cell']}: {failure}; {attrs['left']} more tries", flush=True)
                 return
-            except BaseException:  # stopped by the user or the cluster: that is no try
+            except BaseException:  # stopped by the user or the cluster, which is no failure of the cell
                 self.fail(study, trial.number, attrs, attrs["left"])
                 raise
             with self.alone():
                 study.tell(trial, value, skip_if_finished=True)
         done, rest = len(self.trials("COMPLETE")), len(self.trials("WAITING", "RUNNING"))
-        seconds = time.perf_counter() - start
-        print(f"[{done}/{done + rest}] {attrs['cell']}: {100 * value:.2f} ({seconds:.0f} s)", flush=True)
+        seconds, shown = time.perf_counter() - start, metric_of(study)["scale"] * value
+        print(f"[{done}/{done + rest}] {attrs['cell']}: {shown:.2f} ({seconds:.0f} s)", flush=True)
 
     def fail(self, study: "Study", number: int, attrs: dict[str, Any], left: int) -> bool:
-        """End a trial unless another worker has, and queue another one of the same cell if a try is left."""
+        """End a trial unless another worker has, and queue its cell again if a try is left.
+
+        Args:
+            study: The study.
+            number: Number of the trial.
+            attrs: Attributes of the trial.
+            left: Tries that are left.
+
+        Returns:
+            Whether this call ended the trial.
+        """
         from optuna.trial import TrialState
 
         with self.alone():
@@ -171,170 +185,82 @@ class Queue:
         return True
 
     def heartbeat(self, study: "Study", number: int) -> Path:
+        """The file that the worker of a trial touches."""
         return self.folder / "alive" / f"{folder_of(study.study_name).replace('/', '_')}-{number}"
 
-    @contextmanager
-    def alive(self, study: "Study", trial: "Trial") -> Iterator[None]:
-        """Touch the trial's file as long as this process lives."""
-        file, over = self.heartbeat(study, trial.number), threading.Event()
-        seconds = study.user_attrs["stale_after"] / 4
-        file.touch()
-
-        def beat() -> None:
-            while not over.wait(seconds):
-                with suppress(OSError):  # a file system that is away for a moment
-                    file.touch()
-
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
-            file.unlink(missing_ok=True)
-
     def take_over(self) -> None:
-        """Queue the cells of dead workers again, by the clock of the file system that all of them share."""
-        clock = self.folder / "alive" / "now"
+        """Queue the cells of dead workers again."""
         for study, trial in self.trials("RUNNING"):
-            clock.touch()
-            file = self.heartbeat(study, trial.number)
-            try:
-                silent = clock.stat().st_mtime - file.stat().st_mtime
-            except FileNotFoundError:  # killed before its first beat
-                silent = (datetime.datetime.now() - trial.datetime_start).total_seconds()
-            attrs = trial.user_attrs
+            file, attrs = self.heartbeat(study, trial.number), trial.user_attrs
+            silent = silence(file, self.folder / "alive" / "now", trial.datetime_start)
             if silent > study.user_attrs["stale_after"] and self.fail(study, trial.number, attrs, attrs["left"] - 1):
                 print(f"{attrs['cell']}: its worker is dead", flush=True)
                 file.unlink(missing_ok=True)
 
     def run(self, study: "Study", trial: "Trial") -> float:
-        """Accuracy of one cell: of a run that is finished already, or of one now."""
+        """Run a cell, unless it has finished before.
+
+        Returns:
+            The metric of the task: of the best epoch of a search, of the test otherwise.
+
+        Raises:
+            Failed: If the run fails or leaves no metric.
+        """
         from optuna.samplers import TPESampler
 
-        search = study.user_attrs.get("grid", {})
-        study.sampler = TPESampler(seed=trial.number)  # the same whatever worker asks
+        search, attrs = study.user_attrs.get("grid", {}), trial.user_attrs
+        study.sampler = TPESampler(seed=trial.number)  # so that every worker draws the same values
         chosen = {key: trial.suggest_categorical(key, values) for key, values in search.items()}
-        flags = [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in chosen.items()]
-        root = self.folder / trial.user_attrs["cell"]
-        if chosen:  # a point that TPE picks twice is run once
+        root = self.folder / attrs["cell"]
+        if chosen:  # a folder by its values, so that a point that TPE picks twice is run once
             root = self.folder / study.study_name / hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:8]
             write(root / "cell.json", json.dumps({"search": chosen}, indent=2))
-        metric = "val/acc1" if search else "test/acc1"
-        found = accuracy(root, metric)
-        if found is None:
-            first = self.first(study, trial.user_attrs["cell"])
-            execute([*trial.user_attrs["args"], *flags, "--run_root", str(root)], root / "log.txt", apart=not first)
-            found = accuracy(root, metric)
-        if found is None:
-            raise Failed(f"its run left no {metric}, see {root / 'log.txt'}")
-        return found
-
-    def first(self, study: "Study", cell: str) -> bool:
-        """Whether a cell has not failed yet."""
-        return not any(t.user_attrs.get("cell") == cell and t.state.name == "FAIL" for t in study.trials)
-
-    def conclude(self) -> int:
-        """Say what came out; the exit code."""
-        cells: dict[str, list[Any]] = {}
-        for _, trial in self.trials("COMPLETE", "FAIL", "WAITING", "RUNNING"):
-            cells.setdefault(trial.user_attrs["cell"], []).append(trial)
-        missing = {name: t[-1] for name, t in cells.items() if all(trial.state.name != "COMPLETE" for trial in t)}
-        for name, trial in missing.items():
-            print(f"missing: {name}: {trial.user_attrs.get('error', 'not finished')}")
-        chosen = self.choose()
-        print(f"{len(cells) - len(missing)} of {len(cells)} finished in {self.folder}")
-        if chosen:
-            print(f"chosen by validation accuracy: --recipe {chosen[0].parent} ({', '.join(c.stem for c in chosen)})")
-        if "grid" in self.names():
-            from commands.report import report
-
-            report([str(self.folder)])
-        return int(bool(missing))
-
-    def choose(self) -> list[Path]:
-        """Write what the searches found as recipes."""
-        from commands.lightning import read_recipe
-
-        recipes: dict[str, dict[str, Any]] = {}
-        for name in self.names():
-            study = self.study(name)
-            finished = [t for t in study.trials if t.state.name == "COMPLETE"]
-            about = study.user_attrs
-            if "grid" not in about or not finished:
-                continue
-            label, task = about["label"], about["task"]
-            if label not in recipes:
-                recipes[label] = {k: v for k, v in read_recipe(about["recipe"]).items() if k not in ("grid", "tasks")}
-            published = read_recipe(about["recipe"]).get("tasks", {}).get(task, {})
-            # of equals the smallest learning rate, as VPT's search
-            best = max(finished, key=lambda trial: (trial.value or 0.0, -trial.params.get("model.lr", 0.0))).params
-            if task is None:
-                recipes[label]["all"] = recipes[label].get("all", {}) | best
-            else:
-                recipes[label].setdefault("tasks", {})[task] = published | best
-        written = []
-        for label, recipe in recipes.items():
-            file = self.folder / "chosen" / f"{label}.yaml"
-            head = f"# python train.py grid --recipe {file.parent} --methods {label} --tasks ... -- --data.root DIR\n"
-            head += f"# chosen by validation accuracy in {self.folder}\n"
-            write(file, head + yaml.safe_dump(recipe, sort_keys=False))
-            written.append(file)
-        return written
+        # a run in this process shares backbone and images with the next; a failed one may have broken CUDA here
+        failed = any(t.user_attrs.get("cell") == attrs["cell"] and t.state.name == "FAIL" for t in study.trials)
+        log = root / "log.txt"
+        result = run_once([*attrs["args"], *flags(chosen)], root, log=log, own_process=failed)
+        keys = ["best/val/{}", "val/{}"] if search else ["test/{}"]
+        return first_of(result, [key.format(metric_of(study)["name"]) for key in keys], log)
 
 
-class Failed(Exception):
-    """A run did not come to its end."""
-
-
-def execute(args: list[str], log: Path, apart: bool) -> None:
-    """Run a command line, and let the log have what it prints.
+def refuse_other(cell: Cell, known: dict[str, Any] | None, folder: Path) -> None:
+    """Refuse a cell that a study holds with other options.
 
     Args:
-        args: What stands behind ``train.py``.
-        log: File to append to.
-        apart: In a process of its own, for what a failure leaves behind in this one (a broken CUDA context).
+        cell: The cell.
+        known: Attributes of the trial with its name, if there is one.
+        folder: Folder of the study.
+
+    Raises:
+        ValueError: If they differ.
     """
-    with log.open("a") as file:
-        if apart:
-            command = [sys.executable, str(ENTRY), *args]
-            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
-            if code:
-                raise Failed(f"exit code {code}, see {log}")
-            return
-        from commands.lightning import GraftCLI
-        from train import ours
-
-        for name in ("lightning.pytorch", "lightning.fabric"):
-            logging.getLogger(name).setLevel(logging.WARNING)  # they print past the log
-        try:
-            with redirect_stdout(file), redirect_stderr(file):
-                GraftCLI.run(args)
-        except SystemExit as stop:
-            if stop.code != 2:  # 2 is a command line that cannot be read, all others want this process to end
-                raise
-            raise Failed(f"its options cannot be read, see {log}") from stop
-        except Exception as error:
-            file.write(traceback.format_exc())
-            cause = ours(error) or error  # libraries may have wrapped it
-            first = str(cause).partition("\n")[0]
-            raise Failed(f"{type(cause).__name__}: {first}, see {log}") from error
-        finally:
-            gc.collect()  # models and loaders of the run
+    if known is not None and (known["args"], known["values"]) != (cell.args, cell.values):
+        raise ValueError(
+            f"--study {folder} holds {cell.name} with other options: {shlex.join(known['args'])}. "
+            "Repeat them, or name another --study"
+        )
 
 
-def accuracy(root: Path, metric: str) -> float | None:
-    """Of the newest finished run below ``root``: of the best epoch if one was chosen."""
-    from commands.prune_rewind import newest
+def first_of(result: dict[str, Any], keys: list[str], log: Path) -> float:
+    """Value of the first key that a result has.
 
-    file = newest(root, "result.json")
-    result = json.loads(file.read_text()) if file is not None else {}
-    found: float | None = result.get(f"best/{metric}", result.get(metric))
-    return found
+    Raises:
+        Failed: If it has none of them.
+    """
+    for key in keys:
+        if key in result:
+            return float(result[key])
+    raise Failed(f"its run left no {keys[-1]}, see {log}")
+
+
+def metric_of(study: "Study") -> dict[str, Any]:
+    """Name, direction, label and scale of the metric that a study compares."""
+    metric: dict[str, Any] = study.user_attrs.get("metric", METRIC)
+    return metric
 
 
 def write(path: Path, text: str) -> None:
+    """Write a file as a whole, so that no reader finds a part of it."""
     from checkpoints.atomic import write_atomically
 
     write_atomically(path, lambda temporary: temporary.write_text(text))

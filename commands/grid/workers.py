@@ -1,17 +1,16 @@
 """Where workers run: in processes here, each on a GPU of its own, or in a job array of SLURM."""
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from commands.grid.queue import ENTRY
+from commands.lightning.runs import ENTRY, exit_on_sigterm
 
 
 def gpus() -> list[str]:
-    """What this process may use, as CUDA_VISIBLE_DEVICES names it."""
+    """GPUs that this process may use, by their names in CUDA_VISIBLE_DEVICES."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [name for name in given.split(",") if name]
@@ -21,31 +20,31 @@ def gpus() -> list[str]:
 
 
 def worker(study: Path) -> list[str]:
+    """Command line of one worker."""
     return [sys.executable, str(ENTRY), "grid", "--study", str(study.resolve()), "--join"]
 
 
 def spread(study: Path, workers: int) -> None:
     """Let processes work on the study, each on a GPU of its own as far as there are."""
     found, processes = gpus(), []
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        for number in range(workers):
-            environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))} | dict(os.environ)
-            if found:
-                environment["CUDA_VISIBLE_DEVICES"] = found[number % len(found)]
-            processes.append(subprocess.Popen(worker(study), env=environment))
-        for process in processes:
-            process.wait()
-    finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.wait()
-        signal.signal(signal.SIGTERM, before)
+    with exit_on_sigterm():
+        try:
+            for number in range(workers):
+                environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))} | dict(os.environ)
+                if found:
+                    environment["CUDA_VISIBLE_DEVICES"] = found[number % len(found)]
+                processes.append(subprocess.Popen(worker(study), env=environment))
+            for process in processes:
+                process.wait()
+        finally:
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.wait()
 
 
 def submit(study: Path, workers: int, settings: list[str]) -> list[Any]:
-    """Submit workers as a job array; a worker whose time is up is queued again and goes on."""
+    """Submit workers as a job array; a worker whose time is over is queued again."""
     try:
         import submitit
     except ImportError as error:

@@ -12,7 +12,7 @@ from commands.report.page import draw, html, save, section, table
 from commands.report.runs import collect
 
 
-def report(args: list[str]) -> None:
+def main(args: list[str]) -> None:
     """Read every ``result.json`` below the folders and write the tables.
 
     Args:

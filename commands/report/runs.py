@@ -19,6 +19,8 @@ COSTS = {
     "cost/images_per_s": "training images/s",
     "cost/peak_mem_gib": "peak memory (GiB)",
 }
+# the metric of results that name none, written before November 2026
+METRIC = {"name": "acc1", "higher_is_better": True, "label": "top-1 (%)", "scale": 100.0}
 # where a run writes, and what columns and seeds say already
 PLACES = (
     *("seed_everything", "run_root", "ckpt_path", "score.cache_dir", "checkpoint.dirpath", "test_after_fit"),

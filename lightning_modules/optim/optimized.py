@@ -4,11 +4,10 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning import Callback, LightningModule
+from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim.lr_scheduler import LambdaLR
 
-from callbacks.ema import EMA
 from lightning_modules.optim.optimizers import OptimizerName, build_optimizer, decay_matrices
 from lightning_modules.optim.schedule import warmup_cosine
 
@@ -26,7 +25,6 @@ class Optimized(LightningModule):
         warmup_lr: Learning rate at the first step of the warm-up.
         min_lr: Learning rate at the end of the cosine.
         lr_interval: Whether the schedule moves every ``step`` or every ``epoch``, as most papers of the field do.
-        ema_decay: Evaluate and save an exponential moving average of what trains; a decay such as 0.999, or none.
     """
 
     not_options: ClassVar[tuple[str, ...]] = ()  # arguments of ``__init__`` that are no plain data
@@ -41,7 +39,6 @@ class Optimized(LightningModule):
         warmup_lr: float = 1e-6,
         min_lr: float = 0.0,
         lr_interval: Literal["step", "epoch"] = "step",
-        ema_decay: float | None = None,
     ) -> None:
         super().__init__()
         if lr <= 0:
@@ -52,17 +49,11 @@ class Optimized(LightningModule):
         for name, value in named.items():
             if value < 0:
                 raise ValueError(f"{name}={value}: expected 0 or more")
-        if ema_decay is not None and not 0 <= ema_decay < 1:
-            raise ValueError(f"ema_decay={ema_decay}: expected a decay of at least 0 and below 1, or none")
         self.save_hyperparameters(ignore=self.not_options)
         self.optimizer_name = optimizer
         self.lr, self.weight_decay, self.adam_eps = lr, weight_decay, adam_eps
         self.warmup_epochs, self.warmup_lr, self.min_lr = warmup_epochs, warmup_lr, min_lr
         self.lr_interval = lr_interval
-        self.ema = None if ema_decay is None else EMA(ema_decay)
-
-    def configure_callbacks(self) -> list[Callback]:
-        return [self.ema] if self.ema is not None else []
 
     def on_train_start(self) -> None:
         # use this run's learning rates and decays, not those of a restored optimizer

@@ -54,7 +54,8 @@ class PEFTMethod(WarmStart):
                     f"{name} is wrapped by torch.compile, where its weights have other names: pass its original "
                     f"(_orig_mod), and compile the whole, torch.compile(model), or in place, model.{name}.compile()"
                 )
-        return list(super().configure_callbacks())
+        callbacks = super().configure_callbacks()
+        return [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
 
     def ready_to_adapt(self) -> bool:
         """Whether everything is known that ``adapt`` needs."""

@@ -10,7 +10,7 @@ from methods.core.base import PEFTMethod
 
 # one backbone, one stream of batches, one optimizer
 COMMON = {"backbone", "pretrained", "backbone_args", "num_classes", "drop_path", "mixup", "cutmix"}
-COMMON |= {"optimizer", "adam_eps", "lr_interval", "ema_decay"}
+COMMON |= {"optimizer", "adam_eps", "lr_interval"}
 
 
 def expand(members: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:

@@ -32,9 +32,9 @@ class Record(Callback):
 def test_average_is_the_formula_and_is_what_is_saved(
     build: Callable[..., PEFTMethod], data: Callable[..., ImageDataset], trainer: Make, tmp_path: Path
 ) -> None:
-    record, model = Record(), build("ssf", ema_decay=0.7)
+    record, model = Record(), build("ssf")
     keep = ModelCheckpoint(tmp_path, filename="last", save_top_k=1)
-    trainer(max_epochs=2, callbacks=[record, keep], enable_checkpointing=True).fit(model, datamodule=data())
+    trainer(max_epochs=2, callbacks=[record, EMA(0.7), keep], enable_checkpointing=True).fit(model, datamodule=data())
     average = record.steps[0]
     for values in record.steps[1:]:
         average = {name: 0.7 * average[name] + 0.3 * value for name, value in values.items()}
@@ -50,8 +50,8 @@ def test_resume_goes_on_from_the_raw_values(
 ) -> None:
     def fit(folder: str, ckpt_path: Path | None = None) -> dict[str, Any]:
         keep = ModelCheckpoint(tmp_path / folder, filename="{epoch}", save_top_k=-1)
-        run = trainer(max_epochs=3, callbacks=[keep], enable_checkpointing=True)
-        run.fit(build("ssf", ema_decay=0.7), datamodule=data(), ckpt_path=ckpt_path)
+        run = trainer(max_epochs=3, callbacks=[EMA(0.7), keep], enable_checkpointing=True)
+        run.fit(build("ssf"), datamodule=data(), ckpt_path=ckpt_path)
         return torch.load(tmp_path / folder / "epoch=2.ckpt", weights_only=True)
 
     whole, resumed = fit("whole"), fit("resumed", tmp_path / "whole/epoch=0.ckpt")
@@ -59,6 +59,18 @@ def test_resume_goes_on_from_the_raw_values(
         assert all(torch.equal(tensor, resumed[part][name]) for name, tensor in whole[part].items())
 
 
-def test_decay_outside_its_range_is_refused(build: Callable[..., PEFTMethod]) -> None:
-    with pytest.raises(ValueError, match=r"ema_decay=1\.5"):
-        build("ssf", ema_decay=1.5)
+def test_no_average_without_a_decay(
+    build: Callable[..., PEFTMethod], data: Callable[..., ImageDataset], trainer: Make, tmp_path: Path
+) -> None:
+    keep, model = ModelCheckpoint(tmp_path, filename="last"), build("ssf")
+    trainer(callbacks=[EMA(), keep], enable_checkpointing=True).fit(model, datamodule=data())
+    plain = build("ssf")
+    trainer().fit(plain, datamodule=data())
+    assert all(torch.equal(p, plain.get_parameter(name)) for name, p in model.named_parameters())
+    assert not {"raw", "ema_decay"} & torch.load(keep.best_model_path, weights_only=True).keys()
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5])
+def test_decay_outside_its_range(decay: float) -> None:
+    with pytest.raises(ValueError, match=rf"ema\.decay={decay}: expected a decay of at least 0 and below 1"):
+        EMA(decay)

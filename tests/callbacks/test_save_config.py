@@ -24,7 +24,7 @@ class Remembers:
 @pytest.fixture
 def parser() -> Any:
     parser = ArgumentParser()
-    for name in ("trainer.default_root_dir", "checkpoint.dirpath", "ckpt_path", "model.backbone"):
+    for name in ("trainer.default_root_dir", "ckpt_path", "model.backbone"):
         parser.add_argument(f"--{name}", type=str | None, default=None)
     parser.add_argument("--model.lr", type=float, default=0.1)
     parser.add_argument("--model.backbone_args", type=dict[str, Any] | None, default=None)
@@ -32,7 +32,7 @@ def parser() -> Any:
 
 
 def test_config_reaches_file_and_loggers(parser: Any, tmp_path: Path) -> None:
-    places = [f"--trainer.default_root_dir={tmp_path}", f"--checkpoint.dirpath={tmp_path}", "--ckpt_path=last.ckpt"]
+    places = [f"--trainer.default_root_dir={tmp_path}", "--ckpt_path=last.ckpt"]
     config = parser.parse_args([*places, "--model.lr=0.25", "--model.backbone_args.depth=2", "--model.backbone=vït"])
     callback = SaveConfig(parser, config, overwrite=True)
     loggers = [Remembers(), Remembers()]
@@ -42,7 +42,6 @@ def test_config_reaches_file_and_loggers(parser: Any, tmp_path: Path) -> None:
 
     expected = {
         "trainer": {"default_root_dir": None},  # the next run from this file gets a folder of its own
-        "checkpoint": {"dirpath": None},
         "ckpt_path": None,
         "model": {"backbone": "vït", "lr": 0.25, "backbone_args": {"depth": 2}},
     }

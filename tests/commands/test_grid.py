@@ -13,10 +13,11 @@ import pytest
 import yaml
 
 from commands.grid import plan, take_options
-from commands.grid.queue import Failed, Queue
+from commands.grid.queue import Queue
 from commands.grid.workers import submit
-from commands.lightning import read_recipe
-from commands.prune_rewind import newest
+from commands.lightning.recipes import read_recipe
+from commands.lightning.runs import Failed, newest
+from lightning_modules.classification import Classification
 from tests.conftest import BACKBONE, ROOT, TINY
 from train import main
 
@@ -43,11 +44,11 @@ class Fake:
         self.apart: list[bool] = []
         self.failures: dict[str, int] = {}
 
-    def __call__(self, args: list[str], log: Path, apart: bool) -> None:
+    def __call__(self, args: list[str], log: Path | None, own_process: bool) -> None:
         root = Path(args[args.index("--run_root") + 1])
         self.ran.append(str(root))
         self.args.append(args)
-        self.apart.append(apart)
+        self.apart.append(own_process)
         for part, count in self.failures.items():
             if part in str(root) and count:
                 self.failures[part] -= 1
@@ -62,8 +63,8 @@ class Fake:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     runs = Fake()
-    monkeypatch.setattr("commands.grid.queue.execute", runs)
-    monkeypatch.setattr("commands.grid.queue.check", lambda args: None)
+    monkeypatch.setattr("commands.lightning.runs.execute", runs)
+    monkeypatch.setattr("commands.grid.queue.check", lambda args: Classification.headline._asdict())
     return runs
 
 
@@ -193,10 +194,10 @@ def test_stopping_costs_no_try(tmp_path: Path, fake: Fake, monkeypatch: pytest.M
     def stop(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("commands.grid.queue.execute", stop)
+    monkeypatch.setattr("commands.lightning.runs.execute", stop)
     with pytest.raises(KeyboardInterrupt):
         call("--study", tmp_path, "--methods", "ssf", "--retries", 0)
-    monkeypatch.setattr("commands.grid.queue.execute", fake)
+    monkeypatch.setattr("commands.lightning.runs.execute", fake)
     assert not list((tmp_path / "alive").glob("grid*"))
     assert call("--study", tmp_path) == 0
     assert len(fake.ran) == 1
@@ -215,9 +216,10 @@ def test_what_a_failing_run_leaves(options: list[str], tmp_path: Path, capsys: p
 WORKER = """
 import json, sys, time
 from pathlib import Path
-from commands.grid import queue
+from commands.grid.queue import Queue
+from commands.lightning import runs
 
-def execute(args, log, apart):
+def execute(args, log, own_process):
     root = Path(args[args.index("--run_root") + 1])
     with open(sys.argv[2], "a") as ran:
         ran.write(root.parent.name + "\\n")
@@ -226,8 +228,8 @@ def execute(args, log, apart):
     folder.mkdir(parents=True)
     (folder / "result.json").write_text('{"test/acc1": 0.5}')
 
-queue.execute = execute
-queue.Queue(Path(sys.argv[1])).work()
+runs.execute = execute
+Queue(Path(sys.argv[1])).work()
 """
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoints.delta import WEIGHTS, read_adapter
-from commands.lightning import GraftCLI
+from commands.lightning.cli import GraftCLI
 from commands.merge import merge
 from methods import PEFTMethod
 from tests.conftest import BACKBONE, TINY

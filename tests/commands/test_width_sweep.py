@@ -85,7 +85,7 @@ def test_sweep_and_going_on(
 def test_a_run_that_diverges_counts_as_infinite(
     fit_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from commands.lightning import GraftCLI
+    from commands.lightning.cli import GraftCLI
 
     run = GraftCLI.run
 

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 from datasets import Image as ImageFeature
 from lightning import Trainer
 
-from commands.lightning import GraftCLI
+from commands.lightning.cli import GraftCLI
 from datamodules import VTAB, MicroVTAB
 from tests.conftest import BACKBONE, TINY
 from tests.support.pictures import INPUT, picture

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from checkpoints.delta import WEIGHTS, write_adapter
-from commands.lightning import GraftCLI
+from commands.lightning.cli import GraftCLI
 from datamodules import ImageDataset
 from lightning_modules.batch import Batch
 from methods import METHODS, PEFTMethod

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from callbacks.scoring.score_before_fit import ScoreBeforeFit
 from checkpoints.fingerprint import fingerprint
-from commands.lightning import GraftCLI
+from commands.lightning.cli import GraftCLI
 from datamodules import ImageDataset
 from methods import METHODS
 from methods.core.selective import Selective

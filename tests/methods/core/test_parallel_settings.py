@@ -10,9 +10,10 @@ import torch
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from callbacks.ema import EMA
 from callbacks.features.cache import FeatureCache
 from checkpoints.delta import one_member, read_checkpoint, write_adapter
-from commands.lightning import GraftCLI
+from commands.lightning.cli import GraftCLI
 from datamodules import ImageDataset
 from methods import PEFTMethod
 from methods.core.parallel_settings import ParallelSettings
@@ -142,11 +143,11 @@ def test_resume_is_exact(build: Build, data: Data, trainer: MakeTrainer, tmp_pat
 
 
 def test_average_of_members(build: Build, data: Data, trainer: MakeTrainer) -> None:
-    joint = ParallelSettings(build("linear_probe", ema_decay=0.5), [{"lr": 1e-2}, {"lr": 1e-1}])
-    fit(joint, data(), trainer)
+    joint = ParallelSettings(build("linear_probe"), [{"lr": 1e-2}, {"lr": 1e-1}])
+    fit(joint, data(), trainer, callbacks=[EMA(0.5)])
     for member, lr in zip(joint.each(), (1e-2, 1e-1), strict=True):
-        solo: Any = build("linear_probe", ema_decay=0.5, lr=lr)
-        fit(solo, data(), trainer)
+        solo: Any = build("linear_probe", lr=lr)
+        fit(solo, data(), trainer, callbacks=[EMA(0.5)])
         assert torch.equal(member.backbone.head.weight, solo.backbone.head.weight)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from checkpoints.delta import WEIGHTS, write_adapter
-from commands.lightning import GraftCLI
+from commands.lightning.cli import GraftCLI
 from datamodules import ImageDataset
 from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod, compose

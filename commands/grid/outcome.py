@@ -1,0 +1,65 @@
+"""Outcome of a study: the cells that are missing, what searches chose, and the report."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from commands import report
+from commands.grid.queue import Queue, write
+from commands.lightning.recipes import read_recipe
+
+
+def conclude(queue: Queue) -> int:
+    """Print what came out.
+
+    Returns:
+        The exit code: 1 if a cell is missing.
+    """
+    cells: dict[str, list[Any]] = {}
+    for _, trial in queue.trials("COMPLETE", "FAIL", "WAITING", "RUNNING"):
+        cells.setdefault(trial.user_attrs["cell"], []).append(trial)
+    missing = {name: t[-1] for name, t in cells.items() if all(trial.state.name != "COMPLETE" for trial in t)}
+    for name, trial in missing.items():
+        print(f"missing: {name}: {trial.user_attrs.get('error', 'not finished')}")
+    chosen = choose(queue)
+    print(f"{len(cells) - len(missing)} of {len(cells)} finished in {queue.folder}")
+    if chosen:
+        print(f"chosen by the validation metric: --recipe {chosen[0].parent} ({', '.join(c.stem for c in chosen)})")
+    if "grid" in queue.names():
+        report.main([str(queue.folder)])
+    return int(bool(missing))
+
+
+def choose(queue: Queue) -> list[Path]:
+    """Write the best point of each search as a recipe, ``chosen/METHOD.yaml``.
+
+    Returns:
+        The files.
+    """
+    recipes: dict[str, dict[str, Any]] = {}
+    for name in queue.names():
+        study = queue.study(name)
+        finished = [t for t in study.trials if t.state.name == "COMPLETE" and t.value is not None]
+        about = study.user_attrs
+        if "grid" not in about or not finished:
+            continue
+        label, task = about["label"], about["task"]
+        if label not in recipes:
+            recipes[label] = {k: v for k, v in read_recipe(about["recipe"]).items() if k not in ("grid", "tasks")}
+        published = read_recipe(about["recipe"]).get("tasks", {}).get(task, {})
+        sign = 1 if study.direction.name == "MAXIMIZE" else -1
+        # among equals the smallest learning rate, as in VPT's search
+        best = max(finished, key=lambda t: (sign * (t.value or 0.0), -t.params.get("model.lr", 0.0))).params
+        if task is None:
+            recipes[label]["all"] = recipes[label].get("all", {}) | best
+        else:
+            recipes[label].setdefault("tasks", {})[task] = published | best
+    written = []
+    for label, recipe in recipes.items():
+        file = queue.folder / "chosen" / f"{label}.yaml"
+        head = f"# python train.py grid --recipe {file.parent} --methods {label} --tasks ... -- --data.root DIR\n"
+        head += f"# chosen by the validation metric in {queue.folder}\n"
+        write(file, head + yaml.safe_dump(recipe, sort_keys=False))
+        written.append(file)
+    return written

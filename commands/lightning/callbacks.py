@@ -1,0 +1,65 @@
+"""Callbacks that every run of a subcommand has."""
+
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning import Callback, LightningDataModule
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+
+from callbacks.cost import Cost
+from callbacks.delta_export import DeltaExport
+from callbacks.finite_loss import StopOnNonFiniteLoss
+from callbacks.predictions import Predictions
+from callbacks.result import Result
+from callbacks.scoring.score_before_fit import ScoreBeforeFit
+from commands.lightning.options import CHECKPOINT, HEADLINE
+from lightning_modules import Task
+
+
+def run_callbacks(
+    options: Namespace, subcommand: str, model: Task, data: LightningDataModule, resume: bool
+) -> list[Callback]:
+    """Build the callbacks of a run.
+
+    Args:
+        options: Parsed options of the subcommand.
+        subcommand: Such as ``fit``.
+        model: The model.
+        data: The datamodule.
+        resume: Whether the run goes on from a checkpoint.
+    """
+    folder = Path(options.trainer.default_root_dir) / "checkpoints"
+    # apart from the best epoch's callback, whose save_last saves only when the monitored metric improves
+    last = ModelCheckpoint(folder, "last", enable_version_counter=False)
+    cost = Cost()
+    result = Result(cost, test_follows=bool(options.get("test_after_fit")))
+    if subcommand == "score":
+        return [ScoreBeforeFit(**options.score.as_dict()), result, last]
+    # also in an evaluation, because Lightning warns of the callbacks that a checkpoint has a state of
+    kept = options.get("checkpoint", Namespace(**CHECKPOINT))
+    best = ModelCheckpoint(**checkpoint_options(kept, model, data, folder))
+    found = [StopOnNonFiniteLoss(), cost, DeltaExport(), result, Predictions(), best, last]
+    if subcommand != "fit":
+        return found
+    rates = [] if options.trainer.logger is False else [LearningRateMonitor()]
+    return [ScoreBeforeFit(**options.score.as_dict(), resume=resume), *rates, *found]
+
+
+def checkpoint_options(options: Namespace, task: Task, data: LightningDataModule, folder: Path) -> dict[str, Any]:
+    """Arguments of the callback that keeps the best epoch.
+
+    Args:
+        options: Options ``checkpoint.*``.
+        task: The model, whose headline metric ``monitor: headline`` stands for.
+        data: The datamodule. Without validation data nothing can be monitored, and the last epoch counts.
+        folder: Folder of the checkpoints.
+    """
+    found: dict[str, Any] = options.as_dict() | {"dirpath": folder}
+    if found["monitor"] == HEADLINE:
+        found["monitor"] = f"val/{task.headline.name}"
+    if found["mode"] == HEADLINE:
+        found["mode"] = task.headline.mode
+    if getattr(data, "validates", True) is False:
+        found["monitor"] = None
+    return found

@@ -1,0 +1,29 @@
+"""Errors that a user can cause."""
+
+from pathlib import Path
+
+EXPECTED = (ValueError, TypeError, OSError, FloatingPointError)  # any other error is a defect, shown with its traceback
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def own_error(error: BaseException | None) -> BaseException | None:
+    """The first error of a chain of causes that this project raised on purpose.
+
+    Libraries such as jsonargparse wrap errors. An error counts as raised on purpose if it is one of ``EXPECTED`` and
+    was raised by a line of this project.
+
+    Args:
+        error: The error that was caught.
+
+    Returns:
+        The error, or None if a library raised all errors of the chain.
+    """
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        file = Path(trace.tb_frame.f_code.co_filename).resolve() if trace is not None else Path()
+        if isinstance(error, EXPECTED) and file.is_relative_to(ROOT) and ".venv" not in file.relative_to(ROOT).parts:
+            return error
+        error = error.__cause__
+    return None

@@ -1,0 +1,68 @@
+"""Loggers of a run: their folder, and the names that W&B shows."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+JOB_TYPES = {"fit": "train", "score": "score"}  # by subcommand; all others evaluate
+
+
+def place_loggers(loggers: Any, folder: Path) -> Any:
+    """Let every logger write into the run folder.
+
+    Args:
+        loggers: Value of ``trainer.logger``: configs of loggers, False, or None for the default, a CSV logger.
+        folder: The run folder.
+
+    Returns:
+        The new value of ``trainer.logger``.
+    """
+    if loggers is False:
+        return False
+    if loggers is None or loggers is True:
+        loggers = [Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=Namespace())]
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        logger.init_args["save_dir"] = str(folder)
+        if logger.class_path.endswith("CSVLogger"):
+            logger.init_args["name"] = logger.init_args["version"] = ""
+    return loggers
+
+
+def wandb_names(subcommand: str, method: str, data: str, seed: Any, backbone: str) -> dict[str, str]:
+    """Environment variables with which W&B names a run; options of its logger win over them.
+
+    Args:
+        subcommand: Such as ``fit``.
+        method: Class of the model.
+        data: Name of the data.
+        seed: Seed of the run.
+        backbone: Name of the backbone, one of the tags; may be empty.
+    """
+    names = {
+        "WANDB_PROJECT": "graft",
+        "WANDB_RUN_GROUP": f"{method}-{data}",
+        "WANDB_JOB_TYPE": JOB_TYPES.get(subcommand, "eval"),
+        "WANDB_NAME": f"{method}-{data}-s{seed}",
+        "WANDB_TAGS": ",".join(tag[:64] for tag in (method, data, backbone) if tag),
+    }
+    if "WANDB_API_KEY" not in os.environ and not (Path.home() / ".netrc").exists():
+        names["WANDB_MODE"] = "offline"
+    return names
+
+
+@contextmanager
+def user_environment() -> Iterator[None]:
+    """Finish the run of W&B at the end, and restore the variables that W&B reads, so that a next run has its own."""
+    before = {name for name in os.environ if name.startswith("WANDB_")}
+    try:
+        yield
+    finally:
+        if "wandb" in sys.modules:
+            sys.modules["wandb"].finish(exit_code=int(sys.exc_info()[0] is not None))
+        for name in {*wandb_names("", "", "", "", ""), "WANDB_MODE"} - before:
+            os.environ.pop(name, None)

@@ -1,0 +1,68 @@
+"""Options of this project beside those of Lightning: which subcommand uses them, and what they are."""
+
+from typing import Any
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from callbacks.ema import EMA
+from callbacks.features.cache import FeatureCache
+from callbacks.scoring.score_before_fit import ScoreBeforeFit
+from commands.lightning.parser import GraftParser
+from commands.lightning.used_by import USED_BY, used_by
+from lightning_modules import TASKS
+
+HEADLINE = "headline"  # value of checkpoint.monitor and mode that stands for the metric by which the task is judged
+CHECKPOINT = {"monitor": HEADLINE, "mode": HEADLINE, "filename": "best", "enable_version_counter": False}
+ABOUT = (
+    "Beside the options below: --method NAME[+NAME] and --task NAME stand for --model (`train.py methods` lists them); "
+    "--recipe BENCHMARK/METHOD, or a file of yours, stands for a published method, data and options (`train.py "
+    "recipes`), over which what you write yourself wins."
+)
+HELP: dict[str, dict[str, Any]] = {
+    "members": {
+        "type": list[dict[str, Any]] | dict[str, list[Any]] | None,
+        "default": None,
+        "help": "Settings that train at once over one frozen backbone: a list of the options of each, or a grid.",
+    },
+    "export_member": {
+        "type": str,
+        "default": "best",
+        "help": "Name of the member that the adapter folder holds; best is the one with the best validation metric.",
+    },
+    "test_after_fit": {
+        "type": bool,
+        "default": False,
+        "help": "Whether to test the best checkpoint after the fit.",
+    },
+    "override_checkpoint": {
+        "type": bool,
+        "default": False,
+        "help": "Whether model options may differ from those saved in --ckpt_path.",
+    },
+}
+
+
+def add_options(parser: GraftParser, subcommand: str) -> None:
+    """Add the options that a subcommand uses, and the links that fill options of the model from the data.
+
+    Args:
+        parser: Parser of the subcommand.
+        subcommand: Such as ``fit``.
+    """
+    parser.description = f"{parser.description} {ABOUT}"
+    for option, attribute in sorted({link for task in TASKS.values() for link in task.links.items()}):
+        parser.link_arguments(f"data.{attribute}", f"model.init_args.{option}", apply_on="instantiate")
+    if used_by(subcommand, "checkpoint"):
+        parser.add_class_arguments(ModelCheckpoint, "checkpoint", fail_untyped=False, instantiate=False)
+        parser.set_defaults({f"checkpoint.{name}": value for name, value in CHECKPOINT.items()})
+    if used_by(subcommand, "score"):
+        # without `resume`, which follows from --ckpt_path
+        parser.add_class_arguments(ScoreBeforeFit, "score", instantiate=False, skip={"resume"})
+    for name, callback in {"features": FeatureCache, "ema": EMA}.items():
+        if used_by(subcommand, name):
+            parser.add_lightning_class_args(callback, name)
+    for name, about in HELP.items():
+        if used_by(subcommand, name):
+            parser.add_argument(f"--{name}", **about)
+    parser.add_argument("--run_root", type=str, default="runs", help="Folder of all run folders.")
+    parser.skip_in_configs(name for name in USED_BY if not used_by(subcommand, name))

@@ -1,0 +1,68 @@
+"""Recipes: published settings of a method on a benchmark."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from commands.lightning.arguments import flags, pop_flag
+from commands.lightning.names import nearest
+from commands.lightning.used_by import used_by
+
+RECIPES = Path(__file__).resolve().parents[2] / "configs" / "recipe"
+RECIPE_KEYS = {"method": str, "data": str, "all": dict, "tasks": dict, "grid": dict}
+
+
+def apply_recipe(name: str, subcommand: str, args: list[str]) -> list[str]:
+    """Put the method, the data and the options of a recipe in front of a command line, whose own options so win.
+
+    Args:
+        name: Name of a recipe, such as ``vtab/ssf``, or the path of a file.
+        subcommand: Options that it does not use are left out.
+        args: The command line without the subcommand.
+
+    Raises:
+        ValueError: If the recipe has numbers per task and the task is missing or unknown, or for another method.
+    """
+    import datamodules
+
+    recipe = read_recipe(name)
+    options = dict(recipe.get("all", {}))
+    if "tasks" in recipe:
+        task = pop_flag(args, "--data.task")[0]
+        if task is None:
+            raise ValueError(f"--recipe {name} needs a --data.task, one of: {', '.join(recipe['tasks'])}")
+        task = getattr(getattr(datamodules, recipe["data"], None), "aliases", {}).get(task, task)
+        options |= recipe["tasks"][nearest(task, recipe["tasks"], "task")]
+    method, args = pop_flag(args, "--method")
+    method = method or recipe["method"]
+    if not set(recipe["method"].split("+")) <= set(method.split("+")):
+        raise ValueError(f"--method {method}: --recipe {name} is one of {recipe['method']}; leave one of the two out")
+    used = {key: value for key, value in options.items() if used_by(subcommand, key)}
+    return ["--method", method, "--data", recipe["data"], *flags(used), *args]
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """Read ``configs/recipe/NAME.yaml``, or a file of the user's own.
+
+    Raises:
+        ValueError: If there is no such recipe or file, or if it is not in the form of a recipe.
+    """
+    known = {path.relative_to(RECIPES).with_suffix("").as_posix(): path for path in sorted(RECIPES.rglob("*.yaml"))}
+    path = known.get(name, Path(name))
+    if not path.is_file():
+        nearest(name, known, "recipe")
+    try:
+        recipe = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"recipe {path} is no YAML: {error}") from error
+    if not isinstance(recipe, dict) or not {"method", "data"} <= recipe.keys():
+        raise ValueError(f"recipe {path} says no method and data; expected the keys {', '.join(RECIPE_KEYS)}")
+    kinds = {key: RECIPE_KEYS[nearest(str(key), RECIPE_KEYS, f"key of recipe {path}:")] for key in recipe}
+    values = list(recipe.items())
+    for key, value in values:
+        if not isinstance(value, kinds.get(key, dict)):
+            raise ValueError(f"recipe {path}: {key} is {value!r}; expected a {kinds.get(key, dict).__name__}")
+        if key == "tasks":
+            values += [(f"tasks.{task}", options) for task, options in value.items()]
+    return recipe

@@ -1,0 +1,45 @@
+"""The checkpoint that a command line names, read once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from checkpoints.delta import read_checkpoint
+from lightning_modules import TASKS
+
+LIGHTNING_NAMES = ("best", "last", "hpc")  # words that Lightning accepts in the place of a path
+NOT_SAVED = {option for task in TASKS.values() for option in task.links}  # the data give them, also with a checkpoint
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint as far as the command line needs it.
+
+    Args:
+        path: Checkpoint file or adapter folder.
+        class_path: Class of the model.
+        options: Options of the model.
+        ema_decay: Decay of the average that the fit kept of what trains; None without an average.
+        adapter: Content of an adapter folder; None for a file, which Lightning reads again with its optimizer.
+    """
+
+    path: str
+    class_path: str
+    options: dict[str, Any]
+    ema_decay: float | None
+    adapter: dict[str, Any] | None
+
+
+def read_saved(path: str) -> Saved:
+    """Read a checkpoint.
+
+    Raises:
+        FileNotFoundError: If there is nothing at the path.
+        ValueError: If the file is damaged or not one of this project.
+    """
+    checkpoint = read_checkpoint(path)
+    options = {name: value for name, value in checkpoint["hyper_parameters"].items() if name not in NOT_SAVED}
+    options.pop("_instantiator", None)
+    class_path = options.pop("_class_path")
+    adapter = checkpoint if Path(path).is_dir() else None
+    return Saved(path, class_path, options, checkpoint.get("ema_decay"), adapter)

@@ -1,0 +1,97 @@
+"""Short forms of the command line, rewritten into options that LightningCLI has."""
+
+import json
+import re
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from lightning import LightningDataModule
+
+import datamodules
+import methods
+from commands.lightning.arguments import pop_flag
+from commands.lightning.names import nearest
+from commands.lightning.recipes import apply_recipe
+from commands.lightning.saved import LIGHTNING_NAMES, Saved, read_saved
+from lightning_modules import TASKS
+from methods import METHODS, PEFTMethod, compose
+
+
+class Expanded(NamedTuple):
+    """A command line in the options of LightningCLI.
+
+    Args:
+        args: Subcommand and options.
+        saved: The checkpoint of ``--ckpt_path``, if it names one.
+    """
+
+    args: list[str]
+    saved: Saved | None
+
+    @property
+    def subcommand(self) -> str:
+        return self.args[0]
+
+
+def expand(args: list[str]) -> Expanded:
+    """Rewrite ``--recipe``, ``--method`` and ``--task``, and bring the class and the options of a checkpoint.
+
+    Args:
+        args: Subcommand and options.
+
+    Raises:
+        ValueError: If a name is unknown, or the checkpoint is damaged.
+    """
+    subcommand, *rest = args
+    recipe, rest = pop_flag(rest, "--recipe")
+    if recipe is not None:
+        rest = apply_recipe(recipe, subcommand, rest)
+    method, rest = pop_flag(rest, "--method")
+    task, rest = pop_flag(rest, "--task")
+    if method is not None:
+        rest = ["--model", class_path(method, task), *rest]
+    elif task is not None:
+        raise ValueError(f"--task {task} needs a --method")
+    check_class("data", pop_flag(rest, "--data")[0], datamodules, LightningDataModule)
+    check_class("model", pop_flag(rest, "--model")[0], methods, PEFTMethod)
+    path, saved = pop_flag(rest, "--ckpt_path")[0], None
+    if path and path not in LIGHTNING_NAMES:
+        saved = read_saved(path)
+        rest = ["--config", json.dumps(config_of(saved, subcommand)), *rest]
+    return Expanded([subcommand, *rest], saved)
+
+
+def class_path(method: str, task: str | None) -> str:
+    """Path of the class that joins methods with a task.
+
+    Args:
+        method: Names of methods, joined by ``+``.
+        task: Name of the task, ``classification`` by default.
+    """
+    names = [nearest(name, METHODS, "method") for name in method.split("+")]
+    task = nearest(task or "classification", TASKS, "task")
+    cls = compose(*(METHODS[name] for name in names), task=TASKS[task])
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def check_class(kind: str, name: str | None, module: ModuleType, base: type) -> None:
+    """Refuse the short name of a class that a module does not have, with the most similar names.
+
+    Args:
+        kind: What the message calls the class.
+        name: Name that the user gave; a path with dots is left to the parser.
+        module: Where short names are looked up.
+        base: Base of all valid classes.
+    """
+    if name is None or not re.fullmatch(r"\w+", name) or hasattr(module, name):
+        return
+    classes = [cls for cls in vars(module).values() if isinstance(cls, type) and issubclass(cls, base)]
+    nearest(name, [cls.__name__ for cls in classes if cls is not PEFTMethod], kind)
+
+
+def config_of(saved: Saved, subcommand: str) -> dict[str, Any]:
+    """Config with the class and the options of a checkpoint."""
+    config: dict[str, Any] = {"model": {"class_path": saved.class_path, "init_args": saved.options}}
+    if subcommand == "fit" and saved.ema_decay is not None:
+        config["ema"] = {"decay": saved.ema_decay}
+    return config

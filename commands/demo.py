@@ -71,8 +71,8 @@ def run(name: str, config: Path, run_root: Path) -> tuple[list[str], Path]:
 
     model, difference = cli.model.eval(), "-"
     if model.mergeable:
-        images = torch.stack([cli.datamodule.splits["test"][i][0] for i in range(64)])
-        images, _ = cli.datamodule.on_after_batch_transfer((images, None), 0)
+        data = cli.datamodule
+        images = data.on_device(data.collate([data.splits["test"][i] for i in range(64)])).inputs
         with torch.inference_mode():
             difference = f"{float((model.merge()(images) - model(images)).abs().max()):.0e}"
     return [

@@ -27,11 +27,10 @@ NORMALIZATIONS = {
 
 
 class ImageModule(DataModule):
-    """Images in the form that the backbone of the trainer's task was trained with.
+    """Images in the form that the backbone of the task needs: its size and filter and, by default, its mean and std.
 
-    Its size, interpolation and, by default, its mean and std. Images travel as uint8 and become normalised floats
-    (B, 3, H, W) on the device. ``item`` is the place where an image and a target of the same geometry are transformed
-    together.
+    Images travel as uint8 and become normalised floats (B, 3, H, W) on the device. A subclass whose targets have the
+    geometry of the image, such as masks, replaces ``item`` and ``train_item``, where both are transformed together.
 
     Args:
         cache: Resized uint8 images in RAM: ``ram`` keeps all, ``auto`` keeps those of a split up to 2 GiB, ``none``

@@ -16,12 +16,12 @@ shared: dict[str, Tensor] | None = None  # pixels of earlier splits by their dig
 
 
 class CachedImages(Items):
-    """Items whose images are decoded and resized already.
+    """Items whose images are decoded and resized already, for targets that no resizing or flip changes.
 
     Args:
         samples: Samples as stored, whose targets are read at every access.
         pixels: uint8 pixels (N, 3, S, S) of the samples.
-        augment: Augmentation of pixels (3, S, S) and target together, or None.
+        augment: Augmentation of pixels (3, S, S), or None.
     """
 
     in_memory: ClassVar[bool] = True
@@ -34,7 +34,7 @@ class CachedImages(Items):
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         image, target = self.pixels[index], self.samples.target(index)
-        return (image, target) if self.augment is None else self.augment(image, target)
+        return image if self.augment is None else self.augment(image), target
 
 
 @contextmanager

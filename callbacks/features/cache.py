@@ -17,11 +17,12 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from callbacks.features import file
-from callbacks.features.dataset import CacheableData, FrozenFeatures
+from callbacks.features.dataset import FrozenFeatures
 from callbacks.features.file import Rows
 from callbacks.features.reusable import ReusableFeatures
 from callbacks.scoring.undisturbed import unchanged
 from checkpoints.fingerprint import fingerprint
+from datamodules.base import DataModule
 from lightning_modules.adapted import AdaptedTask
 from lightning_modules.batch import Features
 from lightning_modules.run import datamodule_of
@@ -67,7 +68,7 @@ class FeatureCache(Callback):
         reason = self.reason_against(trainer, pl_module)
         if reason is not None:
             raise ValueError(f"features.cache={self.cache}: {reason}; or leave the cache out")
-        data: CacheableData = datamodule_of(trainer)
+        data: DataModule = datamodule_of(trainer)
         for split in ("train", "val"):
             if split in data.splits:
                 # empty for now, because loaders are made before weights have their device and precision
@@ -77,7 +78,7 @@ class FeatureCache(Callback):
     def reason_against(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
         """Reason why features cannot be kept, if it shows before the backbone is adapted."""
         data = datamodule_of(trainer)
-        if not isinstance(data, CacheableData):
+        if not isinstance(data, DataModule):
             return "the data must be one of this project's datamodules"
         if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
             return f"{type(trainer.strategy).__name__} splits the backbone; use one device or ddp"
@@ -127,7 +128,7 @@ class FeatureCache(Callback):
         self, trainer: Trainer, model: ReusableFeatures, split: str, features: FrozenFeatures
     ) -> tuple[Tensor, ...]:
         """Features of a split, each with as many rows as the split has samples."""
-        data: CacheableData = datamodule_of(trainer)
+        data: DataModule = datamodule_of(trainer)
         batch_size = min(data.batch_size if split == "train" else data.eval_batch_size, len(features))
         share = (trainer.global_rank, trainer.world_size) if self.cache_dir is not None else (0, 1)
         rows = self.rows(trainer, model, features, batch_size, share)
@@ -172,7 +173,7 @@ class FeatureCache(Callback):
         share: tuple[int, int],
     ) -> Rows:
         """First row and features of every batch of a share (rank, world): batches ``rank``, ``rank + world``, ..."""
-        data: CacheableData = datamodule_of(trainer)
+        data: DataModule = datamodule_of(trainer)
         rank, world = share
         starts = range(rank * batch_size, len(features), world * batch_size)
         # whole batches only, because a product of matrices of another shape may round otherwise

@@ -1,46 +1,15 @@
-"""Dataset of cached features in the place of one of inputs, and the contract of the data that it belongs to."""
+"""Dataset of cached features in the place of one of inputs."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from datamodules.items import Items
 from lightning_modules.batch import Batch, Features
 
 
-@runtime_checkable
-class CacheableData(Protocol):
-    """Datamodule whose splits can be read from other datasets. ``datamodules.base.DataModule`` is one."""
-
-    splits: Any  # dict of the dataset of each split
-    batch_size: int
-    eval_batch_size: int
-    unit: Any  # name of one sample in messages
-
-    def varies(self) -> list[str]:
-        """Options, as ``name=value``, that make the items of the training split differ between epochs."""
-
-    def fingerprint(self, split: str) -> str:
-        """Hash of all that a model reads of a split when nothing is augmented."""
-
-    def collate(self, items: list[Any]) -> Batch:
-        """Batch of items."""
-
-    def loader(self, dataset: Any, batch_size: int) -> DataLoader[Any]:
-        """Loader of a dataset of this datamodule, or of a ``Subset`` of it."""
-
-    def on_device(self, batch: Batch) -> Batch:
-        """Batch as the model reads it, from a batch of the loader that is on the device by now."""
-
-    def replace(self, split: str, dataset: Any) -> None:
-        """Read a split from another dataset until ``restore``."""
-
-    def restore(self) -> None:
-        """Read every split from its own dataset again."""
-
-
-class FrozenFeatures(Dataset[tuple[int, Any]]):
+class FrozenFeatures(Items):
     """Cached features of a frozen backbone, one row per sample; ``tensors`` is empty until the cache is filled.
 
     Args:
@@ -51,15 +20,12 @@ class FrozenFeatures(Dataset[tuple[int, Any]]):
 
     in_memory: ClassVar[bool] = True
 
-    def __init__(self, plain: Any, collate: Callable[[list[Any]], Batch], widen: bool = False) -> None:
+    def __init__(self, plain: Items, collate: Callable[[list[Any]], Batch], widen: bool = False) -> None:
         self.plain = plain
         self.samples = plain.samples
         self.collate = collate
         self.widen = widen
         self.tensors: tuple[Tensor, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[int, Any]:
         return index, self.samples.target(index)

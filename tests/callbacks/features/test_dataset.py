@@ -3,9 +3,8 @@
 from typing import Any
 
 import torch
-from lightning import LightningDataModule
 
-from callbacks.features.dataset import CacheableData, FrozenFeatures
+from callbacks.features.dataset import FrozenFeatures
 from lightning_modules.batch import Features
 from tests.support.pictures import Listed, pictures
 
@@ -44,8 +43,3 @@ def test_rounded_features_become_fp32_again() -> None:
         assert values.tolist() == [[10.0, 11.0], [0.0, 1.0]]
         assert batch.targets.tolist() == [2, 0]
         assert batch.valid.tolist() == [True, False]
-
-
-def test_datamodules_are_cacheable() -> None:
-    assert isinstance(Listed(), CacheableData)
-    assert not isinstance(LightningDataModule(), CacheableData)

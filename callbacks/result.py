@@ -64,6 +64,7 @@ class Result(Callback):
             | {
                 "task": task_name(type(pl_module)),
                 "metric": pl_module.headline._asdict(),
+                **{option: getattr(data, attribute, None) for option, attribute in pl_module.links.items()},
                 "class": type(pl_module).__name__,
                 "pretrained": getattr(pl_module, "pretrained", None),
                 "seed": run_seed(),

@@ -25,7 +25,9 @@ def to_format_2(checkpoint: dict[str, Any]) -> None:
     checkpoint["identity"] = {"class_names": checkpoint.pop("class_names", None) or []}
     checkpoint["peft"] = peft = checkpoint["peft"] | {"format": 2}
     options = dict(checkpoint["hyper_parameters"])
-    checkpoint["ema_decay"] = options.pop("ema_decay", None)
+    decay = options.pop("ema_decay", None)
+    if decay is not None:
+        checkpoint["ema_decay"] = decay
     module, _, name = options.get("_class_path", "").rpartition(".")
     widths = {old: options.pop(old, default) for old, (_, default) in WIDTH_OPTIONS.items()}
     if widths["parameterization"] != "none":

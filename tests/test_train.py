@@ -17,7 +17,7 @@ import yaml
 from lightning.pytorch.loggers import WandbLogger
 
 from commands.lightning.cli import GraftCLI
-from commands.lightning.runs import run_folder
+from commands.lightning.folders import run_folder
 from commands.lightning.shortcuts import expand
 from methods import METHODS
 from tests.conftest import BACKBONE, CLASSES, ROOT, TINY

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from commands.grid.heartbeat import beating, silence
 from commands.grid.plan import Cell, check, folder_of
 from commands.lightning.arguments import flags
-from commands.lightning.runs import Failed, exit_on_sigterm, run_once
-from commands.report.runs import METRIC
+from commands.lightning.errors import Failed
+from commands.lightning.runs import exit_on_sigterm, run_once
+from commands.report.runs import metric_of
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -158,7 +159,7 @@ class Queue:
             with self.alone():
                 study.tell(trial, value, skip_if_finished=True)
         done, rest = len(self.trials("COMPLETE")), len(self.trials("WAITING", "RUNNING"))
-        seconds, shown = time.perf_counter() - start, metric_of(study)["scale"] * value
+        seconds, shown = time.perf_counter() - start, metric_of(study.user_attrs)["scale"] * value
         print(f"[{done}/{done + rest}] {attrs['cell']}: {shown:.2f} ({seconds:.0f} s)", flush=True)
 
     def fail(self, study: "Study", number: int, attrs: dict[str, Any], left: int) -> bool:
@@ -220,7 +221,7 @@ class Queue:
         log = root / "log.txt"
         result = run_once([*attrs["args"], *flags(chosen)], root, log=log, own_process=failed)
         keys = ["best/val/{}", "val/{}"] if search else ["test/{}"]
-        return first_of(result, [key.format(metric_of(study)["name"]) for key in keys], log)
+        return first_of(result, [key.format(metric_of(study.user_attrs)["name"]) for key in keys], log)
 
 
 def refuse_other(cell: Cell, known: dict[str, Any] | None, folder: Path) -> None:
@@ -251,12 +252,6 @@ def first_of(result: dict[str, Any], keys: list[str], log: Path) -> float:
         if key in result:
             return float(result[key])
     raise Failed(f"its run left no {keys[-1]}, see {log}")
-
-
-def metric_of(study: "Study") -> dict[str, Any]:
-    """Name, direction, label and scale of the metric that a study compares."""
-    metric: dict[str, Any] = study.user_attrs.get("metric", METRIC)
-    return metric
 
 
 def write(path: Path, text: str) -> None:

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from commands.lightning.runs import ENTRY, exit_on_sigterm
+from commands.lightning.folders import ENTRY
+from commands.lightning.runs import exit_on_sigterm
 
 
 def gpus() -> list[str]:

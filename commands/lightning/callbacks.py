@@ -13,7 +13,7 @@ from callbacks.finite_loss import StopOnNonFiniteLoss
 from callbacks.predictions import Predictions
 from callbacks.result import Result
 from callbacks.scoring.score_before_fit import ScoreBeforeFit
-from commands.lightning.options import CHECKPOINT, HEADLINE
+from commands.lightning.options import HEADLINE
 from lightning_modules import Task
 
 
@@ -36,14 +36,12 @@ def run_callbacks(
     result = Result(cost, test_follows=bool(options.get("test_after_fit")))
     if subcommand == "score":
         return [ScoreBeforeFit(**options.score.as_dict()), result, last]
-    # also in an evaluation, because Lightning warns of the callbacks that a checkpoint has a state of
-    kept = options.get("checkpoint", Namespace(**CHECKPOINT))
-    best = ModelCheckpoint(**checkpoint_options(kept, model, data, folder))
-    found = [StopOnNonFiniteLoss(), cost, DeltaExport(), result, Predictions(), best, last]
+    found = [StopOnNonFiniteLoss(), cost, DeltaExport(), result, Predictions()]
     if subcommand != "fit":
-        return found
+        return [*found, last]
+    best = ModelCheckpoint(**checkpoint_options(options.checkpoint, model, data, folder))
     rates = [] if options.trainer.logger is False else [LearningRateMonitor()]
-    return [ScoreBeforeFit(**options.score.as_dict(), resume=resume), *rates, *found]
+    return [ScoreBeforeFit(**options.score.as_dict(), resume=resume), *found, *rates, best, last]
 
 
 def checkpoint_options(options: Namespace, task: Task, data: LightningDataModule, folder: Path) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from callbacks.save_config import SaveConfig
 from checkpoints.atomic import AtomicCheckpointIO
 from commands.lightning.callbacks import run_callbacks
 from commands.lightning.conflicts import refuse_conflicts, refuse_names, refuse_to_score
+from commands.lightning.folders import ENTRY, data_name, new_run_folder
 from commands.lightning.loggers import place_loggers, user_environment, wandb_names
 from commands.lightning.options import add_options
 from commands.lightning.parser import GraftParser
-from commands.lightning.runs import ENTRY, data_name, new_run_folder
 from commands.lightning.saved import LIGHTNING_NAMES, Saved, read_saved
 from commands.lightning.shortcuts import Expanded, expand
 from commands.lightning.trainer import GraftTrainer
@@ -151,6 +151,13 @@ class GraftCLI(LightningCLI):
             self.datamodule.will_test()
 
     # run
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with warnings.catch_warnings():
+            if subcommand not in ("fit", "score"):
+                # Lightning asks for the callbacks of the fit, which an evaluation does not need
+                warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used")
+            super()._run_subcommand(subcommand)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs, path = super()._prepare_subcommand_kwargs(subcommand), self.ckpt_path

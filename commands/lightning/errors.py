@@ -2,8 +2,25 @@
 
 from pathlib import Path
 
-EXPECTED = (ValueError, TypeError, OSError, FloatingPointError)  # any other error is a defect, shown with its traceback
 ROOT = Path(__file__).resolve().parents[2]
+
+
+class Failed(Exception):
+    """A run that did not reach its end.
+
+    Args:
+        message: One line.
+        code: Exit code of the run.
+        error: The error that ended it, if it ran in this process.
+    """
+
+    def __init__(self, message: str, code: int = 1, error: BaseException | None = None) -> None:
+        super().__init__(message)
+        self.code, self.error = code, error
+
+
+EXPECTED = (ValueError, TypeError, OSError, FloatingPointError, Failed)
+"""Errors that are shown as one line; any other error is a defect, and is shown with its traceback."""
 
 
 def own_error(error: BaseException | None) -> BaseException | None:

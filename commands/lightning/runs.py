@@ -1,11 +1,8 @@
-"""Run folders, and runs of ``train.py`` that other commands start."""
+"""Runs of ``train.py`` that other commands start: one at a time, each once."""
 
 import gc
-import hashlib
 import json
 import logging
-import os
-import re
 import signal
 import subprocess
 import sys
@@ -16,88 +13,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from commands.lightning.arguments import pop_flag
-from commands.lightning.errors import own_error
-
-ENTRY = Path(__file__).resolve().parents[2] / "train.py"
-# options that tell where a run writes, which does not change what it computes
-PLACES = ("trainer.logger", "trainer.default_root_dir", "checkpoint.dirpath", "run_root", "config")
-
-
-class Failed(Exception):
-    """A run that did not reach its end.
-
-    Args:
-        message: One line.
-        code: Exit code of the run.
-        error: The error that ended it, if it ran in this process.
-    """
-
-    def __init__(self, message: str, code: int = 1, error: BaseException | None = None) -> None:
-        super().__init__(message)
-        self.code, self.error = code, error
-
-
-# folders
-
-
-def data_name(options: Any) -> str:
-    """Name of the data in run folders: the last folder of ``data.root``, and ``data.task``.
-
-    Args:
-        options: Parsed options of the subcommand.
-    """
-    root = str(options.data.init_args.get("root", options.data.class_path))
-    name = re.sub(r"\W+", "_", Path(root.rpartition(".")[2] or root).name)
-    task = options.data.init_args.get("task")
-    return f"{name}-{task}" if task else name
-
-
-def new_run_folder(options: Any, subcommand: str) -> Path:
-    """Make the folder RUN_ROOT/METHOD/DATA/ID of a run, whose ID is a digest of its options."""
-    identity = options.clone()
-    for place in PLACES:
-        identity.pop(place, None)
-    digest = hashlib.sha256(json.dumps(identity.as_dict(), default=str, sort_keys=True).encode()).hexdigest()[:8]
-    name = digest if subcommand == "fit" else f"{subcommand}-{digest}"
-    return run_folder(Path(options.run_root) / options.model.class_path.rpartition(".")[2] / data_name(options) / name)
-
-
-def run_folder(folder: Path) -> Path:
-    """Make a folder that no other run has: ``id``, or ``id-2`` if that exists. Rank 0 makes it, the others use it.
-
-    Raises:
-        ValueError: If the folder cannot be made.
-    """
-    from lightning.pytorch.utilities import rank_zero_only
-
-    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-        return Path(os.environ.get("GRAFT_RUN_DIR", folder))
-    candidate, number = folder, 1
-    while True:
-        try:
-            candidate.mkdir(parents=True)
-            break
-        except FileExistsError:
-            number += 1
-            candidate = folder.with_name(f"{folder.name}-{number}")
-        except OSError as error:  # a file in its place, no permission, no space
-            raise ValueError(f"run_root: cannot make the folder {candidate}: {error.strerror}") from error
-    os.environ["GRAFT_RUN_DIR"] = str(candidate)
-    return candidate
-
-
-def newest(root: Path, file: str) -> Path | None:
-    """The newest file of a name in the run folders below ``root``.
-
-    Args:
-        root: A ``run_root``.
-        file: Path inside a run folder, such as ``result.json``.
-    """
-    found = sorted(root.glob(f"*/*/*/{file}"), key=lambda path: path.stat().st_mtime_ns)
-    return found[-1] if found else None
-
-
-# runs
+from commands.lightning.errors import Failed, own_error
+from commands.lightning.folders import ENTRY
 
 
 def run_once(
@@ -250,4 +167,15 @@ def last_error(log: Path | None) -> str | None:
     """The message of the last ``error:`` line in a log."""
     lines = log.read_text(errors="replace").splitlines() if log is not None else []
     found = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return found[-1] if found else None
+
+
+def newest(root: Path, file: str) -> Path | None:
+    """The newest file of a name in the run folders below ``root``.
+
+    Args:
+        root: A ``run_root``.
+        file: Path inside a run folder, such as ``result.json``.
+    """
+    found = sorted(root.glob(f"*/*/*/{file}"), key=lambda path: path.stat().st_mtime_ns)
     return found[-1] if found else None

@@ -16,3 +16,21 @@ USED_BY = {
 def used_by(subcommand: str, option: str) -> bool:
     """Whether a subcommand uses an option such as ``ema.decay``."""
     return subcommand in USED_BY.get(option.partition(".")[0], (subcommand,))
+
+
+def used_flags(subcommand: str, args: list[str]) -> list[str]:
+    """Flags of a fit without those that another subcommand does not use.
+
+    Args:
+        subcommand: The other subcommand.
+        args: Flags, ``--name value`` or ``--name=value``.
+    """
+    kept: list[str] = []
+    words = iter(args)
+    for word in words:
+        name, equals, _ = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or used_by(subcommand, name):
+            kept.append(word)
+        elif not equals:
+            next(words, None)  # its value
+    return kept

@@ -1,7 +1,7 @@
 """Leaderboard of finished runs beside the papers' printed numbers, as Markdown, CSV, PNG and one HTML page.
 
-Runs of one protocol share a letter: those of another backbone, split, selection, normalisation and the like are rows of
-their own, never averaged with the first, and the page says what differs. What is missing is shown as missing.
+Runs of one protocol share a letter. Runs with another backbone, split, selection, normalisation and the like are rows
+of their own, never averaged with the first, and the page lists the differences. A missing run is shown as missing.
 """
 
 import argparse
@@ -32,12 +32,14 @@ def main(args: list[str]) -> None:
         raise ValueError(f"no run in {', '.join(map(str, own.runs))}: expected folders of `fit` with their config.yaml")
     output = own.output or own.runs[0] / "report"
     text, rows, pictures = ["# Report"], [], {}
-    for dataset in dict.fromkeys(run.dataset for run in runs):
-        board = Leaderboard(dataset, [run for run in runs if run.dataset == dataset])
-        picture = f"{dataset}.png" if board.complete else None
-        if picture is not None:
+    boards = dict.fromkeys((run.dataset, run.metric["name"]) for run in runs)
+    for dataset, metric in boards:
+        board = Leaderboard(dataset, [run for run in runs if (run.dataset, run.metric["name"]) == (dataset, metric)])
+        several = len([name for name, _ in boards if name == dataset]) > 1
+        picture = f"{dataset}-{metric}.png" if several else f"{dataset}.png"
+        if board.complete:
             pictures[picture] = draw(board)
-        text += section(board, picture)
+        text += section(board, picture if board.complete else None)
         rows += board.rows()
     if unfinished:
         text += ["## Unfinished", "\n".join(f"- {line}" for line in unfinished)]

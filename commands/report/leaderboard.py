@@ -1,4 +1,4 @@
-"""The numbers of a table: accuracies over seeds, means over groups and tasks, costs, and papers' rows beside them."""
+"""The numbers of a table: the metric over seeds, means over groups and tasks, costs, and rows of papers."""
 
 import sys
 from collections import Counter
@@ -6,7 +6,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from commands.report.printed import printed
-from commands.report.runs import COSTS, Run
+from commands.report.runs import Run
 
 
 class Leaderboard:
@@ -14,11 +14,12 @@ class Leaderboard:
 
     Args:
         dataset: Name of the datamodule.
-        runs: Its finished runs.
+        runs: Its finished runs, all of one metric.
     """
 
     def __init__(self, dataset: str, runs: list[Run]) -> None:
         self.dataset, self.runs = dataset, runs
+        self.metric, self.costs = runs[0].metric, runs[0].costs
         groups, found = groups_of(dataset), dict.fromkeys(run.column for run in runs)
         order = [task for tasks in groups.values() for task in tasks]
         self.columns = sorted(found, key=lambda c: (order.index(c) if c in order else len(order), c))
@@ -30,9 +31,9 @@ class Leaderboard:
         self.lines: dict[tuple[str, str], list[Run]] = {}
         for run in runs:
             self.lines.setdefault((self.letters[run.protocol], run.label), []).append(run)
-        # not of the row that has most: where each method lacks another seed, none would seem to lack one
+        # counted over all rows of a protocol, because every row may lack another seed
         self.seeds = max(len({run.seed for run in runs if run.protocol == protocol}) for protocol in self.letters)
-        self.printed = [row for row in printed(dataset) if set(self.columns) <= row["accuracy"].keys()]
+        self.printed = [row for row in printed(dataset) if set(self.columns) <= row["values"].keys()]
         usual = {c: Counter(run.images for run in runs if run.column == c) for c in self.columns}
         self.usual = {column: count.most_common(1)[0][0] for column, count in usual.items()}
 
@@ -43,23 +44,24 @@ class Leaderboard:
 
     @property
     def order(self) -> list[tuple[str, str]]:
-        """Rows: by protocol, then the whole ones, then the best."""
+        """Rows: by protocol, then those with most columns, then the best."""
+        sign = -1 if self.metric["higher_is_better"] else 1
 
         def rank(key: tuple[str, str]) -> tuple[Any, ...]:
             columns = {run.column for run in self.lines[key]}
-            return key[0], -len(columns), -mean(run.accuracy for run in self.lines[key]), key[1]
+            return key[0], -len(columns), sign * mean(run.value for run in self.lines[key]), key[1]
 
         return sorted(self.lines, key=rank)
 
     def cells(self, line: list[Run]) -> dict[str, list[float]]:
-        """Accuracies of each task over seeds."""
-        return {c: [run.accuracy for run in line if run.column == c] for c in self.columns}
+        """Metric of each task over seeds."""
+        return {c: [run.value for run in line if run.column == c] for c in self.columns}
 
     def means(self, line: list[Run]) -> dict[str, list[float]]:
         """Mean of each group, of the groups and of the tasks, once for every seed that has all tasks of it."""
         found: dict[str, list[float]] = {}
         for seed in sorted({run.seed for run in line}):
-            own = {run.column: run.accuracy for run in line if run.seed == seed}
+            own = {run.column: run.value for run in line if run.seed == seed}
             for name, value in averages(own, self.groups, self.columns).items():
                 found.setdefault(name, []).append(value)
         return found
@@ -87,15 +89,15 @@ class Leaderboard:
                 if values:
                     row |= {name: round(mean(values), 3), f"{name} std": deviation(values)}
                     row[f"{name} seeds"] = len(values)
-            found.append(row | self.costs(line))
+            found.append(row | self.mean_costs(line))
         for row in self.printed:
             about = {"data": self.dataset, "method": f"{row['method']} (printed)", "protocol": row["source"]}
-            found.append(about | averages(row["accuracy"], self.groups, self.columns) | row["accuracy"])
+            found.append(about | averages(row["values"], self.groups, self.columns) | row["values"])
         return found
 
-    def costs(self, line: list[Run]) -> dict[str, float]:
+    def mean_costs(self, line: list[Run]) -> dict[str, float]:
         """Mean costs over tasks and seeds."""
-        found = {name: [run.result[name] for run in line if name in run.result] for name in COSTS}
+        found = {name: [run.result[name] for run in line if name in run.result] for name in self.costs}
         return {name: mean(values) for name, values in found.items() if values}
 
 
@@ -110,7 +112,7 @@ def groups_of(dataset: str) -> dict[str, tuple[str, ...]]:
 
 
 def averages(own: dict[str, float], groups: dict[str, list[str]], columns: list[str]) -> dict[str, float]:
-    """Means of what is whole: a group needs all its columns."""
+    """Means of the groups that have all their columns, of the groups together, and of all columns."""
     found = {name: mean(own[c] for c in tasks) for name, tasks in groups.items() if set(tasks) <= own.keys()}
     if len(found) == len(groups) > 1:
         found["mean of groups"] = mean(found.values())
@@ -120,8 +122,10 @@ def averages(own: dict[str, float], groups: dict[str, list[str]], columns: list[
 
 
 def letter(number: int) -> str:
+    """Name of a protocol: A to Z, then AA to ZZ."""
     return chr(ord("A") + number % 26) * (number // 26 + 1)
 
 
 def deviation(values: list[float]) -> float | None:
+    """Standard deviation; None for one value."""
     return round(stdev(values), 3) if len(values) > 1 else None

@@ -9,9 +9,9 @@ from typing import Any
 
 from commands.report.leaderboard import Leaderboard, averages
 from commands.report.printed import sources
-from commands.report.runs import COSTS, PROTOCOL, Run
+from commands.report.runs import PROTOCOL, Run, unit_of
 
-LOGARITHMIC = ("cost/trainable_params", "cost/storage_bytes", "cost/images_per_s")
+LOGARITHMIC = ("cost/trainable_params", "cost/storage_bytes")  # and the speed
 MISSING = "-"
 STYLE = """<style>
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 100rem; padding: 0 1rem }
@@ -26,36 +26,36 @@ img { max-width: 100% }
 def section(board: Leaderboard, picture: str | None) -> list[str]:
     """Paragraphs: summary, tasks, picture, protocols."""
     names, several = board.mean_names, len(board.columns) > 1
-    head = ["method", "protocol", "seeds", *(names.values() if several else board.columns), *COSTS.values()]
+    head = ["method", "protocol", "seeds", *(names.values() if several else board.columns), *board.costs.values()]
     body, tasks = [], []
     for letter, label in board.order:
         line = board.lines[letter, label]
-        means, cells, cost = board.means(line), board.cells(line), board.costs(line)
+        means, cells, cost = board.means(line), board.cells(line), board.mean_costs(line)
         if several:
             shown = [over_seeds(board, means.get(name, [])) for name in names]
         else:
             shown = [cell(board, line, *board.columns)]
         count = str(len({run.seed for run in line}))
-        body.append([label, letter, count, *shown, *(number(cost.get(name)) for name in COSTS)])
+        body.append([label, letter, count, *shown, *(number(cost.get(name)) for name in board.costs)])
         tasks.append([label, letter, *(cell(board, line, column) for column in cells)])
     for row in board.printed:
-        average, own = averages(row["accuracy"], board.groups, board.columns), row["accuracy"]
+        average, own = averages(row["values"], board.groups, board.columns), row["values"]
         values = [average[name] for name in names] if several else [own[c] for c in board.columns]
         label = f"{row['method']}, printed"
-        body.append([label, f"[{row['source']}]", "", *(f"{v:.2f}" for v in values), *[""] * len(COSTS)])
+        body.append([label, f"[{row['source']}]", "", *(f"{v:.2f}" for v in values), *[""] * len(board.costs)])
         tasks.append([label, f"[{row['source']}]", *(f"{own[c]:.1f}" for c in board.columns)])
     text = [f"## {board.dataset}", grid_of(head, body)]
     if several:
-        text += ["Top-1 of each task:", grid_of(["method", "protocol", *board.columns], tasks)]
+        text += [f"{board.metric['label']} of each task:", grid_of(["method", "protocol", *board.columns], tasks)]
     if picture is not None:
-        text.append(f"![Accuracy against costs]({picture})")
+        text.append(f"![{board.metric['label']} against costs]({picture})")
     return [*text, notes(board)]
 
 
 def cell(board: Leaderboard, line: list[Run], column: str) -> str:
     runs = [run for run in line if run.column == column]
     mark = " †" if any(run.images != board.usual[column] for run in runs) else ""
-    return over_seeds(board, [run.accuracy for run in runs]) + mark
+    return over_seeds(board, [run.value for run in runs]) + mark
 
 
 def over_seeds(board: Leaderboard, values: list[float]) -> str:
@@ -68,7 +68,7 @@ def over_seeds(board: Leaderboard, values: list[float]) -> str:
 
 
 def notes(board: Leaderboard) -> str:
-    """What the letters stand for."""
+    """List of the protocols by letter, of the sources, and of the signs."""
     first, lines = next(iter(board.letters)), []
     for protocol, name in board.letters.items():
         values = [(k, v or MISSING, a or MISSING) for k, v, a in zip(PROTOCOL, protocol, first, strict=True)]
@@ -88,32 +88,30 @@ def notes(board: Leaderboard) -> str:
 
 
 def draw(board: Leaderboard) -> bytes:
-    """Mean accuracy over the tasks against each cost, of rows without a missing task."""
-    import matplotlib
+    """Draw the mean metric over the tasks against each cost, for rows without a missing task."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, grid = plt.subplots(2, -(-len(COSTS) // 2), figsize=(12, 8), layout="constrained", sharey=True)
-    lines = list(enumerate(board.complete, 1))  # numbers, for names would cover each other
-    colours = plt.get_cmap("turbo", len(lines) + 2)
-    for axis, (name, title) in zip(grid.flat, COSTS.items(), strict=True):
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    grid = figure.subplots(2, -(-len(board.costs) // 2), sharey=True)
+    lines = list(enumerate(board.complete, 1))  # points have numbers, because names would cover each other
+    colours = colormaps["turbo"].resampled(len(lines) + 2)
+    for axis, (name, title) in zip(grid.flat, board.costs.items(), strict=True):
         for number, key in lines:
-            cost, values = board.costs(board.lines[key]).get(name), board.cells(board.lines[key]).values()
+            cost, values = board.mean_costs(board.lines[key]).get(name), board.cells(board.lines[key]).values()
             if cost:
-                accuracy = mean(mean(value) for value in values)
-                axis.scatter(cost, accuracy, s=24, color=colours(number))
-                axis.annotate(str(number), (cost, accuracy), textcoords="offset points", xytext=(4, 3), fontsize=8)
-        axis.set(xlabel=title, xscale="log" if name in LOGARITHMIC else "linear")
+                height = mean(mean(value) for value in values)
+                axis.scatter(cost, height, s=24, color=colours(number))
+                axis.annotate(str(number), (cost, height), textcoords="offset points", xytext=(4, 3), fontsize=8)
+        axis.set(xlabel=title, xscale="log" if name in LOGARITHMIC or unit_of(name) else "linear")
         axis.grid(alpha=0.3)
     for number, (letter, label) in lines:
         text = label if len(board.letters) == 1 else f"{label} ({letter})"
         grid[0, 0].scatter([], [], s=24, color=colours(number), label=f"{number} {text}")
     figure.legend(loc="outside right upper", fontsize=8)
-    figure.supylabel(f"test top-1, {board.mean_names['mean of tasks']}")
+    figure.supylabel(f"test {board.metric['label']}, {board.mean_names['mean of tasks']}")
     stream = BytesIO()
     figure.savefig(stream, format="png", dpi=120)
-    plt.close(figure)
     return stream.getvalue()
 
 

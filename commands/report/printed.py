@@ -1,4 +1,4 @@
-"""What papers print, from ``benchmarks/printed.yaml``."""
+"""Numbers printed in papers, from ``benchmarks/printed.yaml``."""
 
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,14 @@ PRINTED = Path(__file__).resolve().parents[2] / "benchmarks" / "printed.yaml"
 
 
 def printed(dataset: str) -> list[dict[str, Any]]:
-    """Rows of papers: ``method``, ``source`` and ``accuracy`` of each task."""
+    """Rows of papers: ``method``, ``source``, and ``values`` by task."""
     table = yaml.safe_load(PRINTED.read_text())["tables"].get(dataset, {"tasks": [], "rows": []})
     rows = []
     for method, source, *values in table["rows"]:
-        accuracy = dict(zip(table["tasks"], values, strict=True))
-        rows.append({"method": method, "source": source, "accuracy": accuracy})
+        rows.append({"method": method, "source": source, "values": dict(zip(table["tasks"], values, strict=True))})
     return rows
 
 
 def sources() -> dict[str, str]:
+    """Papers by their short names."""
     return dict(yaml.safe_load(PRINTED.read_text())["sources"])

@@ -1,6 +1,7 @@
-"""Finished runs: what each is called, where it stands and what came out, read from the folders of ``fit``."""
+"""Finished runs, read from the folders of ``fit``: name, protocol, options and result."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,20 +9,12 @@ from typing import Any
 
 import yaml
 
-# what must be equal before two numbers may stand side by side without a word (specs differ exactly there)
+# results that differ in one of these are not comparable
 PROTOCOL = (
     *("backbone", "pretrained", "source", "split", "selection"),
     *("resize", "interpolation", "normalization", "limit_test_batches"),
 )
-COSTS = {
-    "cost/trainable_params": "trained parameters",
-    "cost/storage_bytes": "storage (bytes)",
-    "cost/images_per_s": "training images/s",
-    "cost/peak_mem_gib": "peak memory (GiB)",
-}
-# the metric of results that name none, written before November 2026
-METRIC = {"name": "acc1", "higher_is_better": True, "label": "top-1 (%)", "scale": 100.0}
-# where a run writes, and what columns and seeds say already
+# options that tell where a run writes, or that columns and seeds show already
 PLACES = (
     *("seed_everything", "run_root", "ckpt_path", "score.cache_dir", "checkpoint.dirpath", "test_after_fit"),
     *("trainer.logger", "trainer.default_root_dir"),
@@ -31,7 +24,17 @@ PLACES = (
 
 @dataclass
 class Run:
-    """One finished run: what it is called, where it stands and what came out."""
+    """One finished run.
+
+    Args:
+        folder: The run folder.
+        label: Name of the row.
+        dataset: Class of the datamodule.
+        column: Name of the column: the task, and the shots if it has few.
+        seed: Seed, and that of the shots.
+        result: Content of ``result.json``.
+        options: Options of ``config.yaml`` by name.
+    """
 
     folder: Path
     label: str
@@ -42,8 +45,19 @@ class Run:
     options: dict[str, Any]
 
     @property
-    def accuracy(self) -> float:
-        return 100 * float(self.result["test/acc1"])
+    def metric(self) -> dict[str, Any]:
+        """Name, direction, label and scale of the metric by which the task is judged."""
+        return metric_of(self.result)
+
+    @property
+    def value(self) -> float:
+        """The metric of the test, as tables show it."""
+        return float(self.metric["scale"]) * float(self.result[f"test/{self.metric['name']}"])
+
+    @property
+    def costs(self) -> dict[str, str]:
+        """Titles of the costs, by their names in the result."""
+        return costs(next((unit for name in self.result if (unit := unit_of(name))), "image"))
 
     @property
     def protocol(self) -> tuple[str, ...]:
@@ -57,8 +71,37 @@ class Run:
 
     def row(self) -> dict[str, Any]:
         about: dict[str, Any] = {"method": self.label, "data": self.dataset, "task": self.column, "seed": self.seed}
-        about |= {"accuracy": round(self.accuracy, 3)} | dict(zip(PROTOCOL, self.protocol, strict=True))
-        return about | {k: self.result.get(k) for k in COSTS} | {"folder": shown(self.folder)}
+        about |= {self.metric["label"]: round(self.value, 3)} | dict(zip(PROTOCOL, self.protocol, strict=True))
+        return about | {k: self.result.get(k) for k in self.costs} | {"folder": shown(self.folder)}
+
+
+def metric_of(result: dict[str, Any]) -> dict[str, Any]:
+    """Name, direction, label and scale of the metric of a result; one without is of classification's first format."""
+    if "metric" in result:
+        return dict(result["metric"])
+    from lightning_modules.classification import Classification
+
+    return Classification.headline._asdict()
+
+
+def costs(unit: str) -> dict[str, str]:
+    """Titles of the costs that a report shows, by their names in results.
+
+    Args:
+        unit: What the task counts, such as ``image``.
+    """
+    return {
+        "cost/trainable_params": "trained parameters",
+        "cost/storage_bytes": "storage (bytes)",
+        f"cost/{unit}s_per_s": f"training {unit}s/s",
+        "cost/peak_mem_gib": "peak memory (GiB)",
+    }
+
+
+def unit_of(name: str) -> str | None:
+    """Unit in the name of a speed: ``image`` in ``cost/images_per_s``; None for another name."""
+    match = re.fullmatch(r"cost/(\w+)s_per_s", name)
+    return match.group(1) if match else None
 
 
 def collect(places: Iterable[Path]) -> tuple[list[Run], list[str]]:
@@ -108,7 +151,7 @@ def read(folder: Path, cell: dict[str, Any]) -> Run | None:
         result = json.loads(file.read_text()) if file.is_file() else {}
         if not isinstance(result, dict):
             raise TypeError("expected one object")
-        if "test/acc1" not in result or "cost/trainable_params" not in result:
+        if f"test/{metric_of(result)['name']}" not in result or "cost/trainable_params" not in result:
             return None
         file = folder / "config.yaml"
         options = flat(yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)))

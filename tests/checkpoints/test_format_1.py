@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from checkpoints.format_1 import WIDTH_OPTIONS, to_format_2
-from commands.lightning import GraftCLI
+from commands.lightning.cli import GraftCLI
 from commands.merge import merge
 from methods import PEFTMethod
 from tests.conftest import ROOT
@@ -114,7 +114,15 @@ def test_identity_and_class_path() -> None:
         "identity": {"class_names": ["a", "b"]},
         "peft": {"format": 2, "method": "LoRA"},
         "hyper_parameters": {"lr": 0.1, "_class_path": "methods.LoRAClassification"},
+        "ema_decay": 0.9,
     }
+
+
+def test_no_average() -> None:
+    translated = checkpoint(ema_decay=None)
+    to_format_2(translated)
+    assert "ema_decay" not in translated
+    assert "ema_decay" not in translated["hyper_parameters"]
 
 
 def test_a_foreign_class_path_stays() -> None:

@@ -15,8 +15,9 @@ import yaml
 from commands.grid import plan, take_options
 from commands.grid.queue import Queue
 from commands.grid.workers import submit
+from commands.lightning.errors import Failed
 from commands.lightning.recipes import read_recipe
-from commands.lightning.runs import Failed, newest
+from commands.lightning.runs import newest
 from lightning_modules.classification import Classification
 from tests.conftest import BACKBONE, ROOT, TINY
 from train import main

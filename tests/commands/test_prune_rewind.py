@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 from callbacks.scoring.rewind import Rewind
 from callbacks.scoring.score_before_fit import ScoreBeforeFit
-from commands import prune_rewind as command
+from commands.lightning import runs
+from commands.lightning.runs import finished
 from datamodules import ImageDataset
 from tests.conftest import BACKBONE, ROOT, TINY, build_tiny, quiet_trainer
 from tests.support.ranks import TwoRanks
@@ -53,10 +54,10 @@ def options(same: list[str], tmp_path: Path) -> list[str]:
     return [*same, "--run_root", str(tmp_path / "runs")]
 
 
-def in_this_process(begun: list[str]) -> Callable[[list[str]], int]:
+def in_this_process(begun: list[str]) -> Callable[[list[str], Any], int]:
     """``launch`` that notes the steps; ``stop NAME`` among them stops that step in the middle."""
 
-    def launch(args: list[str]) -> int:
+    def launch(args: list[str], output: Any = None) -> int:
         name = Path(args[args.index("--run_root") + 1]).name
         if f"stop {name}" in begun:
             begun.remove(f"stop {name}")
@@ -75,7 +76,7 @@ def in_this_process(begun: list[str]) -> Callable[[list[str]], int]:
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The steps that were begun, in this process."""
     begun: list[str] = []
-    monkeypatch.setattr(command, "launch", in_this_process(begun))
+    monkeypatch.setattr(runs, "launch", in_this_process(begun))
     return begun
 
 
@@ -85,7 +86,15 @@ def run_of(root: Path) -> Path:
 
 
 def state(run: Path) -> dict[str, Any]:
-    return json.loads((run / "state.json").read_text())["done"]
+    """Results of the finished steps, in the order of their ends."""
+    steps = [folder.name for folder in run.iterdir() if folder.is_dir()]
+    results = {name: finished(run / name, tested=name == "test") for name in steps}
+    done = {name: result for name, result in results.items() if result is not None}
+    ends = {name: (Path(result["folder"]) / "result.json").stat().st_mtime_ns for name, result in done.items()}
+    return {
+        name: done[name] | {"checkpoint": f"{done[name]['folder']}/checkpoints/last.ckpt"}
+        for name in sorted(done, key=lambda name: ends[name])
+    }
 
 
 def weights_of(outcome: dict[str, Any]) -> dict[str, Any]:
@@ -97,7 +106,7 @@ def whole(same: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nobody stopped."""
     root, begun = tmp_path_factory.mktemp("whole"), list[str]()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "launch", in_this_process(begun))
+        patch.setattr(runs, "launch", in_this_process(begun))
         main(["prune_rewind", *same, "--run_root", str(root / "runs")])
     assert begun == STEPS
     return run_of(root)
@@ -174,11 +183,9 @@ def test_resume_is_exact(
 
 def test_stopped_between_steps(whole: Path, options: list[str], launched: list[str]) -> None:
     """Plan there, fit not; scores there, plan not; test not."""
-    content = json.loads((whole / "state.json").read_text())
     plan = (whole / "rewind.json").read_bytes()
-    del content["done"]["rewind"], content["done"]["test"]
-    (whole / "state.json").write_text(json.dumps(content))
-    shutil.rmtree(whole / "rewind")
+    for name in ("rewind", "test"):
+        shutil.rmtree(whole / name)
     (whole / "rewind.json").unlink()
     main(["prune_rewind", *options, "--resume", str(whole)])
     assert launched == ["rewind", "test"]

@@ -1,6 +1,7 @@
 """report: what is missing, and printed numbers beside ours."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ def test_what_is_missing_is_shown(tmp_path: Path) -> None:
     begun = make(tmp_path, "GPS", "dtd", 0, None)
     (begun / "result.json").unlink()
     text = written(tmp_path)
-    tasks = {line.split(" | ")[0]: line for line in text.partition("Top-1 of each task")[2].splitlines()}
+    tasks = {line.split(" | ")[0]: line for line in text.partition("top-1 (%) of each task")[2].splitlines()}
     assert tasks["| LoRA"] == "| LoRA | A | 60.00 ± 0.00 | 60.00 (1 of 2 seeds) | - |"
     assert "natural (2 of 7)" in text
     assert "specialized (1 of 4)" in text
@@ -34,6 +35,32 @@ def test_what_is_missing_is_shown(tmp_path: Path) -> None:
 def test_one_protocol_needs_no_warning(tmp_path: Path) -> None:
     make(tmp_path, "SSF", "dtd", 0, 70.0)
     assert "not comparable" not in written(tmp_path)
+
+
+def test_a_task_with_another_metric(tmp_path: Path) -> None:
+    """Lower is better, shown as it is; and the speed counts another unit."""
+    metric = {"name": "perplexity", "higher_is_better": False, "label": "perplexity", "scale": 1.0}
+    about: dict[str, Any] = {"metric": metric, "dataset": "Text", "cost/images_per_s": None, "cost/tokens_per_s": 7.0}
+    for method, value in {"LoRA": 12.5, "SSF": 11.5}.items():
+        make(tmp_path, method, "wiki", 0, None, **about, **{"test/perplexity": value})
+    make(tmp_path, "SSF", "dtd", 0, 70.0)
+    text = written(tmp_path)
+    part = text[text.index("## Text") :]
+    lines = [line for line in part.splitlines() if line.startswith("| ")]
+    assert "training tokens/s" in lines[0]
+    assert [line.split(" | ")[0] for line in lines[2:4]] == ["| SSF", "| LoRA"]
+    assert "| 11.50 |" in lines[2]
+    assert "![perplexity against costs](Text.png)" in part
+    assert rows(tmp_path, "runs")["LoRA 0"]["perplexity"] == "12.5"
+
+
+def test_two_metrics_on_one_dataset_are_two_tables(tmp_path: Path) -> None:
+    metric = {"name": "mIoU", "higher_is_better": True, "label": "mIoU (%)", "scale": 100.0}
+    make(tmp_path, "SSF", "dtd", 0, 70.0)
+    make(tmp_path, "SSF", "dtd", 1, None, metric=metric, **{"test/mIoU": 0.4})
+    text = written(tmp_path)
+    assert text.count("## VTAB") == 2
+    assert {"VTAB-acc1.png", "VTAB-mIoU.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
 @pytest.mark.parametrize(("place", "message"), [("nothing", "no such folder"), (".", "no run in")])

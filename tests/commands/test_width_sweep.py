@@ -10,7 +10,10 @@ import pytest
 import yaml
 
 from commands import width_sweep as module
-from commands.width_sweep import KEY, MEASURED, summarise, width_sweep
+from commands.width_sweep import width_sweep, widths
+from commands.width_sweep.outcome import report
+from commands.width_sweep.points import KEY, MEASURED
+from commands.width_sweep.summary import summarise
 from tests.conftest import BACKBONE, TINY
 from train import main
 
@@ -136,7 +139,7 @@ def test_everything_diverged(tmp_path: Path) -> None:
 
     points = [point | {"optimizer": "sgd"} for point in table({16: [math.inf] * 2, 32: [math.inf] * 2})]
     summary = summarise(points, "mup", "full")
-    module.report({"mup": summary}, points, tmp_path, Console(quiet=True))
+    report({"mup": summary}, points, tmp_path, Console(quiet=True))
     assert (tmp_path / "sweep.png").exists()
     assert json.loads((tmp_path / "summary.json").read_text())["mup"]["largest_stable_lr"] == {"16": None, "32": None}
 
@@ -183,7 +186,7 @@ def test_backbones_without_a_width_are_refused(change: dict[str, Any], match: st
 
 
 def test_a_model_that_only_differs_in_depth_is_refused(fit_config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "arguments", lambda width, head_dim: {"depth": width // head_dim})
+    monkeypatch.setattr(widths, "arguments", lambda width, head_dim: {"depth": width // head_dim})
     with pytest.raises(ValueError, match=f"widths 16 and 32 give {BACKBONE} no other width"):
         width_sweep("16,32", head_dim=16, fit_config=fit_config)
 

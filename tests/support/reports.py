@@ -27,6 +27,7 @@ def make(
     values |= {"cost/trainable_params": 1000, "cost/storage_bytes": 4000, "cost/images_per_s": 50.0} | result
     if accuracy is not None:
         values["test/acc1"] = accuracy / 100
+    values = {name: value for name, value in values.items() if value is not None}
     (folder / "result.json").write_text(json.dumps(values))
     config = {"seed_everything": seed, "model": {"init_args": {"lr": 0.1}}, "trainer": {"max_epochs": 100}}
     config["model"]["init_args"] |= options or {}

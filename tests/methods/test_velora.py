@@ -48,7 +48,7 @@ def check_functions(golden: Golden) -> None:
     for kind in ("batch_average_once", "batch_average", "running_average"):
         direction = Direction(case[kind].shape[1], 1.0, kind, decay)  # type: ignore[arg-type]
         for x, expected in zip(case["x"], case[kind], strict=True):
-            direction.due |= kind != "batch_average_once"
+            direction.observes_next |= kind != "batch_average_once"
             torch.testing.assert_close(direction(x), expected, atol=1e-6, rtol=0)
 
 
@@ -313,7 +313,7 @@ def test_says_where_nothing_is_saved(
     model.configure_model()
     names = model.idle()
     assert len(names) == idle
-    assert all(not d.v.any() and d.due for d in model.directions().values())  # it looked, and drew nothing
+    assert all(not d.v.any() and d.observes_next for d in model.directions().values())  # it looked, and drew nothing
     if idle:
         with pytest.warns(UserWarning, match=rf"nothing is saved at {names[0]}.*keeps the same tensor"):
             trainer(max_steps=1).fit(build(stack, **options), datamodule=data())

@@ -121,7 +121,7 @@ def check_name(name: str, pretrained: bool | str) -> None:
         raise ValueError(f"backbone={name!r}: no weights with this tag. Known: {', '.join(tags) or 'none'}")
     if pretrained is True and not tag:
         known = f"one of: {', '.join(f'{architecture}.{tag}' for tag in tags)}" if tags else "pretrained: PATH"
-        raise ValueError(f"backbone={name!r} names no weights (timm's default moves between releases); say {known}")
+        raise ValueError(f"backbone={name!r} names no weights (timm's default changes with releases); expected {known}")
 
 
 def count_classes(name: str, path: Path) -> int:

@@ -169,8 +169,8 @@ class BiAdapter(PEFTMethod):
         layers = {name: layer for name, layer in linear_layers(backbone).items() if ends(name, "qkv")}
         if not layers or any(reads_bare_weight(backbone, name) for name in layers):
             raise ValueError(
-                f"bi_form=lora: {type(backbone).__name__} has no fused qkv layers, or its attention reads their bare "
-                "weights, where an update would never be seen; try bi_form=adaptformer"
+                f"bi_form=lora: {type(backbone).__name__} has no fused qkv layers, or its attention uses their weights "
+                "without calling them, so that an update has no effect; try bi_form=adaptformer"
             )
         for name, linear in layers.items():
             check_free(linear, "lora")

@@ -121,8 +121,8 @@ def find_targets(backbone: Backbone, targets: list[str], heads: tuple[str, ...] 
         for name, (first, last) in hits.items():
             if reads_bare_weight(backbone, name):
                 raise ValueError(
-                    f"lora_targets: the attention of this backbone reads the bare weight of {name}, where an update "
-                    "would never be seen; choose other layers, such as proj, fc1, fc2"
+                    f"lora_targets: the attention of this backbone uses the weight of {name} without calling the "
+                    "layer, so that an update has no effect; choose other layers, such as proj, fc1, fc2"
                 )
             others = found.get(name, ())
             if any(first < other_last and other_first < last for other_first, other_last in others):

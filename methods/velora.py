@@ -186,8 +186,8 @@ class VeLoRA(PEFTMethod):
         trained = {name: layer for name, layer in every.items() if trains(layer)}
         if not trained:
             raise ValueError(
-                f"{self.method_name()}: VeLoRA saves memory of linear layers and scale-shifts that train, and here are "
-                "none that it knows; a frozen layer keeps no input. Stack it on a method that has some: lora+velora"
+                f"{self.method_name()}: VeLoRA saves memory of trained linear layers and scale-shifts, and this model "
+                "has none of a supported kind; a frozen layer keeps no input. Stack it on a method such as lora+velora"
             )
         if self.velora_targets is None:
             return {name: layer for name, layer in trained.items() if by_default(name, layer)} or trained
@@ -203,8 +203,8 @@ class VeLoRA(PEFTMethod):
             if not any(name in trained for name in hits):
                 known = sorted({name.rpartition(".")[2] for name in trained})
                 raise ValueError(
-                    f"velora_targets: {target} does not train as a linear layer or scale-shift here, so VeLoRA saves "
-                    f"nothing there (a frozen layer keeps no input); what trains: {', '.join(known)}"
+                    f"velora_targets: {target} does not train as a linear layer or scale-shift, so VeLoRA saves "
+                    f"nothing for it (a frozen layer keeps no input); trained are: {', '.join(known)}"
                 )
             found |= {name: trained[name] for name in hits if name in trained}
         return found

@@ -51,8 +51,8 @@ def scaled_layers(backbone: Backbone, base: nn.Module) -> Iterator[tuple[str, An
     missing = sorted(dict(backbone.named_parameters()).keys() ^ shapes.keys())
     if missing:
         raise ValueError(
-            f"width_base: here and at the base width are not the same parameters: {', '.join(missing[:3])} "
-            f"({len(missing)} in all); the base model may differ in width alone, not in depth"
+            f"width_base: the model and the base model do not have the same parameters: {', '.join(missing[:3])} "
+            f"({len(missing)} in all); the base model may differ in width only, not in depth"
         )
     for name, module in backbone.named_modules():
         if isinstance(module, WEIGHTED):
@@ -198,8 +198,8 @@ class WidthScaling(PEFTMethod):
         heads = [{m.head_dim for m in net.modules() if hasattr(m, "head_dim")} for net in (self.backbone, base)]
         if heads[0] != heads[1] and kind in ("mup", "mean_field"):
             raise ValueError(
-                f"width_base={self.width_base!r}: heads of {heads[1]} there, {heads[0]} here; {kind} keeps their "
-                "size, so let num_heads follow the width"
+                f"width_base={self.width_base!r}: head size {heads[1]} in the base model, {heads[0]} in the model; "
+                f"{kind} expects equal sizes, so change num_heads with the width"
             )
         if random:
             rescale(self.backbone, base, kind)

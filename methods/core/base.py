@@ -24,7 +24,7 @@ class PEFTMethod(WarmStart):
     unmergeable: str = "no plain model gives the same output"  # the reason, if the method is not mergeable
     standalone: bool = True  # False if the method only works stacked on another one
     scales_over_widths: bool = True  # whether width_scaling has rules for the trained parameters
-    prunable: bool = False  # whether a fitted model can be scored, pruned and fit anew
+    prunable: bool = False  # whether a fitted model can be scored, pruned and fitted once more
 
     # hooks of a method
 
@@ -103,7 +103,7 @@ class PEFTMethod(WarmStart):
                     raise
                 name = getattr(self, "backbone_name", type(self.backbone).__name__)
                 raise ValueError(
-                    f"the selection does not fit {name}: {error}. Load the backbone that it was made on, or score anew"
+                    f"the selection does not fit {name}: {error}. Load the backbone of the selection, or score again"
                 ) from error
 
     def check_trainable(self, names: set[str], plain: dict[str, Tensor]) -> None:

@@ -116,11 +116,11 @@ class ParallelSettings(Members):
         super().setup(stage)
         reason = None
         if self.trainer.gradient_clip_val and self.trainer.gradient_clip_algorithm != "value":
-            reason = "gradient clipping by norm takes the norm of all members together; clip by value, or not at all"
+            reason = "gradient clipping by norm uses the norm of all members together; clip by value, or not at all"
         elif self.trainer.precision not in ("32-true", "64-true", "bf16-mixed"):
-            reason = f"precision {self.trainer.precision} would let one overflow skip the step of all; use bf16-mixed"
+            reason = f"with precision {self.trainer.precision} one overflow skips the step of all; use bf16-mixed"
         elif any(isinstance(callback, EarlyStopping) for callback in callbacks_of(self.trainer)):
-            reason = "early stopping of one would stop all; leave it out"
+            reason = "early stopping of one member would stop all; leave it out"
         if reason is not None and stage == "fit":
             raise ValueError(f"members: {reason}")
         for member in self.each():
@@ -193,7 +193,7 @@ class ParallelSettings(Members):
         files.to_current_format(checkpoint)
         here = {name: options_of(setting) for name, setting in self.settings.items()}
         if checkpoint.get("members") != here:
-            raise ValueError(f"members: {checkpoint.get('members', 'none')} in the checkpoint, {here} here")
+            raise ValueError(f"members: {checkpoint.get('members', 'none')} in the checkpoint, {here} in this run")
         files.check_backbone(self.each()[0].description(), checkpoint["peft"])
         delta = self.delta_state_dict()
         files.check_delta(delta, checkpoint["state_dict"])

@@ -36,7 +36,7 @@ class WarmStart(DeltaCheckpoint):
     ) -> None:
         super().__init__(**kwargs)
         if init_from is None and (init_head or init_other_backbone):
-            raise ValueError("init_head and init_other_backbone say how to start from another run: give init_from too")
+            raise ValueError("init_head and init_other_backbone are options of a start from another run: set init_from")
         self.init_from, self.init_head, self.init_other_backbone = init_from, init_head, init_other_backbone
 
     def free_options(self) -> set[str]:
@@ -66,7 +66,7 @@ class WarmStart(DeltaCheckpoint):
             raise ValueError(f"init_from={self.init_from!r} was trained with {there}, this run trains {here}")
         options, saved = dict(self.hparams), start["hyper_parameters"]
         differences = [
-            f"{name}: {saved.get(name, default)!r} there, {options[name]!r} here"
+            f"{name}: {saved.get(name, default)!r} in that run, {options[name]!r} in this run"
             for name, default in self.method_options().items()
             if name in options and saved.get(name, default) != options[name] and name not in self.free_options()
         ]
@@ -121,7 +121,9 @@ class WarmStart(DeltaCheckpoint):
             if value and there.get(name) and value != there[name]:
                 label = name.removeprefix("class_names") or "classes"
                 shown = [", ".join(map(str, v)) if isinstance(v, list) else str(v) for v in (there[name], value)]
-                raise ValueError(f"init_head: the {label} are {shown[0][:200]} there, {shown[1][:200]} here")
+                raise ValueError(
+                    f"init_head: the {label} are {shown[0][:200]} in that run, {shown[1][:200]} in this run"
+                )
 
     def check_ranks(self, sha256: str) -> None:
         """Refuse different files on different ranks.

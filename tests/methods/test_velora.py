@@ -329,9 +329,9 @@ def test_every_init_fits(build: Build, data: Data, trainer: Any) -> None:
 @pytest.mark.parametrize(
     ("stack", "options", "message"),
     [
-        ("velora", {}, "VeLoRA saves memory of linear layers and scale-shifts that train, and here are none"),
+        ("velora", {}, "VeLoRA saves memory of trained linear layers and scale-shifts, and this model has none"),
         ("bitfit+velora", {}, "a frozen layer keeps no input. Stack it on"),
-        ("lora+velora", {"velora_targets": ["fc1"]}, "fc1 does not train .* saves nothing there.*what trains: qkv"),
+        ("lora+velora", {"velora_targets": ["fc1"]}, "fc1 does not train .* saves nothing for it.*trained are: qkv"),
         ("lora+velora", {"velora_targets": ["fc3"]}, "no linear layer's name ends with 'fc3'; near: fc"),
         ("lora+velora", {"velora_targets": ["head"]}, "no linear layer's name ends with 'head'"),
         ("lora+velora", {"velora_targets": []}, "velora_targets is empty"),

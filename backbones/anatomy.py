@@ -1,4 +1,4 @@
-"""Where things are in a backbone: blocks, linear layers, norms."""
+"""Anatomy of a backbone: its blocks, linear layers and norms."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ from backbones.inject import Backbone
 
 
 def transformer_blocks(backbone: Backbone) -> list[Any]:
-    """The pre-norm blocks of a ViT, EVA or Swin, first to last: ``norm1``, ``attn``, ``norm2``, ``mlp``, residuals.
+    """Pre-norm blocks of a ViT, EVA or Swin, first to last: ``norm1``, ``attn``, ``norm2``, ``mlp``, residuals.
 
     Raises:
-        ValueError: If the backbone has none.
+        ValueError: If the backbone has no such blocks.
     """
-    # by class, not by child names: SwinV2 has the same names and its norms behind the branches
+    # by class and not by the names of children, because SwinV2 has the same names but norms after the branches
     blocks = [m for m in backbone.modules() if isinstance(m, (Block, EvaBlock, SwinTransformerBlock))]
     if not blocks:
         raise ValueError(f"{type(backbone).__name__} has no pre-norm transformer blocks: use a ViT, EVA or Swin")
@@ -24,10 +24,16 @@ def transformer_blocks(backbone: Backbone) -> list[Any]:
 
 
 def per_block(option: str, values: list[int] | None, common: int, blocks: int) -> list[int]:
-    """A size for every block: those of an option, or ``common`` for all.
+    """Size for each block: the values of an option, or ``common`` for all blocks.
+
+    Args:
+        option: Name of the option, for messages.
+        values: Its values, one for each block, or None.
+        common: Size of all blocks if ``values`` is None.
+        blocks: Number of blocks.
 
     Raises:
-        ValueError: If there is not one for each block, or none above 0.
+        ValueError: If there is not one value for each block, or no value is above 0.
     """
     if values is None:
         return [common] * blocks
@@ -37,12 +43,12 @@ def per_block(option: str, values: list[int] | None, common: int, blocks: int) -
 
 
 def ends(name: str, end: str) -> bool:
-    """Whether the dotted name ends with the whole words of ``end``."""
+    """Whether the last parts of a dotted name are equal to ``end``: ``ends("blocks.0.mlp.fc1", "mlp.fc1")``."""
     return name == end or name.endswith(f".{end}")
 
 
 def linear_layers(backbone: Backbone, heads: tuple[str, ...] = ()) -> dict[str, nn.Linear]:
-    """The linear layers by name, without the classifier's and those outside the blocks."""
+    """Linear layers of the blocks by name, without the layers ``heads`` of the classifier."""
     return {
         name: module
         for name, module in backbone.named_modules()
@@ -51,14 +57,14 @@ def linear_layers(backbone: Backbone, heads: tuple[str, ...] = ()) -> dict[str, 
 
 
 def reads_bare_weight(backbone: Backbone, name: str) -> bool:
-    """Whether a layer is a fused qkv of BEiT, EVA or Swin V2, which add their bias themselves and never call it."""
+    """Whether a layer is a fused qkv of BEiT, EVA or Swin V2, whose attention uses its weight without calling it."""
     attention = backbone.get_submodule(name.rpartition(".")[0])
     own_bias = getattr(attention, "q_bias", None) is not None
     return ends(name, "qkv") and own_bias and not getattr(attention, "qkv_bias_separate", False)
 
 
 def owner(backbone: nn.Module, name: str) -> nn.Module:
-    """The module of a parameter."""
+    """Module of the parameter ``name``."""
     return backbone.get_submodule(name.rpartition(".")[0])
 
 

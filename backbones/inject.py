@@ -7,11 +7,15 @@ from typing import Any
 from torch import Tensor, nn
 
 Backbone = Any
-"""A timm model: an ``nn.Module`` whose children's types a checker cannot know."""
+"""A timm model: an ``nn.Module``; a type checker cannot find the types of its children."""
 
 
 class AdapterModule(nn.Module):
-    """A child module that rewrites the output of the module it is attached to."""
+    """A child module with hooks for the module it is attached to.
+
+    Its methods have the same names everywhere. ``hook`` is a forward hook that rewrites an output. ``pre_hook`` is a
+    forward pre-hook that rewrites an input. ``keep_input`` and ``keep_output`` keep a tensor for a later ``hook``.
+    """
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """New output of ``module``, given its positional ``args`` and its own ``output``."""
@@ -22,11 +26,11 @@ def attach(module: nn.Module, name: str, op: AdapterModule) -> None:
     """Add ``op`` as the child ``name`` of a module. From now on, it rewrites the module's output.
 
     Raises:
-        ValueError: If the module has something of that name already.
+        ValueError: If the module already has an attribute of this name.
     """
     check_free(module, name)
     module.add_module(name, op)
-    # a bound method, not a closure: a deep copy binds it to the copied op
+    # a bound method and not a closure, because a deep copy binds it to the copied op
     module.register_forward_hook(op.hook)
 
 
@@ -41,7 +45,11 @@ def detach(module: nn.Module, name: str) -> AdapterModule:
 
 
 def swap_class(module: nn.Module, cls: type[nn.Module]) -> None:
-    """Change the class of a module: to a subclass that shares its weights, or back to the plain class."""
+    """Change the class of a module to a subclass that shares its weights, or back to the plain class.
+
+    Raises:
+        TypeError: If neither class is a subclass of the other.
+    """
     if not (issubclass(cls, type(module)) or issubclass(type(module), cls)):
         raise TypeError(f"{type(module).__name__} and {cls.__name__} do not share their weights")
     module.__class__ = cls
@@ -62,16 +70,17 @@ class Parametrized(nn.Module):
         return value if child is None else self._modules[child](value)  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return blank, (type(self).plain,), self.__dict__  # no module has this class under its name
+        return blank, (type(self).plain,), self.__dict__  # pickle cannot import this class, which is made at run time
 
 
 @cache
 def parametrized(plain: Any) -> type[Parametrized]:
-    """The subclass of a class whose parameters can be replaced on reading."""
+    """Subclass of ``plain`` with parameters that can be replaced on reading."""
     return type(f"Parametrized{plain.__name__}", (Parametrized, plain), {"plain": plain})
 
 
 def blank(plain: type[nn.Module]) -> Parametrized:
+    """Module of the subclass without attributes, which pickle and deepcopy fill in."""
     cls = parametrized(plain)  # type: ignore[arg-type]
     return cls.__new__(cls)
 
@@ -98,10 +107,15 @@ def merge_parametrized(backbone: Backbone) -> None:
 
 
 def check_free(module: nn.Module, name: str) -> None:
+    """Refuse a name that a module uses already.
+
+    Raises:
+        ValueError: With the class of the module and the name.
+    """
     if hasattr(module, name):
         raise ValueError(f"{type(module).__name__} has a child {name!r} already: was the method applied twice?")
 
 
 def modules_with(backbone: Backbone, name: str) -> Iterator[Any]:
-    """Every module of the backbone that has a child called ``name``."""
+    """Modules of the backbone that have a child called ``name``."""
     yield from [module for module in backbone.modules() if name in module._modules]

@@ -1,4 +1,4 @@
-"""Backbones: any timm model with weights that are really there, or a clear refusal."""
+"""timm models with pretrained weights, or a clear error if the weights are missing."""
 
 import difflib
 import math
@@ -21,12 +21,12 @@ from backbones.inject import Backbone
 
 CorruptFile = (EOFError, SafetensorError, pickle.UnpicklingError)
 LoadError = (RuntimeError, OSError, KeyError, ValueError, AttributeError, *CorruptFile)
-shared: dict[str, Backbone] | None = None  # the backbone that was read last, while runs share it
+shared: dict[str, Backbone] | None = None  # backbone that was read last, inside ``shared_backbone``
 
 
 @contextmanager
 def shared_backbone() -> Iterator[None]:
-    """Inside, a backbone is read once for all runs of the process that name it one after the other."""
+    """Share one backbone between runs: inside this context, consecutive runs with the same backbone read it once."""
     global shared
     shared = {}
     try:
@@ -36,25 +36,25 @@ def shared_backbone() -> Iterator[None]:
 
 
 def build_backbone(name: str, pretrained: bool | str, args: dict[str, Any]) -> Backbone:
-    """Create a timm model with its own classifier, randomly initialised only where that was asked for.
+    """Create a timm model with its own classifier. Its weights are random only with ``pretrained=False``.
 
     Args:
         name: Full timm tag (``vit_base_patch16_224.augreg_in21k``), ``hf-hub:org/model``, or
             ``local-dir:PATH`` for a folder with ``config.json`` and ``model.safetensors``.
-        pretrained: ``True`` for the weights that the tag names, ``False`` for random ones, or the path of a weight
-            file: safetensors, npz in the layout of Google's ViT releases, or a torch file (read weights-only).
+        pretrained: ``True`` for the weights of the tag, ``False`` for random weights, or the path of a weight file:
+            safetensors, npz in the layout of Google's ViT releases, or a torch file (read weights-only).
         args: Further arguments of ``timm.create_model``.
 
     Raises:
-        ValueError: If timm does not know the name, the tag is missing or the file does not fit the model.
-        FileNotFoundError: If the weights are not to be had.
+        ValueError: If timm has no model of this name, the tag is missing or the file does not fit the model.
+        FileNotFoundError: If there are no weights, or no network.
     """
     check_name(name, pretrained)
     if name.startswith("local-dir:") and not Path(name.removeprefix("local-dir:"), "config.json").is_file():
         raise FileNotFoundError(f"backbone={name!r}: no such folder, or no config.json in it. {remedy(name)}")
     if pretrained is False:
         return create(name, args, pretrained=False)
-    # weights that are read are none of the seed's draws, nor must it count for those whether they were read before
+    # reading weights must not advance the RNG, otherwise a shared backbone would give other random heads
     with torch.random.fork_rng(devices=[]):
         if shared is None:
             return read_backbone(name, pretrained, args)
@@ -66,7 +66,7 @@ def build_backbone(name: str, pretrained: bool | str, args: dict[str, Any]) -> B
 
 
 def read_backbone(name: str, pretrained: str | Literal[True], args: dict[str, Any]) -> Backbone:
-    """A timm model with the weights that its tag or ``pretrained`` names; see ``build_backbone``."""
+    """Create a timm model with the weights of its tag or of a file; see ``build_backbone``."""
     if pretrained is True:
         try:
             return create(name, args, pretrained=True)
@@ -86,14 +86,18 @@ def read_backbone(name: str, pretrained: str | Literal[True], args: dict[str, An
     else:
         overlay["num_classes"] = args["num_classes"] = count_classes(name, path)
     try:
-        # num_classes equals the file's own: only then does timm load strictly
+        # with the num_classes of the file, because only then timm loads strictly
         return create(name, args, pretrained=True, pretrained_cfg_overlay=overlay)
     except LoadError as error:
         raise ValueError(f"pretrained={pretrained!r} does not fit backbone={name!r}: {first_lines(error)}") from error
 
 
 def create(name: str, args: dict[str, Any], **how: Any) -> Backbone:
-    """``timm.create_model``, which names the options where one of them is not the model's."""
+    """Call ``timm.create_model``; its error for an unknown option names the options.
+
+    Raises:
+        TypeError: If the model has no such option.
+    """
     try:
         return timm.create_model(name, **how, **args)
     except TypeError as error:
@@ -101,7 +105,11 @@ def create(name: str, args: dict[str, Any], **how: Any) -> Backbone:
 
 
 def check_name(name: str, pretrained: bool | str) -> None:
-    """Refuse an unknown timm name, naming its neighbours, and a bare name whose weights may change."""
+    """Refuse an unknown timm name, and a name without a tag, whose weights change between releases of timm.
+
+    Raises:
+        ValueError: With the nearest names or the known tags.
+    """
     if ":" in name:
         return
     architecture, _, tag = name.partition(".")
@@ -113,11 +121,15 @@ def check_name(name: str, pretrained: bool | str) -> None:
         raise ValueError(f"backbone={name!r}: no weights with this tag. Known: {', '.join(tags) or 'none'}")
     if pretrained is True and not tag:
         known = f"one of: {', '.join(f'{architecture}.{tag}' for tag in tags)}" if tags else "pretrained: PATH"
-        raise ValueError(f"backbone={name!r} names no weights (timm's default moves between releases); say {known}")
+        raise ValueError(f"backbone={name!r} names no weights (timm's default changes with releases); expected {known}")
 
 
 def count_classes(name: str, path: Path) -> int:
-    """Rows of the classifier that a weight file holds, 0 where it holds none."""
+    """Number of classes of the classifier in a weight file; 0 if the file has no classifier.
+
+    Raises:
+        ValueError: If the file is not readable.
+    """
     try:
         state = load_state_dict(str(path), weights_only=True)
     except LoadError as error:
@@ -132,7 +144,7 @@ def count_classes(name: str, path: Path) -> int:
 
 
 def remedy(name: str) -> str:
-    """What to download and where to put it when the weights of a tag cannot be had."""
+    """Instruction for missing weights: which file to download and which option to set."""
     config = None if ":" in name else get_pretrained_cfg(name)
     if config is None:
         return "Put its config.json and model.safetensors into a folder and pass --model.backbone local-dir:PATH"
@@ -152,8 +164,8 @@ def first_lines(error: BaseException, lines: int = 5) -> str:
 
 
 def input_config(backbone: Backbone) -> dict[str, Any]:
-    """How a backbone wants its images: ``input_size`` (C, H, W), ``mean``, ``std``, ``interpolation``, ``crop_pct``."""
-    if not getattr(backbone, "pretrained_cfg", None):  # built from a class, not by name
+    """Input format of a backbone: ``input_size`` (C, H, W), ``mean``, ``std``, ``interpolation``, ``crop_pct``."""
+    if not getattr(backbone, "pretrained_cfg", None):  # a model that was built from a class, not by name
         size = getattr(getattr(backbone, "patch_embed", None), "img_size", (224, 224))
         half = (0.5, 0.5, 0.5)
         return {"input_size": (3, *size), "mean": half, "std": half, "interpolation": "bicubic", "crop_pct": 1.0}
@@ -161,13 +173,14 @@ def input_config(backbone: Backbone) -> dict[str, Any]:
 
 
 def reset_head(backbone: Backbone, num_classes: int, init: str) -> None:
-    """Give a timm model a fresh classifier of ``num_classes`` outputs.
+    """Replace the classifier of a timm model by a fresh one with ``num_classes`` outputs.
 
     Args:
         backbone: timm model.
         num_classes: Number of outputs.
-        init: ``trunc_normal`` (std 0.02, bias 0, as timm's ViT and SSF), ``linear`` (torch's default, as NOAH and
-            its family), ``zero`` or ``vpt`` (Kaiming normal over the outputs, bias log(0.01 / 0.99), as VPT's code).
+        init: Initial weights. ``trunc_normal``: std 0.02, bias 0, as in timm's ViT and in SSF. ``linear``: torch's
+            default, as in NOAH. ``zero``: zero. ``vpt``: Kaiming normal over the outputs, bias log(0.01 / 0.99), as in
+            VPT's code.
     """
     backbone.reset_classifier(num_classes)
     for head in head_modules(backbone).values():
@@ -187,7 +200,7 @@ def init_head(head: Any, init: str) -> None:
 
 
 def head_modules(backbone: Backbone) -> dict[str, Any]:
-    """The classifier layers of a timm model by module name (two for a distilled model, none with 0 classes)."""
+    """Classifier layers of a timm model by module name (two for a distilled model, none with 0 classes)."""
     classifier = backbone.get_classifier()
     heads = classifier if isinstance(classifier, tuple) else (classifier,)
     layers = [layer for layer in heads if isinstance(layer, (nn.Linear, nn.Conv2d))]

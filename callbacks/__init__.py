@@ -1,1 +1,1 @@
-"""Callbacks; none of them knows a method."""
+"""Callbacks. They do not depend on methods."""

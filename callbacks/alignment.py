@@ -1,4 +1,4 @@
-"""How well the updates of a network align with its features."""
+"""Alignment of the weights of a network with its features."""
 
 import math
 from collections.abc import Iterator
@@ -14,19 +14,25 @@ from lightning_modules.batch import Batch
 
 
 class Alignment(Callback):
-    """Log the alignment of weights with features (Everett et al., ICML 2024, arXiv:2407.05872) every few steps.
+    """Logs the alignment of weights with features (Everett et al., ICML 2024, arXiv:2407.05872) every few steps.
 
-    ``A = log_n(RMS(z W^T) / (RMS(W) RMS(z)))`` for a linear layer with n inputs: 1/2 for random weights, 1 for weights
-    that point where the features do. On a probe batch kept from the first step it is logged as
-    ``alignment/<layer>/A`` (W and z now), ``alpha`` (change of W, z of the first step: what learning rates have to
-    count on), ``omega`` (W of the first step, change of z) and ``u`` (both changes). Nothing is logged where one of
-    the two is zero. In a resumed run the first step is the one that it resumed at. The weights are those of the merged
-    model where the method has one, else the layer's own; multipliers do not matter.
+    ``A = log_n(RMS(z W^T) / (RMS(W) RMS(z)))`` for a linear layer with n inputs. A is 1/2 for random weights and 1 for
+    weights that are aligned with the features. It is measured on a probe batch from the first step of this process (in
+    a resumed run, the step where it resumes). Four values are logged for each layer:
+
+    - ``alignment/<layer>/A``: of the current W and z;
+    - ``alignment/<layer>/alpha``: of the change of W and the first z (learning rates depend on this alignment);
+    - ``alignment/<layer>/omega``: of the first W and the change of z;
+    - ``alignment/<layer>/u``: of both changes.
+
+    A value is not logged if one of its two tensors is zero. W is the weight of the merged model if the method can be
+    merged, else the weight of the layer. A multiplier of W has no effect on A.
 
     Args:
         every_n_steps: Steps between two measurements.
-        layers: Linear layers of the backbone by the end of their name, such as ``fc1`` or ``blocks.0.attn.qkv``.
-        images: Images of the probe batch on each device, at most.
+        layers: Linear layers of the backbone by the end of their name, such as ``fc1`` or ``blocks.0.attn.qkv``; by
+            default all.
+        images: Largest number of images of the probe batch on each device.
     """
 
     def __init__(self, every_n_steps: int = 50, layers: list[str] | None = None, images: int = 8) -> None:
@@ -50,7 +56,7 @@ class Alignment(Callback):
             )
 
     def chosen(self, pl_module: AdaptedTask) -> dict[str, nn.Module]:
-        """The measured layers by their name in the backbone."""
+        """Measured layers by their name in the backbone."""
         ends = tuple(f".{name}" for name in self.layers or [""])
         return {
             name: module
@@ -61,7 +67,7 @@ class Alignment(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         step = trainer.global_step
         if self.probe is not None and (step % self.every_n_steps or step == self.measured):
-            return  # the second: a step of several batches is measured once
+            return  # also for a second batch of the same step, because a step is measured once
         if self.probe is None:
             self.probe = batch.inputs[: self.images].clone()
         self.measured = step
@@ -70,7 +76,7 @@ class Alignment(Callback):
 
     @torch.no_grad()
     def measure(self, trainer: Trainer, pl_module: AdaptedTask) -> dict[str, float]:
-        """``<layer>/A`` and its variants; the same on all ranks."""
+        """Values ``<layer>/A``, ``alpha``, ``omega`` and ``u`` by name; equal on all ranks."""
         weights, inputs = self.weights(pl_module), self.inputs(pl_module)
         if not self.first_weights:
             self.first_weights = {name: weight.cpu() for name, weight in weights.items()}
@@ -82,14 +88,14 @@ class Alignment(Callback):
             pairs = {"A": (weight, z), "alpha": (weight - w0, z0), "omega": (w0, z - z0), "u": (weight - w0, z - z0)}
             for kind, (w, x) in pairs.items():
                 found[f"{name}/{kind}"] = (squares(w, x), w.shape[1])
-        # sums of squares are added up over ranks, not logarithms; sorted, since every rank has to add the same ones
+        # ranks add sums of squares, not logarithms; sorted, so that all ranks add the same values
         names = sorted(found)
         sums: Any = trainer.strategy.reduce(torch.stack([found[name][0] for name in names]), reduce_op="sum")
         values = {name: alignment(row, found[name][1]) for name, row in zip(names, sums.tolist(), strict=True)}
         return {name: value for name, value in values.items() if value is not None}
 
     def weights(self, pl_module: AdaptedTask) -> dict[str, Tensor]:
-        """Weights (out, in) in fp32 that the layers stand for."""
+        """Weights (out, in) of the measured layers in fp32, merged if possible."""
         plain = {f"backbone.{name}" for name in pl_module.plain_keys or ()}
         adds = any(p.requires_grad and name not in plain for name, p in pl_module.named_parameters())
         merged = pl_module.merge() if adds and pl_module.mergeable else pl_module.backbone
@@ -101,7 +107,7 @@ class Alignment(Callback):
         found: dict[str, Tensor] = {}
         training = {module: module.training for module in pl_module.modules()}
         with recording(self.chosen(pl_module), found):
-            pl_module.eval()  # no dropout, so that nothing is drawn
+            pl_module.eval()  # without dropout, so that no random number is drawn
             pl_module(self.probe)
         for module, mode in training.items():
             module.training = mode
@@ -110,7 +116,12 @@ class Alignment(Callback):
 
 @contextmanager
 def recording(layers: dict[str, nn.Module], found: dict[str, Tensor]) -> Iterator[None]:
-    """Keep the input of every layer that runs inside."""
+    """Keep the inputs of layers that run inside the context.
+
+    Args:
+        layers: Layers by name.
+        found: Gets the inputs (rows, in) by name.
+    """
 
     def keep(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -127,13 +138,13 @@ def recording(layers: dict[str, nn.Module], found: dict[str, Tensor]) -> Iterato
 
 
 def squares(weight: Tensor, z: Tensor) -> Tensor:
-    """Sums of squares of z W^T, z and W, then how many they are (6,)."""
+    """Sums of squares of z W^T, z and W, then their numbers of entries, (6,)."""
     parts = (z @ weight.T, z, weight)
     return torch.stack([t.square().sum() for t in parts] + [z.new_tensor(t.numel()) for t in parts])
 
 
 def alignment(sums: list[float], fan_in: int) -> float | None:
-    """A from summed squares and counts; None where there is nothing to align or nothing to take a logarithm to."""
+    """Alignment A from the summed results of ``squares``; None if a tensor is zero or there is only one input."""
     output, z, weight = (total / count for total, count in zip(sums[:3], sums[3:], strict=True))
     if min(output, z, weight) <= 0 or fan_in < 2:
         return None

@@ -1,4 +1,4 @@
-"""What a run costs: parameters, storage, compute, memory and speed."""
+"""Costs of a run: parameters, storage, compute, memory and speed."""
 
 import time
 from typing import Any, cast
@@ -14,24 +14,26 @@ from lightning_modules.batch import Batch
 
 
 class Cost(Callback):
-    """Measure what a fit costs; ``values`` holds the numbers under their metric names.
+    """Measures the costs of a fit; ``values`` holds the numbers by the names of their metrics.
 
-    - ``cost/trainable_params``: what trains; ``cost/trainable_params_method``: the same without neck and head;
-    - ``cost/storage_bytes``: what was trained, packed if the method has such a file;
-    - ``cost/gflops``: one forward pass of one sample, multiply-adds counted as two; where it depends on the sample, the
+    - ``cost/trainable_params``: number of trained parameters;
+    - ``cost/trainable_params_method``: number of trained parameters without neck and head;
+    - ``cost/trainable_pct``: trained parameters in percent of all parameters;
+    - ``cost/storage_bytes``: size of the delta, in packed form if the method has a packed file;
+    - ``cost/gflops``: one forward pass of one sample, multiply-adds counted as two; if it depends on the sample, the
       mean over the split that was evaluated last;
     - ``cost/saved_mib``: activations that autograd keeps between the forward and backward pass of the first batch;
-    - ``cost/images_per_s`` (or another unit of the task): training on all devices without evaluation; the first epoch
-      is left out if there are more;
+    - ``cost/images_per_s`` (or another unit of the task): training speed of all devices together, without evaluation
+      and, if there are several epochs, without the first one;
     - ``cost/peak_mem_gib``: the largest allocation on this GPU or, on a CPU, the largest size of the process.
     """
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
         self.samples, self.seconds, self.start = 0, 0.0, 0.0
-        self.counter: FlopCounterMode | None = None  # of the batch that is evaluated
+        self.counter: FlopCounterMode | None = None  # active during the forward pass of an evaluation batch
         self.flops, self.evaluated = 0, 0
-        self.saved: SavedBytes | None = None  # counts while the first training batch passes forward
+        self.saved: SavedBytes | None = None  # active during the forward pass of the first training batch
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         reset_peak_memory()
@@ -68,7 +70,7 @@ class Cost(Callback):
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if trainer.current_epoch == 1 and trainer.max_epochs != 1:
-                self.samples, self.seconds = 0, 0.0  # the first epoch held start-up work
+                self.samples, self.seconds = 0, 0.0  # without the first epoch, because it includes start-up time
             self.samples += self.epoch_samples
             self.seconds += time.perf_counter() - self.start
 

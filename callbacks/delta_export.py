@@ -1,4 +1,4 @@
-"""The adapter folder: what was trained, as safetensors and JSON."""
+"""Export of the delta as an adapter folder (safetensors and JSON)."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from checkpoints.delta import one_member, read_checkpoint, write_adapter
 
 
 class DeltaExport(Callback):
-    """Write the best checkpoint's trained tensors to ``adapter/`` in the run folder when a fit ends well."""
+    """Writes the delta of the best checkpoint to ``adapter/`` in the run folder at the end of a complete fit."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = Path(str(trainer.log_dir)) / "adapter"

@@ -1,4 +1,4 @@
-"""Stop before a bad update."""
+"""Stop of a fit before an update by a non-finite loss."""
 
 import os
 from typing import Any
@@ -9,10 +9,10 @@ from torch import Tensor, distributed
 
 
 class StopOnNonFiniteLoss(Callback):
-    """Stop a fit whose loss is NaN or infinite before the optimizer sees its gradient.
+    """Stops a fit with a loss of NaN or infinity before the optimizer uses its gradient.
 
-    The flag is copied to the host while the backward pass runs, so that a GPU never waits for it. All ranks stop where
-    one must: a gradient that is averaged would carry its NaN to the others.
+    The flag is copied to the host during the backward pass, so that a GPU does not wait for it. If one rank stops, all
+    ranks stop, because the averaged gradient would bring its NaN to all of them.
     """
 
     def __init__(self) -> None:

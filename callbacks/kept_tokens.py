@@ -1,4 +1,4 @@
-"""A picture of which tokens a method keeps."""
+"""Picture of the tokens that a method keeps."""
 
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from lightning_modules.batch import Batch
 
 
 class KeptTokens(Callback):
-    """Draw ``kept_tokens.png`` after a fit or a test: some images, and below each the patches that blocks keep.
+    """Draws ``kept_tokens.png`` after a fit or a test: some images, and below each the patches that blocks keep.
 
     Args:
-        images: Number of images, the first of the split that was evaluated last.
+        images: Number of images: the first ones of the split that was evaluated last.
     """
 
     def __init__(self, images: int = 8) -> None:
@@ -30,10 +30,10 @@ class KeptTokens(Callback):
 
     @torch.no_grad()
     def draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        folder = Path(str(trainer.log_dir or trainer.default_root_dir))  # asks every rank
+        folder = Path(str(trainer.log_dir or trainer.default_root_dir))  # all ranks must call log_dir
         if not trainer.is_global_zero or trainer.fast_dev_run or not len(self.shown):  # type: ignore[attr-defined]
             return
-        task: Any = pl_module  # DyT, which collects masks
+        task: Any = pl_module  # a method with ``masks``, such as DyT
         training = task.training
         with task.eval().masks() as masks:
             task(self.shown)
@@ -48,7 +48,13 @@ class KeptTokens(Callback):
 
 
 def write_picture(path: Path, images: Tensor, kept: Tensor) -> None:
-    """Images (B, 3, H, W) of any range above the same ones, as bright as the share ``kept`` (B, 1, h, w) in [0, 1]."""
+    """Draw images in one row, and below each the image with its patches darkened by how rarely they are kept.
+
+    Args:
+        path: File to write.
+        images: Images (B, 3, H, W) of any range.
+        kept: Share (B, 1, h, w) in [0, 1] of the blocks that keep a patch.
+    """
     from matplotlib.figure import Figure
 
     low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)

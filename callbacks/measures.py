@@ -1,4 +1,4 @@
-"""How many bytes of activations autograd keeps for the backward pass, and how many torch holds at once."""
+"""Measures of memory and compute: saved activations, peak memory, FLOPs."""
 
 import resource
 import sys
@@ -16,7 +16,7 @@ from lightning_modules.task import Task
 
 
 class SavedBytes:
-    """Count the bytes that autograd saves inside a ``with`` block: unique storages, parameters and buffers left out.
+    """Counts the bytes that autograd saves inside a ``with`` block: unique storages without parameters and buffers.
 
     Example:
         >>> with SavedBytes(model) as saved:
@@ -24,7 +24,7 @@ class SavedBytes:
         >>> saved.bytes
 
     Args:
-        module: Module whose parameters and buffers do not count.
+        module: Module; its parameters and buffers are not counted.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -37,7 +37,7 @@ class SavedBytes:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self.own:
             self.storages[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # the tensor itself would make a reference cycle and leak the graph
+        return tensor.detach()  # otherwise a reference cycle leaks the graph
 
     @property
     def bytes(self) -> int:
@@ -52,9 +52,10 @@ class SavedBytes:
 
 
 def peak_bytes(work: Callable[[], Any], device: str = "cpu") -> int:
-    """Largest number of bytes of tensors that ``work`` holds at once, beside those that are there before.
+    """Peak of the bytes of tensors that ``work`` allocates, without those that were allocated before.
 
-    On a CPU torch's profiler tells every allocation; what is resident depends on the system's allocator too.
+    On a CPU it is computed from the allocations in torch's profiler, because the size of the process also depends on
+    the system's allocator.
     """
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -73,15 +74,15 @@ def peak_bytes(work: Callable[[], Any], device: str = "cpu") -> int:
 
 
 def flop_counter() -> FlopCounterMode:
-    """Counts FLOPs of what runs inside it."""
-    # the attention of CPUs, which torch 2.11 does not count
+    """Counter of the FLOPs of operations inside its context."""
+    # torch 2.11 does not count the attention kernel of CPUs
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     formula = {attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
     return FlopCounterMode(display=False, custom_mapping=formula)
 
 
 def forward_gflops(task: Task) -> float:
-    """GFLOP of the forward pass of one sample, counted from what runs."""
+    """GFLOP of the forward pass of one sample, counted while it runs."""
     training, counter = task.training, flop_counter()
     task.eval()
     with torch.no_grad(), counter:
@@ -91,16 +92,16 @@ def forward_gflops(task: Task) -> float:
 
 
 def reset_peak_memory() -> None:
-    """Let ``peak_memory`` start anew, so that the runs before this one in the process do not count."""
+    """Reset ``peak_memory``, so that earlier runs of this process are not included."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
-        with suppress(OSError):  # some containers do not allow it
+        with suppress(OSError):  # some containers forbid this write
             Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory() -> int:
-    """Largest number of bytes allocated on the GPU, or resident in this process without one, since the last reset."""
+    """Peak of the bytes allocated on the GPU since the last reset; without a GPU, peak size of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,4 +1,4 @@
-"""Predictions of a checkpoint as a table."""
+"""Table of the predictions of a checkpoint."""
 
 import csv
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from lightning_modules.run import datamodule_of
 
 
 class Predictions(BasePredictionWriter):
-    """Write ``predictions.csv`` (sample, class, probability) into the run folder after ``predict``."""
+    """Writes ``predictions.csv`` (index, sample, class, probability) into the run folder after ``predict``."""
 
     def __init__(self) -> None:
         super().__init__(write_interval="epoch")

@@ -1,4 +1,4 @@
-"""The result of a run: one JSON file, one table, one picture."""
+"""Result of a run: a JSON file, a table and a picture."""
 
 import csv
 import json
@@ -22,11 +22,11 @@ from lightning_modules.task import Headline
 
 
 class Result(Callback):
-    """Gather the final metrics and costs into ``result.json`` and a printed table, the curves into ``curves.png``.
+    """Writes the final metrics and costs to ``result.json``, prints them as a table, and draws ``curves.png``.
 
     Args:
-        cost: The callback that measures the costs of the same run.
-        test_follows: Whether the fit is tested at once, so that its table can wait for the test.
+        cost: Callback with the costs of the run.
+        test_follows: Whether a test follows the fit in the same command; then the table is printed after the test.
     """
 
     def __init__(self, cost: Cost, test_follows: bool = False) -> None:
@@ -51,7 +51,7 @@ class Result(Callback):
         self.write(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "validate":  # not the validation inside a fit
+        if trainer.state.fn == "validate":  # False for the validations inside a fit
             self.on_test_end(trainer, pl_module)
 
     def describe(self, trainer: Trainer, pl_module: AdaptedTask) -> dict[str, Any]:
@@ -101,14 +101,15 @@ class Result(Callback):
 
 
 def task_name(model: type) -> str:
-    """Name of the task's class that a model is composed of, or else of the model's own class."""
+    """Name of the task in the composition of a model; for other models the name of their class."""
     return next((c.__name__ for c in model.__mro__ if c in TASKS.values()), model.__name__)
 
 
 def revision() -> str | None:
-    """The commit of this code, with ``-dirty`` behind it if tracked files differ; None where git does not say it.
+    """Commit of this code, followed by ``-dirty`` if tracked files have changed; None if git gives no answer.
 
-    A run must not fail for it: there may be no git, no repository, or one of another owner.
+    There is no error in the cases without an answer (no git, no repository, a repository of another owner), because a
+    run must not fail for them.
     """
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:

@@ -1,4 +1,4 @@
-"""The resolved config, where it belongs: the run folder and the logger."""
+"""Resolved config of a run, for its run folder and its loggers."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 
 class SaveConfig(SaveConfigCallback):
-    """Write the resolved config into the run's own folder and hand it to every logger."""
+    """Writes the resolved config into the run folder and passes it to every logger."""
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
         config = config.clone()
-        # the next run from this file is to get a folder of its own
+        # without the folders of this run, so that a later run with this file gets its own folder
         config.trainer.default_root_dir = config.ckpt_path = None
         super().__init__(parser, config, **kwargs)
 

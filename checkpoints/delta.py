@@ -1,4 +1,4 @@
-"""The file of a trained method: only what trains, and strict about every key of it."""
+"""File format of a trained method: checkpoint files and adapter folders with the delta only, checked key by key."""
 
 import json
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def check_delta(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Refuse a delta that is not exactly the one this model expects.
+    """Refuse a delta with other tensors than this model has.
 
     Args:
         expected: The delta of the model that loads.
         found: The delta of the file.
 
     Raises:
-        ValueError: On a missing, extra, wrongly shaped or non-finite tensor, by name.
+        ValueError: For a missing, extra, wrongly shaped or non-finite tensor, by name.
     """
     problems = [f"missing {name}" for name in expected if name not in found]
     problems += [f"unknown {name}" for name in found if name not in expected]
@@ -53,13 +53,13 @@ def check_backbone(expected: Mapping[str, Any], found: Mapping[str, Any]) -> Non
     if found["fingerprint"] != expected["fingerprint"]:
         raise ValueError(
             f"this delta was trained on other weights: {found['backbone']} (sha256 {found['fingerprint'][:12]}), "
-            f"the model here has {expected['backbone']} (sha256 {expected['fingerprint'][:12]}). "
+            f"this model has {expected['backbone']} (sha256 {expected['fingerprint'][:12]}). "
             "Load the backbone that it was trained on."
         )
 
 
 def write_adapter(folder: Path, checkpoint: dict[str, Any]) -> None:
-    """Write the method's part of a checkpoint as safetensors and JSON, loadable by ``read_adapter``."""
+    """Write the delta of a checkpoint as an adapter folder (safetensors and JSON), which ``read_adapter`` reads."""
     peft = dict(checkpoint["peft"])
     selection = peft.pop("selection")
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint["state_dict"].items()}
@@ -76,11 +76,11 @@ def write_adapter(folder: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def one_member(checkpoint: dict[str, Any], name: str = "best") -> dict[str, Any]:
-    """The part of one member of a run with ``members``, as the checkpoint of an ordinary run.
+    """Part of one member of a run with ``members``, in the form of a checkpoint of a single run.
 
     Args:
-        checkpoint: What ``read_checkpoint`` returned.
-        name: Name of the member; ``best`` is the one of the highest validation accuracy.
+        checkpoint: Result of ``read_checkpoint``.
+        name: Name of the member; ``best`` is the member with the best headline metric in validation.
 
     Raises:
         ValueError: If there is no such member.
@@ -100,7 +100,7 @@ def one_member(checkpoint: dict[str, Any], name: str = "best") -> dict[str, Any]
 
 
 def read_adapter(folder: Path) -> dict[str, Any]:
-    """Read an adapter folder back into the form of a checkpoint.
+    """Read an adapter folder in the form of a checkpoint.
 
     Raises:
         FileNotFoundError: If one of the two files is missing.
@@ -116,9 +116,9 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder / WEIGHTS} ({size} bytes) is empty or incomplete: {error}") from error
     try:
         config = json.loads((folder / CONFIG).read_text())
-    except ValueError as error:  # not JSON, or not even text
+    except ValueError as error:  # no JSON, or no text
         raise ValueError(f"{folder / CONFIG} is not valid JSON: {error}") from error
-    identity = "class_names" if "class_names" in config else "identity"  # of format 1 and of the current one
+    identity = "class_names" if "class_names" in config else "identity"  # "class_names" in format 1
     missing = {"peft", "selected", "hyper_parameters", identity} - set(config)
     if missing:
         raise ValueError(f"{folder / CONFIG} is no adapter of this project: it lacks {', '.join(sorted(missing))}")
@@ -137,12 +137,12 @@ def read_checkpoint(path: str | Path, option: str = "ckpt_path") -> dict[str, An
     """Read a checkpoint file or an adapter folder, weights-only.
 
     Args:
-        path: File or folder; the weights in an adapter folder stand for the folder.
-        option: What messages call the path.
+        path: File or folder. The path of the weights inside an adapter folder means the folder.
+        option: Name of the option of this path, for messages.
 
     Raises:
-        FileNotFoundError: If there is nothing at ``path``.
-        ValueError: If the file is empty, truncated, unsafe or not one of ours.
+        FileNotFoundError: If ``path`` does not exist.
+        ValueError: If the file is empty, truncated, unsafe or not of this project.
     """
     path = Path(path)
     if path.name == WEIGHTS:
@@ -172,6 +172,6 @@ def read_checkpoint(path: str | Path, option: str = "ckpt_path") -> dict[str, An
 
 
 def to_current_format(checkpoint: dict[str, Any]) -> None:
-    """Bring a checkpoint of an older format to the current one, in place; one of an unknown format stays as it is."""
+    """Translate a checkpoint of an older format to the current format, in place; unknown formats stay as they are."""
     if checkpoint["peft"].get("format") == 1:
         to_format_2(checkpoint)

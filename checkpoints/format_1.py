@@ -2,7 +2,7 @@
 
 from typing import Any
 
-# width scaling was a part of every task; its options by their present names, with the defaults of format 1
+# old options of width scaling, which was part of every task, with their new names and the defaults of format 1
 WIDTH_OPTIONS = {
     "parameterization": ("width_parameterization", "none"),
     "base_width": ("width_base", None),
@@ -19,8 +19,8 @@ TASK = "Classification"  # the only task of format 1
 def to_format_2(checkpoint: dict[str, Any]) -> None:
     """Translate a checkpoint in place.
 
-    Format 2 holds the ``identity`` of the data in the place of ``class_names``, and its classes stand in ``methods``.
-    Width scaling is a method of its own, and the average of what trains is a callback.
+    Format 2 has ``identity`` in the place of ``class_names``, and its class paths begin with ``methods``. Width scaling
+    is a method, and the average of trained weights is a callback.
     """
     checkpoint["identity"] = {"class_names": checkpoint.pop("class_names", None) or []}
     checkpoint["peft"] = peft = checkpoint["peft"] | {"format": 2}

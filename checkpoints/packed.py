@@ -1,4 +1,4 @@
-"""The file format of low-bit adapters."""
+"""File format of low-bit adapters (packed files)."""
 
 import json
 import struct
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-PACKED = b"LBADPT01"  # first bytes of a file with a header
+PACKED = b"LBADPT01"  # first bytes of a file that has a header
 
 
 class Record(NamedTuple):
@@ -23,12 +23,12 @@ class Record(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Of the codes, mean and standard deviation, or of fp32 values."""
+        """Number of bytes of codes, mean and standard deviation; for 32 bits, of fp32 values."""
         return 4 * self.size if self.bits == 32 else -(-self.size * self.bits // 8) + 8
 
 
 def table(records: list[Record]) -> list[dict[str, Any]]:
-    """The records as a header lists them."""
+    """Rows of the header, one for each record."""
     rows: list[dict[str, Any]] = []
     offset = 0
     for record in records:
@@ -40,7 +40,7 @@ def table(records: list[Record]) -> list[dict[str, Any]]:
 
 
 def add_header(payload: bytes, settings: Mapping[str, Any], records: list[Record]) -> bytes:
-    """The layout ``tagged``: magic bytes, length of the header, header in JSON, payload."""
+    """Bytes of a file in the layout ``tagged``: magic bytes, length of the header, header in JSON, payload."""
     header = json.dumps({**settings, "records": table(records)}, separators=(",", ":")).encode()
     return PACKED + struct.pack("<I", len(header)) + header + payload
 
@@ -59,7 +59,7 @@ def split_header(data: bytes) -> tuple[dict[str, Any], bytes]:
         raise ValueError(f"truncated: its header ends at byte {end:,}, and the file has {len(data):,}")
     try:
         header = json.loads(data[start:end])
-    except ValueError as error:  # not JSON, or not even text
+    except ValueError as error:  # no JSON, or no text
         raise ValueError(f"its header is no valid JSON: {error}") from error
     if not isinstance(header, dict) or not header:
         raise ValueError("its header is no JSON object, or an empty one")

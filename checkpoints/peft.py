@@ -1,4 +1,4 @@
-"""The adapter folder of HF peft for LoRA and DoRA: ``adapter_model.safetensors`` and ``adapter_config.json``."""
+"""Adapter folder of HF peft for LoRA and DoRA: ``adapter_model.safetensors`` and ``adapter_config.json``."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from torch import Tensor
 from checkpoints.delta import CONFIG, WEIGHTS
 
 PREFIX = "base_model.model."
-# options under which A and B alone do not say what the layer computes, with the value that means "not in use"
+# with these options, the output of a layer depends on more than A and B; each with its value for "not in use"
 REFUSED: dict[str, Any] = {
     "bias": "none",
     "fan_in_fan_out": False,
@@ -29,13 +29,13 @@ REFUSED: dict[str, Any] = {
     "kasa_config": None,
     "monteclora_config": None,
 }
-# starts that change the backbone's own weights, by the first word of init_lora_weights
+# initialisations that change the weights of the backbone, by the first word of init_lora_weights
 CHANGES_BACKBONE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 
 @dataclass
 class LowRankLayer:
-    """What peft holds of one linear layer: A (r, in), B (out, r) and, for DoRA, a magnitude (out,)."""
+    """Tensors of one linear layer in peft: A (r, in), B (out, r) and, for DoRA, a magnitude (out,)."""
 
     A: Tensor
     B: Tensor
@@ -43,7 +43,7 @@ class LowRankLayer:
     magnitude: Tensor | None = None
 
     def merge_into(self, weight: Tensor) -> Tensor:
-        """``W + scale B A``, with the rows' norms set to the magnitude of DoRA."""
+        """Weight ``W + scale B A``; for DoRA, each row is scaled to the norm ``magnitude``."""
         weight = weight + self.scale * self.B @ self.A
         return weight if self.magnitude is None else weight * (self.magnitude / weight.norm(dim=1))[:, None]
 
@@ -69,7 +69,7 @@ def write_peft(folder: Path, layers: Mapping[str, LowRankLayer], saved: Mapping[
         "task_type": None,
         "r": rank,
         "lora_alpha": alpha,
-        # a pattern stands for every layer that its full name ends
+        # a full name is a pattern too: it matches each layer whose name ends with it
         "rank_pattern": {name: value for name, value in ranks.items() if value != rank},
         "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
         "target_modules": list(layers),
@@ -93,7 +93,7 @@ def read_peft(folder: Path) -> tuple[dict[str, LowRankLayer], dict[str, Tensor]]
 
     Raises:
         FileNotFoundError: If one of the two files is missing.
-        ValueError: If a file is damaged, or computes something else than ``W + scale B A``.
+        ValueError: If a file is damaged, or its layers are not of the form ``W + scale B A``.
     """
     for name in (WEIGHTS, CONFIG):
         if not (folder / name).is_file():
@@ -127,12 +127,13 @@ def read_peft(folder: Path) -> tuple[dict[str, LowRankLayer], dict[str, Tensor]]
         raise ValueError(f"{folder / WEIGHTS} holds {found}: it is no LoRA of linear layers")
     uses_dora = bool(config.get("use_dora"))
     if any((layer.magnitude is not None) is not uses_dora for layer in layers.values()):
-        raise ValueError(f"{folder}: use_dora is {uses_dora}, and the magnitudes in {WEIGHTS} say otherwise")
+        wrong = "a layer without a magnitude" if uses_dora else "a magnitude"
+        raise ValueError(f"{folder}: use_dora is {uses_dora}, but {WEIGHTS} holds {wrong}")
     return layers, tensors
 
 
 def alpha_of(name: str, config: Mapping[str, Any]) -> float:
-    """The alpha of a layer: that of the first pattern that its name ends with, or the common one."""
+    """Alpha of a layer: the value of the first pattern that matches the end of its name, or the common value."""
     for pattern, alpha in (config.get("alpha_pattern") or {}).items():
         try:
             found = re.match(rf"(.*\.)?({pattern})$", name)

@@ -1,4 +1,4 @@
-"""Every task, found by importing the files of this folder: a new file is a new task."""
+"""Tasks, found by importing the files of this folder: a new file is a new task."""
 
 import importlib
 import pkgutil
@@ -8,8 +8,8 @@ from lightning_modules.task import Task
 __all__ = ["TASKS", "Task"]
 
 TASKS: dict[str, type[Task]] = {}
-"""Every task by the name of its file, ``classification`` -> ``Classification``."""
-CONTRACTS = ("task", "adapted")  # files whose classes are no tasks yet
+"""Classes of all tasks by the names of their files: ``classification`` -> ``Classification``."""
+CONTRACTS = ("task", "adapted")  # files with abstract classes
 
 
 def check_complete(task: type[Task]) -> None:

@@ -1,4 +1,4 @@
-"""Contract of a task whose backbone a method adapts: what callbacks may use of it."""
+"""Contract of a task with an adapted backbone, for callbacks and commands."""
 
 from abc import abstractmethod
 from pathlib import Path
@@ -10,13 +10,13 @@ from lightning_modules.task import Task
 
 
 class AdaptedTask(Task):
-    """A task with an adapted backbone, of which a small part trains: the delta."""
+    """A task with an adapted backbone. A small part of its tensors trains: the delta."""
 
     mergeable: bool = True  # whether ``merge`` returns a plain model
     input_dependent: bool = False  # whether the cost of a forward pass depends on its input
-    total_parameters: int = 0
+    total_parameters: int = 0  # number of all parameters, frozen and trained
     plain_keys: frozenset[str] | None = None  # state-dict keys of the plain backbone; None until it is adapted
-    init_from: str | None = None  # another run that this one starts from
+    init_from: str | None = None  # adapter folder or checkpoint of the run that this run starts from
 
     @abstractmethod
     def method_name(self) -> str:
@@ -24,34 +24,34 @@ class AdaptedTask(Task):
 
     @abstractmethod
     def description(self) -> dict[str, Any]:
-        """Plain data that identify the delta beside its tensors."""
+        """Plain data that identify the delta: format, method, backbone and hash of the frozen weights."""
 
     @abstractmethod
     def delta_state_dict(self) -> dict[str, Tensor]:
-        """Trained parameters, and the buffers that go with them."""
+        """Trained parameters and added buffers, by name."""
 
     @abstractmethod
     def parameter_counts(self) -> dict[str, int]:
-        """Trained parameters of the ``method``, of the ``neck`` and of the ``head``."""
+        """Numbers of trained parameters of the ``method``, the ``neck`` and the ``head``."""
 
     @abstractmethod
     def storage_bytes(self) -> int:
-        """Bytes of the smallest file that holds the delta."""
+        """Size of the delta in its smallest file format, in bytes."""
 
     @abstractmethod
     def merge(self) -> nn.Module:
-        """The backbone as a plain model that gives the same outputs."""
+        """Merge the delta into a plain copy of the backbone with equal outputs."""
 
     @classmethod
     @abstractmethod
     def from_delta(cls, source: str | Path | dict[str, Any]) -> Self:
-        """Build the module that a checkpoint or an adapter folder describes, and load it."""
+        """Build the module of a checkpoint or an adapter folder and load its delta."""
 
     @abstractmethod
     def forget_warm_start(self) -> None:
-        """Start from no other run."""
+        """Cancel the start from another run."""
 
     @property
     def adapted(self) -> bool:
-        """Whether the backbone is adapted already."""
+        """Whether the backbone is adapted."""
         return self.plain_keys is not None

@@ -1,4 +1,4 @@
-"""Form of a batch, the same for all tasks."""
+"""Batches: one form for all tasks."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
@@ -8,12 +8,13 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """What a loader gives.
+    """A batch of a loader.
 
     Args:
         inputs: Input of the model: a tensor with B rows, a dict of tensors, or ``Features`` of a cache.
         targets: Targets of the loss and the metrics, with B rows.
-        valid: Bool (B,). False for samples that only even out the ranks; losses and metrics leave them out.
+        valid: Bool (B,). False for padding samples, which make all ranks equally long; losses and metrics leave them
+            out.
     """
 
     inputs: Any
@@ -27,12 +28,12 @@ class Batch(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Number of samples B, with those that only even out the ranks."""
+        """Number of samples B, padding samples included."""
         return len(self.valid)
 
 
 class Features(NamedTuple):
-    """Features of a frozen backbone in the place of its inputs.
+    """Features of a frozen backbone, used as inputs of a model.
 
     Args:
         tensors: Tensors with B rows each.

@@ -14,11 +14,11 @@ from lightning_modules.batch import Batch
 from lightning_modules.run import datamodule_of
 from lightning_modules.task import Headline, Task
 
-IGNORED = -100  # label of rows that metrics leave out
+IGNORED = -100  # label of samples that metrics leave out
 
 
 class MeanCrossEntropy(MeanMetric):
-    """Mean cross entropy of logits (B, K) with labels (B,); rows with the label ``IGNORED`` do not count."""
+    """Mean cross entropy of logits (B, K) with labels (B,), without samples of the label ``IGNORED``."""
 
     def update(self, preds: Tensor, target: Tensor) -> None:  # type: ignore[override]
         losses = F.cross_entropy(preds, target, reduction="none", ignore_index=IGNORED)
@@ -31,14 +31,15 @@ class Classification(Task):
     Args:
         backbone: Full timm tag such as ``vit_base_patch16_224.augreg_in21k``, or ``local-dir:PATH``.
         pretrained: ``true`` for the weights of the tag, ``false`` for random ones, or the path of a weight file.
-        num_classes: Number of classes; on the command line the data fill it in.
+        num_classes: Number of classes; on the command line it comes from the data.
         backbone_args: Further arguments of ``timm.create_model``.
-        drop_path: Stochastic depth rate of the last block (linear over depth).
-        head_init: Initial weights of the new classifier: ``trunc_normal`` of std 0.02 as timm's ViT, ``linear`` as
-            torch's layers, ``zero``, or ``vpt`` (Kaiming normal, bias -4.6: every class starts at a sigmoid of 0.01).
+        drop_path: Stochastic depth rate of the last block; the rate grows linearly over the blocks.
+        head_init: Initial weights of the new classifier. ``trunc_normal``: std 0.02, as in timm's ViT. ``linear``:
+            torch's default of linear layers. ``zero``: zero. ``vpt``: Kaiming normal, and a bias of -4.6, so that each
+            class starts at a sigmoid of 0.01.
         label_smoothing: Probability mass that the loss spreads over all classes.
-        mixup: Beta parameter of mixup, 0 for none.
-        cutmix: Beta parameter of cutmix, 0 for none; with both, each batch draws one of them.
+        mixup: Beta parameter of mixup; 0 for no mixup.
+        cutmix: Beta parameter of cutmix; 0 for no cutmix. With mixup and cutmix, each batch draws one of them.
     """
 
     headline = Headline("acc1", higher_is_better=True, label="top-1 (%)", scale=100.0)
@@ -74,14 +75,14 @@ class Classification(Task):
         if mixup > 0 or cutmix > 0:
             self.mixup = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
         self.class_names: list[str] = []
-        self.class_subset: list[int] | None = None  # classes that may be predicted, set by ImageNet-A and ImageNet-R
+        self.class_subset: list[int] | None = None  # classes that may be predicted; set by ImageNet-A and ImageNet-R
         self.build()
         self.init_metrics()
 
     # model
 
     def build(self) -> None:
-        """Build the plain backbone anew, with a fresh classifier of ``num_classes`` outputs."""
+        """Build a new plain backbone with a fresh classifier of ``num_classes`` outputs."""
         args = self.backbone_args | ({"drop_path_rate": self.drop_path} if self.drop_path else {})
         self.backbone = build_backbone(self.backbone_name, self.pretrained, args)
         reset_head(self.backbone, self.num_classes, self.head_init)
@@ -91,7 +92,7 @@ class Classification(Task):
 
     @property
     def input_config(self) -> dict[str, Any]:
-        """Size, mean, std and interpolation that the backbone was trained with; datamodules follow it."""
+        """Size, mean, std and interpolation of the backbone's training images, which datamodules use."""
         return input_config(self.backbone)
 
     def predict_from(self, features: Tensor) -> Tensor:
@@ -107,18 +108,18 @@ class Classification(Task):
     # training
 
     def augment(self, batch: Batch) -> Batch:
-        """Mix images (B, 3, H, W) and labels (B,) by mixup or cutmix; the labels become soft ones (B, K)."""
+        """Mix images (B, 3, H, W) and labels (B,) by mixup or cutmix. The new labels are soft labels (B, K)."""
         if self.mixup is None or not self.training:
             return batch
-        odd = batch.size % 2  # an image is mixed with its mirror in the batch; copy one if their number is odd
+        odd = batch.size % 2  # timm mixes image i with image B - 1 - i, which needs an even number: copy one image
         images = torch.cat([batch.inputs, batch.inputs[:odd]])
         labels = torch.cat([batch.targets, batch.targets[:odd]])
         images, labels = self.mixup(images, labels)
         return batch._replace(inputs=images[: batch.size], targets=labels[: batch.size])
 
     def losses(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Mean cross entropy of logits (B, K) with labels (B,), or with soft ones (B, K)."""
-        if targets.dim() > 1:  # soft labels are smoothed already
+        """Mean cross entropy of logits (B, K) with labels (B,) or soft labels (B, K)."""
+        if targets.dim() > 1:  # soft labels have label smoothing already
             return {"task_loss": F.cross_entropy(outputs.float(), targets)}
         return {"task_loss": F.cross_entropy(outputs.float(), targets, label_smoothing=self.label_smoothing)}
 
@@ -141,7 +142,7 @@ class Classification(Task):
         metrics.update(self.masked(outputs.float()), batch.targets.masked_fill(~batch.valid, IGNORED))
 
     def masked(self, logits: Tensor) -> Tensor:
-        """Logits (B, K), at minus infinity for classes outside ``class_subset``."""
+        """Logits (B, K) with minus infinity for classes outside ``class_subset``."""
         if self.class_subset is None:
             return logits
         some = torch.tensor(self.class_subset, device=logits.device)
@@ -158,7 +159,7 @@ class Classification(Task):
         data = datamodule_of(self.trainer)
         self.class_subset = getattr(data, "class_subset", None)
         names = list(getattr(data, "class_names", []))
-        if stage != "fit":  # an adapter folder is loaded before the data are known
+        if stage != "fit":  # here, because an adapter folder is loaded before the data
             check_classes(names, self.class_names)
         self.class_names = names
 
@@ -178,11 +179,15 @@ class Classification(Task):
 
 
 def check_classes(here: list[str], there: list[str]) -> None:
-    """Refuse data whose classes are not those of the checkpoint, in its order.
+    """Refuse data with other classes, or another order of classes, than the checkpoint.
+
+    Args:
+        here: Names of the classes of the data.
+        there: Names of the classes of the checkpoint.
 
     Raises:
-        ValueError: With both lists, if both are given and differ.
+        ValueError: If both lists have names and differ, with both lists.
     """
     if here and there and here != there:
-        shown = f"{', '.join(here[:10])} here, {', '.join(there[:10])} there"
+        shown = f"{', '.join(here[:10])} in the data, {', '.join(there[:10])} in the checkpoint"
         raise ValueError(f"the data have other classes than the checkpoint: {shown}")

@@ -1,4 +1,4 @@
-"""Parts of a trainer that Lightning leaves without a type."""
+"""Parts of a trainer that have no type in Lightning."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from lightning import Callback, Trainer
 
 
 def datamodule_of(trainer: Trainer) -> Any:
-    """The datamodule of the run, None where loaders were given instead."""
+    """Datamodule of the run; None if the trainer got loaders instead."""
     return getattr(trainer, "datamodule", None)
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
-    """The callbacks of the run."""
+    """Callbacks of the run."""
     return trainer.callbacks  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Seeds that follow from the seed of the run."""
+"""Seed of the run, and seeds that are derived from it."""
 
 import os
 
@@ -6,14 +6,14 @@ import numpy as np
 
 
 def run_seed() -> int:
-    """Seed that ``seed_everything`` has set for this run; 0 where it has set none."""
+    """Seed of this run, as set by ``seed_everything``; 0 without a seed."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
 def derived_seed(*parts: int) -> int:
-    """Seed of 32 bits that depends on the seed of the run and on ``parts``, such as the epoch and the rank.
+    """Seed of 32 bits, derived from the seed of the run and from ``parts``, such as the epoch and the rank.
 
     Args:
-        parts: Non-negative integers. Equal seeds and equal parts give equal numbers on every machine.
+        parts: Integers of at least 0. Equal seeds and equal parts give equal results on every machine.
     """
     return int(np.random.SeedSequence((run_seed(), *parts)).generate_state(1)[0])

@@ -1,7 +1,7 @@
 """Contract of a task: a backbone with a head, a loss and metrics.
 
-A task knows Lightning and one backbone library. It knows no method, no file format and no command. A task fills in the
-verbs, a method overrides ``features`` or adds to ``losses``; nobody overrides a step.
+A task depends on Lightning and one backbone library, but not on methods, file formats or commands. A task implements
+the verbs. A method overrides ``features`` or adds terms to ``losses``. No class overrides a step.
 """
 
 import random
@@ -26,9 +26,9 @@ class Headline(NamedTuple):
 
     Args:
         name: Name of the metric, such as ``acc1``.
-        higher_is_better: Whether a larger value is a better one.
-        label: What tables and axes call it, with its unit.
-        scale: Factor of the shown value, 100 for shares that are shown as percent.
+        higher_is_better: Whether a larger value is better.
+        label: Name in tables and on axes, with its unit.
+        scale: Factor of the shown value; 100 for a share that is shown as percent.
     """
 
     name: str
@@ -43,17 +43,17 @@ class Headline(NamedTuple):
 
 
 class Task(Optimized, ABC):
-    """A backbone with a head, a loss and metrics; a subclass fills in the verbs."""
+    """A backbone with a head, a loss and metrics. A subclass implements the verbs."""
 
     headline: ClassVar[Headline]
-    unit: ClassVar[str] = "image"  # what speed and scoring count
-    links: ClassVar[dict[str, str]] = {}  # option -> attribute of the datamodule that fills it
+    unit: ClassVar[str] = "image"  # name of one sample, for speed and scoring
+    links: ClassVar[dict[str, str]] = {}  # option -> attribute of the datamodule that gives its value
 
     backbone: Backbone
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.part_metrics = nn.ModuleDict()  # the headline of each part of a test set with several
+        self.part_metrics = nn.ModuleDict()  # headline metric of each part of a test set that has several parts
 
     def init_metrics(self) -> None:
         """Create the metrics of evaluation; a task calls this in its ``__init__``, after ``build``."""
@@ -64,14 +64,14 @@ class Task(Optimized, ABC):
 
     @abstractmethod
     def build(self) -> None:
-        """Build ``self.backbone`` anew, and a head inside or beside it."""
+        """Build a new ``self.backbone``, and a head inside or beside it."""
 
     @abstractmethod
     def heads(self) -> dict[str, nn.Module]:
-        """Modules that train in full and are counted apart, by their name in this module (``backbone.head``)."""
+        """Modules that train in full and are counted apart, by name inside this module (``backbone.head``)."""
 
     def features(self, inputs: Any) -> Any:
-        """Features of the backbone, (B, N, C) or (B, C, H, W). Methods that compute otherwise override this."""
+        """Features of the backbone, (B, N, C) or (B, C, H, W). A method can override this."""
         return self.backbone.forward_features(inputs)
 
     @abstractmethod
@@ -79,7 +79,7 @@ class Task(Optimized, ABC):
         """Outputs of the head for features."""
 
     def resize_head(self, width: int) -> None:
-        """Build the head anew for features of another width.
+        """Build a new head for features of another width.
 
         Raises:
             TypeError: If the head of this task cannot change its width.
@@ -87,7 +87,7 @@ class Task(Optimized, ABC):
         raise TypeError(f"the head of {type(self).__name__} cannot change its width to {width}")
 
     def augment(self, batch: Batch) -> Batch:
-        """Change a training batch on its device, such as mixup does."""
+        """Augment a training batch on its device, for example by mixup."""
         return batch
 
     @abstractmethod
@@ -96,14 +96,14 @@ class Task(Optimized, ABC):
 
     @abstractmethod
     def metrics(self) -> MetricCollection:
-        """Metrics of one evaluation, with the headline among them."""
+        """Metrics of one evaluation, including the headline."""
 
     @abstractmethod
     def update(self, metrics: MetricCollection, outputs: Any, batch: Batch) -> None:
         """Add the outputs of a batch to metrics."""
 
     def predictions(self, outputs: Any) -> Any:
-        """Outputs in the form in which they are written, such as class probabilities."""
+        """Predictions for the prediction writer, such as class probabilities."""
         return outputs
 
     @abstractmethod
@@ -111,21 +111,21 @@ class Task(Optimized, ABC):
         """A batch of one sample on this module's device, for counting FLOPs and for checks."""
 
     def identity(self) -> dict[str, Any]:
-        """Plain data that a checkpoint shares with the data it fits, such as the names of the classes."""
+        """Plain data that must be equal for a checkpoint and its data, such as the names of the classes."""
         return {}
 
     def adopt(self, identity: dict[str, Any]) -> None:
-        """Take over the identity of a checkpoint.
+        """Use the identity of a checkpoint.
 
         Raises:
-            ValueError: If it contradicts this module's own.
+            ValueError: If it differs from the identity of this module's data.
         """
 
     def loss_key(self) -> str:
-        """Settings that change the loss, for the keys of score caches."""
+        """Settings that change the loss; part of the key of a score cache."""
         return ""
 
-    # the same for all tasks
+    # for all tasks
 
     def forward(self, inputs: Any) -> Any:
         """Outputs of the model for inputs with B rows."""
@@ -133,14 +133,14 @@ class Task(Optimized, ABC):
             return self.predict_from(self.features(inputs))
 
     def mixed_dtypes(self) -> AbstractContextManager[Any]:
-        """Autocast for ``bf16-true``, which keeps trained tensors in fp32 beside frozen bf16 ones."""
+        """Autocast for ``bf16-true``, because trained tensors are fp32 and frozen tensors are bf16."""
         if self.dtype is torch.bfloat16:
             return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()  # autocast(enabled=False) would switch off the one of bf16-mixed
+        return nullcontext()  # not autocast(enabled=False), which would disable the autocast of bf16-mixed
 
     @property
     def head_names(self) -> list[str]:
-        """Names of the heads that lie inside the backbone, without ``backbone.``."""
+        """Names of the heads inside the backbone, without the prefix ``backbone.``."""
         return [name.removeprefix("backbone.") for name in self.heads() if name.startswith("backbone.")]
 
     def in_head(self, name: str) -> bool:
@@ -148,7 +148,7 @@ class Task(Optimized, ABC):
         return name.startswith(tuple(f"{head}." for head in self.heads()))
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
-        """Terms of the loss of a batch. Methods that run the model more than once override this."""
+        """Terms of the loss of a batch. A method that runs the model more than once overrides this."""
         batch = self.augment(batch)
         return self.losses(self(batch.inputs), batch.targets)
 
@@ -201,7 +201,7 @@ class Task(Optimized, ABC):
             self.log_dict({f"test/{name}": score for name, score in scores.items()}, sync_dist=True)
 
     def on_train_epoch_start(self) -> None:
-        # drop path, mixup and augmentation depend on the epoch only, so that a resumed run draws the same numbers
+        # random numbers depend on the epoch and the rank only, so that a resumed run draws the same numbers
         seed = derived_seed(self.current_epoch, self.global_rank)
         random.seed(seed)
         np.random.seed(seed)

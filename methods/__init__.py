@@ -1,6 +1,6 @@
-"""Every method, found by importing the files of this folder: a new file is a new method.
+"""Methods, found by importing the files of this folder: a new file is a new method.
 
-Composed classes (a method joined with a task) are attributes of this package: ``methods.SSFClassification``.
+Composed classes (methods joined with a task) are attributes of this package, such as ``methods.SSFClassification``.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from methods.core.compose import compose, find
 __all__ = ["METHODS", "PEFTMethod", "compose"]
 
 METHODS: dict[str, type[PEFTMethod]] = {}
-"""Every method by the name of its file, ``ssf`` -> ``SSF``."""
+"""Classes of all methods by the names of their files: ``ssf`` -> ``SSF``."""
 
 
 def __getattr__(name: str) -> Any:
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Any:
 
 
 def discover() -> None:
-    """Fill ``METHODS``, and compose every method with every task so that both have a class path."""
+    """Fill ``METHODS`` and compose each method with each task, so that every composed class has a class path."""
     for info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
         if info.ispkg:
             continue

@@ -1,4 +1,7 @@
-"""Bottleneck adapters behind the branches of a transformer block."""
+"""Parameter-Efficient Transfer Learning for NLP (arXiv:1902.00751).
+
+``o' = o + up(act(down(o)))`` for the output o of a branch of a transformer block.
+"""
 
 import warnings
 from typing import Any, Literal, NamedTuple
@@ -16,7 +19,7 @@ Init = Literal["houlsby", "lora", "xavier", "vpt_dead_zero"]
 
 
 class Placement(NamedTuple):
-    """Where a paper puts its adapters inside a block, and the rest of its recipe."""
+    """Places of a paper's adapters inside a block, with the settings of the paper."""
 
     sites: tuple[str, ...]  # modules whose output o becomes o + A(o); "" is the block itself
     activation: type[nn.Module] = nn.GELU
@@ -41,7 +44,7 @@ class Bottleneck(AdapterModule):
         dim: Channels C of the feature (B, ..., C).
         hidden: Width h of the bottleneck.
         placement: Activation, dropout and scale.
-        init: How the weights are drawn.
+        init: Initial weights; see ``adapter_init`` of ``Adapter``.
     """
 
     def __init__(self, dim: int, hidden: int, placement: Placement, init: Init) -> None:
@@ -58,7 +61,7 @@ class Bottleneck(AdapterModule):
                 nn.init.xavier_uniform_(linear.weight)
                 nn.init.normal_(linear.bias, std=1e-6)
             elif init == "vpt_dead_zero" or linear is self.up:
-                nn.init.zeros_(linear.weight)  # "lora" keeps torch's Kaiming uniform for ``down``
+                nn.init.zeros_(linear.weight)  # with "lora", ``down`` keeps torch's Kaiming uniform
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         update = self.up(self.dropout(self.act(self.down(output))))
@@ -71,14 +74,17 @@ class Adapter(PEFTMethod):
     """Bottleneck adapters (Houlsby et al., ICML 2019, arXiv:1902.00751).
 
     Args:
-        adapter_placement: ``houlsby`` behind attention and MLP; ``pfeiffer`` behind the MLP (arXiv:2005.00247);
-            ``noah`` behind the MLP's drop path, with QuickGELU and dropout 0.1 (arXiv:2206.04673); ``adapter_plus``
-            behind the block, with a scale per channel and drop path 0.1 (Adapter+, arXiv:2406.06820).
+        adapter_placement: Place of the adapters in each block. ``houlsby``: behind attention and behind the MLP.
+            ``pfeiffer``: behind the MLP (arXiv:2005.00247). ``noah``: behind the MLP's drop path, with QuickGELU and
+            dropout 0.1 (arXiv:2206.04673). ``adapter_plus``: behind the block, with a scale per channel and drop path
+            0.1 (Adapter+, arXiv:2406.06820).
         adapter_dim: Width h of the bottleneck.
-        adapter_dims: Widths of the blocks, first to last, where they differ, 0 for a block without (arXiv:2206.04673).
-        adapter_init: ``houlsby`` (normal of std 0.01 cut at two std), ``lora`` (``up`` zero: starts from exactly the
-            frozen backbone), ``xavier``, or ``vpt_dead_zero`` (all zero, as VPT's code: only a bias per block ever
-            learns); by default what the placement's paper uses, ``houlsby`` for ``pfeiffer``.
+        adapter_dims: One width for each block, first to last, in place of ``adapter_dim``; a block with 0 has no
+            adapter (arXiv:2206.04673).
+        adapter_init: Initial weights. ``houlsby``: normal of std 0.01, cut at two std. ``lora``: ``up`` is zero, so
+            training starts from exactly the frozen backbone. ``xavier``: Xavier uniform. ``vpt_dead_zero``: all zero,
+            as in VPT's code; then only one bias per block ever learns. By default the init of the placement's paper
+            (``houlsby`` for ``pfeiffer``).
     """
 
     mergeable = False

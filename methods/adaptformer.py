@@ -1,4 +1,7 @@
-"""AdaptFormer: a bottleneck parallel to every MLP."""
+"""AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition (arXiv:2205.13535).
+
+``x' = x + MLP(norm(x)) + s up(relu(down(x)))``: a bottleneck parallel to each MLP.
+"""
 
 from typing import Any
 
@@ -31,7 +34,7 @@ class ParallelBottleneck(AdapterModule):
             nn.init.zeros_(self.down.bias)
             nn.init.zeros_(self.up.bias)
 
-    def read(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def keep_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self.stream = args[0]
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -46,9 +49,9 @@ class AdaptFormer(PEFTMethod):
 
     Args:
         adaptformer_dim: Width h of the bottleneck; 64 in the paper, 8 in the VTAB-1k comparisons.
-        adaptformer_scale: Factor s of the adapter's output; the VTAB-1k comparisons search it per task.
+        adaptformer_scale: Factor s of the adapter's output; the VTAB-1k comparisons search it for each dataset.
         adaptformer_dropout: Probability of dropping a hidden unit.
-        adaptformer_bias: Whether both projections have biases, as in the paper's code; PETL-ViT leaves them out.
+        adaptformer_bias: Whether both projections have biases, as in the paper's code; PETL-ViT has none.
     """
 
     mergeable = False
@@ -87,6 +90,6 @@ class AdaptFormer(PEFTMethod):
                 self.adaptformer_dropout,
                 self.adaptformer_bias,
             )
-            # x2 = x1 + drop_path(mlp(norm2(x1))) + s A(x1): A reads x1 itself and is never dropped with the MLP
-            block.norm2.register_forward_pre_hook(op.read)
+            # x2 = x1 + drop_path(mlp(norm2(x1))) + s A(x1): the input of A is x1, and drop path does not drop A
+            block.norm2.register_forward_pre_hook(op.keep_input)
             block.drop_path2.register_forward_hook(op.hook)

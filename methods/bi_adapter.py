@@ -1,4 +1,7 @@
-"""Low-bit adapters: AdaptFormer or LoRA whose matrices train quantised to 1, 2, 4 or 8 bits."""
+"""Revisiting the Parameter Efficiency of Adapters from the Perspective of Precision Redundancy (arXiv:2307.16867).
+
+``W = std(w) Q((w - mean(w)) / std(w)) + mean(w)`` for a trained matrix w, where Q gives the nearest of 2^bits levels.
+"""
 
 from typing import Any, Literal
 
@@ -23,62 +26,62 @@ SETTINGS = {
     "codebook": "bi_codebook",
     "num_classes": "num_classes",
 }
-"""Names in the header of a packed file, and the options that they hold."""
+"""Options of the model by their names in the header of a packed file."""
 
 
 class LowBit(nn.Module):
-    """A layer with fp32 latents, which computes with the low-bit matrices that they stand for."""
+    """Layer that stores fp32 latents and computes with their low-bit matrices."""
 
     bits: int
     codebook: low_bit.Codebook
-    made: tuple[Any, tuple[Tensor, ...]] | None = None  # the matrices of an evaluation, and what they were made of
+    cached: tuple[Any, tuple[Tensor, ...]] | None = None  # versions of the latents, and their matrices
 
-    def make(self) -> tuple[Tensor, ...]:
-        """The low-bit matrices, from the latents as they are now."""
+    def quantised_latents(self) -> tuple[Tensor, ...]:
+        """Low-bit matrices of the current latents."""
         raise TypeError(f"{type(self).__name__} makes no matrices")
 
-    def snap(self, latent: Tensor) -> Tensor:
+    def quantised(self, latent: Tensor) -> Tensor:
         return low_bit.effective(latent, self.bits, self.codebook)
 
     def matrices(self) -> tuple[Tensor, ...]:
-        """The low-bit matrices; in an evaluation without gradients they are made once."""
+        """Low-bit matrices. An evaluation without gradients computes them once."""
         latents = list(self.parameters(recurse=False))
         if self.training or (torch.is_grad_enabled() and any(latent.requires_grad for latent in latents)):
-            self.made = None
-            return self.make()
+            self.cached = None
+            return self.quantised_latents()
         state = [(latent.data_ptr(), latent._version) for latent in latents]
-        if self.made is None or self.made[0] != state:
-            with torch.inference_mode(False), torch.no_grad():  # also for a later evaluation in another mode
-                self.made = state, self.make()
-        return self.made[1]
+        if self.cached is None or self.cached[0] != state:
+            with torch.inference_mode(False), torch.no_grad():  # so that evaluations in any mode can use them
+                self.cached = state, self.quantised_latents()
+        return self.cached[1]
 
-    # a write through ``.data``, as averages of weights are swapped in, counts no version up: these two forget anyway
+    # these two clear the cache, because a write through ``.data`` (a swap of averaged weights) changes no version
 
     def train(self, mode: bool = True) -> "LowBit":
-        self.made = None
+        self.cached = None
         return super().train(mode)
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        self.made = None
+        self.cached = None
         super()._load_from_state_dict(*args)
 
 
 class LowBitLinear(LowBit, nn.Linear):
     """``y = x W^T`` with a low-bit W and no bias."""
 
-    def make(self) -> tuple[Tensor, ...]:
-        return (self.snap(self.weight),)
+    def quantised_latents(self) -> tuple[Tensor, ...]:
+        return (self.quantised(self.weight),)
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, *self.matrices())
 
 
 class LowBitLowRank(LowBit, LowRank):
-    """Low-rank update whose A and B, one pair for each block of rows, are low-bit."""
+    """Low-rank update with low-bit A and B, one pair for each block of rows."""
 
-    def make(self) -> tuple[Tensor, ...]:
+    def quantised_latents(self) -> tuple[Tensor, ...]:
         count = len(self.rows)
-        return tuple(torch.cat([self.snap(part) for part in latent.chunk(count)]) for latent in (self.A, self.B))
+        return tuple(torch.cat([self.quantised(part) for part in latent.chunk(count)]) for latent in (self.A, self.B))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         A, B = self.matrices()
@@ -89,16 +92,18 @@ class BiAdapter(PEFTMethod):
     """Low-bit adapters, Bi-AdaptFormer and Bi-LoRA (Jie et al., ICCV 2023, arXiv:2307.16867).
 
     Args:
-        bi_form: ``adaptformer`` for a bottleneck parallel to every MLP, ``lora`` for updates of q and v.
+        bi_form: Form of the adapter. ``adaptformer``: a bottleneck parallel to each MLP. ``lora``: low-rank updates of
+            q and v.
         bi_bits: Bits of a weight: 1, 2, 4 or 8; 32 for the same adapter without quantisation.
-        bi_dim: Width h of the bottleneck, or rank of each update; 32 and 1 in the paper.
-        bi_scale: Factor s of the adapter's output, searched per task in {0.01, 0.1, 1, 10, 100}.
+        bi_dim: Width h of the bottleneck (32 in the paper), or rank of each update (1 in the paper).
+        bi_scale: Factor s of the adapter's output; the paper searches {0.01, 0.1, 1, 10, 100} for each dataset.
         bi_dropout: Dropout probability of the h channels.
         bi_head: Whether the classifier is a 1-bit matrix without bias too (``bihead`` in the paper's code).
-        bi_codebook: Levels of the quantiser. ``official`` differs at 8 bits only, where it is 4.6 times less precise.
+        bi_codebook: Levels of the quantiser. ``l1_optimal``: levels with the smallest mean absolute error.
+            ``official``: levels of the paper's code; they differ at 8 bits only, where the error is 4.6 times larger.
     """
 
-    mergeable = False  # Bi-LoRA is
+    mergeable = False  # True with bi_form=lora
     unmergeable = "the adapters of Bi-AdaptFormer are not linear; bi_form=lora merges"
 
     def __init__(
@@ -143,7 +148,7 @@ class BiAdapter(PEFTMethod):
                     "other; leave head_init=zero, or bi_head, out"
                 )
             self.quantise(head, LowBitLinear, bits=1)
-            if head.bias is not None:  # a name of the plain model that stays in the state dict
+            if head.bias is not None:  # a buffer of zeros, because the plain model has this key in its state dict
                 zeros = torch.zeros_like(head.bias)
                 del head.bias
                 head.register_buffer("bias", zeros)
@@ -155,17 +160,17 @@ class BiAdapter(PEFTMethod):
             block.adapter = op = ParallelBottleneck(dim, self.bi_dim, self.bi_scale, self.bi_dropout, bias=False)
             for linear in (op.down, op.up):
                 self.quantise(linear, LowBitLinear, self.bi_bits)
-            self.start(op.up.weight)
-            # as in AdaptFormer: the adapter reads the residual stream itself and is never dropped with the MLP
-            block.norm2.register_forward_pre_hook(op.read)
+            self.init_up(op.up.weight)
+            # as in AdaptFormer: the input of the adapter is the residual stream, and drop path does not drop it
+            block.norm2.register_forward_pre_hook(op.keep_input)
             block.drop_path2.register_forward_hook(op.hook)
 
     def add_updates(self, backbone: Backbone) -> None:
         layers = {name: layer for name, layer in linear_layers(backbone).items() if ends(name, "qkv")}
         if not layers or any(reads_bare_weight(backbone, name) for name in layers):
             raise ValueError(
-                f"bi_form=lora: {type(backbone).__name__} has no fused qkv layers, or its attention reads their bare "
-                "weights, where an update would never be seen; try bi_form=adaptformer"
+                f"bi_form=lora: {type(backbone).__name__} has no fused qkv layers, or its attention uses their weights "
+                "without calling them, so that an update has no effect; try bi_form=adaptformer"
             )
         for name, linear in layers.items():
             check_free(linear, "lora")
@@ -175,7 +180,7 @@ class BiAdapter(PEFTMethod):
             rows = ((0, dim), (2 * dim, 3 * dim))
             update: Any = LowRank(linear, self.bi_dim, self.bi_scale, rows, self.bi_dropout)
             self.quantise(update, LowBitLowRank, self.bi_bits)
-            self.start(update.B)
+            self.init_up(update.B)
             swap_class(linear, LoRALinear)
             assert isinstance(linear, LoRALinear)
             linear.lora = update
@@ -185,8 +190,8 @@ class BiAdapter(PEFTMethod):
             swap_class(layer, cls)
             layer.bits, layer.codebook = bits, self.bi_codebook
 
-    def start(self, up: Tensor) -> None:
-        """The initial values of the projection back: small, as zeros would have no scale to snap to."""
+    def init_up(self, up: Tensor) -> None:
+        """Draw small values for the up projection, because zeros have no standard deviation to quantise by."""
         if self.bi_bits < 32:
             nn.init.trunc_normal_(up, std=1e-3, a=-2e-3, b=2e-3)
 
@@ -198,7 +203,7 @@ class BiAdapter(PEFTMethod):
                 bias = head.bias
                 del head.bias
                 head.bias = nn.Parameter(bias)
-            for name in ("bits", "codebook", "made"):
+            for name in ("bits", "codebook", "cached"):
                 vars(head).pop(name, None)
             swap_class(head, nn.Linear)
         super().merge_into(backbone)
@@ -206,7 +211,7 @@ class BiAdapter(PEFTMethod):
     # the packed file
 
     def stored(self) -> dict[str, Tensor]:
-        """The adapter's latents and the classifier by their names in a packed file, in its order."""
+        """Latents of the adapter and tensors of the classifier, by name and in the order of a packed file."""
         found: dict[str, Tensor] = {}
         for name, module in self.backbone.named_modules():
             if self.bi_form == "adaptformer" and isinstance(module, ParallelBottleneck) and ends(name, "adapter"):
@@ -221,7 +226,12 @@ class BiAdapter(PEFTMethod):
         return found
 
     def records(self, bits: int | None = None, head: bool | None = None) -> list[packed.Record]:
-        """What a packed file holds of this model, or of one that is the same but for its bits and 1-bit classifier."""
+        """Tensors of a packed file of this model.
+
+        Args:
+            bits: Bits of the adapter's weights; by default those of this model.
+            head: Whether the classifier is a 1-bit matrix; by default as in this model.
+        """
         bits, head = self.bi_bits if bits is None else bits, self.bi_head if head is None else head
         shapes = {name: tuple(tensor.shape) for name, tensor in self.stored().items()}
         heads = {f"{name}.{kind}" for name in self.head_names for kind in ("weight", "bias")}

@@ -1,4 +1,7 @@
-"""BitFit."""
+"""BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models (arXiv:2106.10199).
+
+``y = W0 x + b`` where only b trains.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,7 +11,7 @@ from torch import nn
 from backbones.anatomy import owner
 from methods.core.base import PEFTMethod
 
-# by class, not by name: the norms of a ConvNeXt's stem and downsampling are called by numbers
+# by class and not by name, because the norms in the stem and downsampling of a ConvNeXt have numbers as names
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
@@ -17,7 +20,8 @@ class BitFit(PEFTMethod):
 
     Args:
         bitfit_norm: Whether the biases of normalisation layers train too, as in VPT's tables.
-        bitfit_lr_scale: Factor of the learning rate for the biases, not the classifier, as VPT's ``BIAS_MULTIPLIER``.
+        bitfit_lr_scale: Factor of the biases' learning rate, as ``BIAS_MULTIPLIER`` in VPT's code; the classifier
+            trains with ``lr``.
     """
 
     def __init__(self, bitfit_norm: bool = True, bitfit_lr_scale: float = 1.0, **kwargs: Any) -> None:

@@ -1,4 +1,7 @@
-"""Child-Tuning: only a child network of the backbone is updated."""
+"""Raise a Child in Large Language Model: Towards Effective and Generalizable Fine-tuning (arXiv:2109.05687).
+
+``W' = W - lr * M * grad(W)`` with a mask M of zeros and ones: fixed (D), or drawn in each step and divided by p (F).
+"""
 
 from collections.abc import Iterable
 from math import ceil
@@ -18,13 +21,13 @@ from methods.core.trains_entries import TrainsEntries
 class ChildTuning(TrainsEntries):
     """Child-Tuning, task-driven (D) or task-free (F) (Xu et al., EMNLP 2021, arXiv:2109.05687).
 
-    D trains the entries of the layers with the largest Fisher information, F everything with gradients of which every
-    step drops some at random. Unlike the authors' code, D trains no embeddings, and weight decay moves no entry that
-    does not train.
+    Two differences from the authors' code: D trains no embeddings, and weight decay changes trained entries only.
 
     Args:
-        child_variant: ``D`` or ``F``.
-        child_fraction: Share p of the layers' parameters that train (D), or of the gradients that a step keeps (F).
+        child_variant: ``D`` trains those entries of the layers that have the largest Fisher information. ``F`` trains
+            all parameters, and each step sets random gradients to zero.
+        child_fraction: Share p of the layers' parameters that train (``D``), or of the gradients that a step keeps
+            (``F``).
     """
 
     scorer: type[Scorer] | None = SquaredGradients
@@ -39,7 +42,7 @@ class ChildTuning(TrainsEntries):
     # D
 
     def score_targets(self) -> list[str]:
-        """The parameters of the layers, without embeddings and classifier."""
+        """Names of the layers' parameters, without embeddings and classifier."""
         return [name for name in super().score_targets() if not any(word in name for word in FROZEN)]
 
     @property
@@ -50,13 +53,13 @@ class ChildTuning(TrainsEntries):
         return f"{super().score_key()} {self.loss_key()}"
 
     def select(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
-        """All entries from the (1 - p) quantile of the Fisher information of all layers on.
+        """Entries whose Fisher information is at least the (1 - p) quantile of all layers together.
 
         Raises:
-            ValueError: If that is every entry.
+            ValueError: If these are all entries.
         """
         every = torch.cat([score.flatten() for score in scores.values()])
-        # between two values the quantile is an interpolation, from which on the upper one counts
+        # a quantile between two values is interpolated: then only the upper value is at least as large
         threshold = every.kthvalue(ceil((len(every) - 1) * (1 - self.child_fraction)) + 1).values
         if every.min() >= threshold:
             raise ValueError(
@@ -75,7 +78,7 @@ class ChildTuning(TrainsEntries):
         return [name for name, _ in self.backbone.named_parameters()] if self.child_variant == "F" else []
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Drop gradients at random, the same on every rank, and scale the others so that the mean stays."""
+        """Set random gradients to zero, the same on every rank; the others are scaled so that the mean stays."""
         super().on_before_optimizer_step(optimizer)
         if self.child_variant == "F":
             draw = torch.Generator(self.device).manual_seed(derived_seed(self.global_step))

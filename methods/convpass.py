@@ -1,4 +1,7 @@
-"""Convpass: convolutional bypasses parallel to attention and MLP."""
+"""Convolutional Bypasses Are Better Vision Transformer Adapters (arXiv:2207.07039).
+
+``x' = x + branch(u) + s up(g(conv3x3(g(down(u)))))`` with ``u = norm(x)`` and QuickGELU g.
+"""
 
 from typing import Any, Literal
 
@@ -19,11 +22,11 @@ class Bypass(AdapterModule):
     Args:
         dim: Channels C of the tokens.
         hidden: Channels h of the convolution.
-        prefix: Number of tokens before the patches, each convolved as an image of its own.
+        prefix: Number of tokens before the patches; each is convolved as an image of one pixel.
         grid: Height and width of the patch grid, in patches.
         scale: Factor s of the update, dimensionless.
         dropout: Probability of dropping a hidden unit.
-        xavier: Whether the convolution starts Xavier uniform rather than as the identity.
+        xavier: Whether the convolution is initialised by Xavier uniform instead of the identity.
     """
 
     def __init__(
@@ -45,23 +48,23 @@ class Bypass(AdapterModule):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, u: Tensor) -> Tensor:
-        """The hidden units (B, N, h) of u (B, N, C) or (B, H, W, C)."""
+        """Hidden units (B, N, h) of u (B, N, C) or (B, H, W, C)."""
         hidden = quick_gelu(self.down(u)).flatten(1, -2)  # (B, N, h)
         prefix, patches = hidden[:, : self.prefix], hidden[:, self.prefix :]
         patches = self.conv(patches.unflatten(1, self.grid).permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
-        # around an image of one pixel lies only padding: the centre tap is all that acts
+        # an image of one pixel has only padding around it, so only the centre of the kernel has an effect
         prefix = F.linear(prefix, self.conv.weight[:, :, 1, 1], self.conv.bias)
         return self.dropout(quick_gelu(torch.cat([prefix, patches], dim=1)))
 
-    def read(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def keep_output(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         self.tokens = output
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         assert self.tokens is not None, "the norm was not called before its branch"
-        # a unit that is 1 carries the bias: update and sum are one product, and so are the gradients of both
+        # a constant unit 1 carries the bias, so that update and sum are one product, also in the backward pass
         hidden = F.pad(self(self.tokens), (0, 1), value=1.0)
         self.tokens = None
-        # module is the branch's drop path: the bypass is dropped independently of the branch
+        # module is the branch's drop path: a second call drops the bypass independently of the branch
         hidden = module.forward(hidden)
         up = torch.cat([self.up.weight.t(), self.up.bias[None]]) * self.scale
         return torch.addmm(output.flatten(0, -2), hidden.flatten(0, -2), up).view_as(output)
@@ -72,10 +75,10 @@ class Convpass(PEFTMethod):
 
     Args:
         convpass_dim: Channels h of the 3x3 convolution.
-        convpass_scale: Factor s of the bypass, searched per task.
-        convpass_branches: Bypass attention and MLP (``both``) or attention alone (``attn``).
+        convpass_scale: Factor s of the bypass; the paper searches it for each dataset.
+        convpass_branches: Branches with a bypass. ``both``: attention and MLP. ``attn``: attention only.
         convpass_dropout: Probability of dropping a hidden unit.
-        convpass_xavier: Whether the convolution starts Xavier uniform rather than as the identity.
+        convpass_xavier: Whether the convolution is initialised by Xavier uniform instead of the identity.
     """
 
     mergeable = False
@@ -104,12 +107,12 @@ class Convpass(PEFTMethod):
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
         for block in transformer_blocks(backbone):
-            self.insert(backbone, block, "convpass_attn", block.norm1, block.drop_path1)
+            self.add_bypass(backbone, block, "convpass_attn", block.norm1, block.drop_path1)
             if self.convpass_mlp:
-                self.insert(backbone, block, "convpass_mlp", block.norm2, block.drop_path2)
+                self.add_bypass(backbone, block, "convpass_mlp", block.norm2, block.drop_path2)
 
-    def insert(self, backbone: Backbone, block: Any, name: str, norm: Any, drop_path: nn.Module) -> None:
-        """Bypass the branch that lies between a norm and a drop path."""
+    def add_bypass(self, backbone: Backbone, block: Any, name: str, norm: Any, drop_path: nn.Module) -> None:
+        """Add a bypass to the branch between a norm and a drop path."""
         windowed = isinstance(block, SwinTransformerBlock)
         op = Bypass(
             norm.weight.shape[0],
@@ -122,5 +125,5 @@ class Convpass(PEFTMethod):
         )
         check_free(block, name)
         block.add_module(name, op)
-        norm.register_forward_hook(op.read)
+        norm.register_forward_hook(op.keep_output)
         drop_path.register_forward_hook(op.hook)

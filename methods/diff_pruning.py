@@ -1,4 +1,7 @@
-"""Diff pruning: a difference to the pretrained weights that is learned to be sparse."""
+"""Parameter-Efficient Transfer Learning with Diff Pruning (arXiv:2012.07463).
+
+``W = W0 + z * w`` with trained gates z in [0, 1], most of which training drives to 0.
+"""
 
 from typing import Any
 
@@ -9,7 +12,7 @@ from backbones.inject import Backbone, merge_parametrized, parametrize_in_place
 from callbacks.scoring.top import top
 from methods.core.base import PEFTMethod
 
-SURE = 1e4  # an alpha whose gate is open or shut whatever is drawn, and has no gradient
+SURE = 1e4  # |alpha| of a gate that is open or shut for every draw of u and has no gradient
 
 
 class Diff(nn.Module):
@@ -31,7 +34,7 @@ class Diff(nn.Module):
         return parameter + (self.gates().view_as(parameter) * self.difference).to(parameter.dtype)
 
     def gates(self) -> Tensor:
-        """Gates z (n,), without the noise in evaluation."""
+        """Gates z (n,). An evaluation adds no noise."""
         noise = torch.zeros_like(self.alpha)
         if self.training:
             u = torch.empty_like(self.alpha).uniform_(1e-6, 1 - 1e-6)
@@ -40,7 +43,7 @@ class Diff(nn.Module):
 
     @torch.no_grad()
     def prune(self, count: int) -> None:
-        """Open the gates of the largest |alpha| for good and shut the others."""
+        """Open the ``count`` gates with the largest |alpha| and shut the others, both for the rest of the training."""
         kept = top(self.alpha.abs(), count)
         self.alpha.fill_(-SURE).index_fill_(0, kept, SURE)
 
@@ -48,16 +51,18 @@ class Diff(nn.Module):
 class DiffPruning(PEFTMethod):
     """Diff pruning (Guo et al., ACL 2021, arXiv:2012.07463).
 
-    Two numbers train for each parameter of the backbone, and stay in the checkpoint; the merged model differs from the
-    pretrained one in a share of them.
+    Two numbers train for each parameter of the backbone, and the checkpoint holds both. The merged model differs from
+    the pretrained model in the share ``diff_fraction`` of its parameters.
 
     Args:
-        diff_fraction: Share of every tensor that differs in the end; the largest |alpha| are kept, as by Fu et al.
-        diff_burn_in: Share of the training after which the others are pruned.
-        diff_l0_weight: Weight of the expected number of differences.
+        diff_fraction: Share of each tensor that differs at the end: the entries with the largest |alpha|, as in the
+            code of Fu et al.
+        diff_burn_in: Share of the training after which the other differences are set to zero.
+        diff_l0_weight: Weight of the expected number of differences in the loss.
         diff_alpha_init: Initial alpha of the gates.
-        diff_alpha_lr: Peak learning rate of alpha; the differences have ``lr``.
-        diff_stretch: The gates' sigmoid is stretched to (-stretch, stretch): 1.5, or 3 in the code of Fu et al.
+        diff_alpha_lr: Peak learning rate of alpha; the differences train with ``lr``.
+        diff_stretch: The sigmoid of a gate is stretched to (-stretch, stretch); 1.5 in the paper, 3 in the code of Fu
+            et al.
     """
 
     scales_over_widths = False
@@ -82,7 +87,7 @@ class DiffPruning(PEFTMethod):
             raise ValueError(f"{diff_l0_weight=}, {diff_alpha_lr=}: expected 0 or more, and a positive learning rate")
         self.diff_fraction, self.diff_burn_in, self.diff_l0_weight = diff_fraction, diff_burn_in, diff_l0_weight
         self.diff_alpha_init, self.diff_alpha_lr, self.diff_stretch = diff_alpha_init, diff_alpha_lr, diff_stretch
-        self.pruning: int | None = None  # optimizer steps before it
+        self.pruning: int | None = None  # optimizer step at which the gates are fixed
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
@@ -107,7 +112,7 @@ class DiffPruning(PEFTMethod):
         return super().losses(outputs, targets) | ({"l0_loss": self.l0_loss()} if self.adapted else {})
 
     def l0_loss(self) -> Tensor:
-        """Weight times the expected number of open gates: ``sum sigmoid(alpha)`` where they are stretched evenly."""
+        """Weight times the expected number of open gates, ``sum sigmoid(alpha)`` for a symmetric stretch."""
         return self.diff_l0_weight * torch.stack([diff.alpha.sigmoid().sum() for diff in self.diffs()]).sum()
 
     def on_train_start(self) -> None:
@@ -118,7 +123,7 @@ class DiffPruning(PEFTMethod):
         super().on_train_batch_start(batch, batch_idx)
         if self.global_step == self.pruning:
             for diff in self.diffs():
-                if diff.alpha.abs().max() < SURE / 2:  # not in a run that has pruned and is trained longer
+                if diff.alpha.abs().max() < SURE / 2:  # False if an earlier part of this run has pruned already
                     diff.prune(int(self.diff_fraction * diff.alpha.numel()))
 
     def merge_into(self, backbone: Backbone) -> None:

@@ -1,4 +1,7 @@
-"""DoRA: LoRA on the directions of a weight's rows, and a trained magnitude for each row."""
+"""DoRA: Weight-Decomposed Low-Rank Adaptation (arXiv:2402.09353).
+
+``W = m (W0 + s B A) / ||W0 + s B A||`` with norms over each row and a trained magnitude m for each row.
+"""
 
 from typing import Any
 
@@ -10,13 +13,13 @@ from backbones.inject import modules_with
 from methods.layers.low_rank import LoRALinear, LowRank, Rows, compute_dtype, low_rank_gradients, merged_weight
 from methods.lora import LoRA
 
-SMALLEST_MAGNITUDE = 1e-3  # below it, dividing by the magnitude loses too many digits of the gradient
+SMALLEST_MAGNITUDE = 1e-3  # division by a smaller magnitude loses too many digits of the gradient
 
 
 def decomposed(
     weight: Tensor, A: Tensor, B: Tensor, magnitude: Tensor, rows: Rows, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """``ratio (W + scale B A)``, and the ratio (K size,) of magnitude to row norm."""
+    """Weight ``ratio (W + scale B A)``, and the ratio (K size,) of magnitude to row norm."""
     result = merged_weight(weight, A, B, rows, scale)
     ratio = magnitude / row_norms(result, rows)
     for (first, last), part in zip(rows, ratio.chunk(len(rows)), strict=True):
@@ -25,13 +28,13 @@ def decomposed(
 
 
 def row_norms(weight: Tensor, rows: Rows) -> Tensor:
-    """Norms over the input channels (K size,)."""
+    """Norms (K size,) of rows, over the input channels."""
     norms = torch.cat([weight[first:last].norm(dim=1) for first, last in rows])
-    return norms.clamp_min(1e-12)  # a row of zeros stays one
+    return norms.clamp_min(1e-12)  # so that a row of zeros stays a row of zeros
 
 
 class MergedDecomposed(torch.autograd.Function):
-    """``y = x (ratio (W + scale B A))^T + b`` with constant norms; x and y are kept for the backward pass.
+    """``y = x (ratio (W + scale B A))^T + b`` with constant norms; keeps x and y for the backward pass.
 
     With g the gradient of y: d magnitude = (sum g y - b sum g) / magnitude.
     """
@@ -65,7 +68,7 @@ class MergedDecomposed(torch.autograd.Function):
         if bias is not None:
             products -= bias * d_bias
         d_magnitude = torch.cat([products[first:last] for first, last in ctx.rows]) / magnitude
-        d_weight = None  # it must be frozen: its rows' norms are constants here
+        d_weight = None  # W must be frozen, because the norms of its rows are constants here
         return (
             d_x,
             d_weight,
@@ -79,18 +82,18 @@ class MergedDecomposed(torch.autograd.Function):
 
 
 class Decomposed(LowRank):
-    """Low-rank update of the directions of rows, with a magnitude for each.
+    """Low-rank update of the directions of rows, with a magnitude for each row.
 
     Args:
         linear: The layer.
-        options: Those of ``LowRank``.
+        options: Further arguments of ``LowRank``.
     """
 
     def __init__(self, linear: nn.Linear, *options: Any) -> None:
         super().__init__(linear, *options)
         self.magnitude = nn.Parameter(torch.empty(self.B.shape[0]))
         self.reset(linear.weight)
-        self.looked: bool | None = None  # what ``divisible`` says for the length of a training step
+        self.divisible_in_step: bool | None = None  # value of ``divisible`` during a training step, None outside
 
     def reset(self, weight: Tensor) -> None:
         """Start from the row norms of the frozen weight."""
@@ -101,7 +104,7 @@ class Decomposed(LowRank):
         return decomposed(weight, *self.factors(), self.magnitude, self.rows, self.scale)[0]
 
     def ratio(self, weight: Tensor) -> Tensor:
-        """Magnitude over the constant row norm, 1 for rows without an update, (out,)."""
+        """Ratio (out,) of magnitude to the constant row norm; 1 for rows without an update."""
         with torch.no_grad():
             norms = row_norms(merged_weight(weight, *self.factors(), self.rows, self.scale), self.rows)
         ratio = torch.ones_like(weight[:, 0], dtype=norms.dtype)
@@ -114,9 +117,9 @@ class Decomposed(LowRank):
         """Whether the backward pass may divide by every magnitude."""
         if not torch.is_grad_enabled():
             return True
-        if self.looked is None:  # no cache by version: fused optimizers change values without counting it up
+        if self.divisible_in_step is None:  # no cache by version, because fused optimizers do not change it
             return bool(self.magnitude.detach().abs().min() >= SMALLEST_MAGNITUDE)
-        return self.looked
+        return self.divisible_in_step
 
 
 class DoRALinear(LoRALinear):
@@ -133,19 +136,19 @@ class DoRALinear(LoRALinear):
         )
 
     def unmerged(self, input: Tensor) -> Tensor:
-        """The same from single products; with dropout x' of x, ``W (x - x') + b + ratio (W + scale B A) x'``."""
-        seen = self.lora.seen(input)
-        y = self.lora(self.product(seen, None), seen)
+        """Output ``W (x - x') + b + ratio (W + scale B A) x'`` from single products; x' is x after dropout."""
+        dropped = self.lora.drop_input(input)
+        y = self.lora(self.product(dropped, None), dropped)
         y = y * self.lora.ratio(self.dense()).to(y.dtype)
-        if seen is not input:
-            return y + self.product(input - seen, self.bias)
+        if dropped is not input:
+            return y + self.product(input - dropped, self.bias)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
 class DoRA(LoRA):
     """Weight-decomposed low-rank adaptation (Liu et al., ICML 2024, arXiv:2402.09353).
 
-    Its options are LoRA's.
+    It has the options of LoRA.
     """
 
     update_class = Decomposed
@@ -153,13 +156,13 @@ class DoRA(LoRA):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
-        # one look at all magnitudes costs a GPU one wait per step instead of one per layer
+        # one check of all magnitudes makes a GPU wait once per step instead of once per layer
         updates = [linear.lora for linear in modules_with(self.backbone, "lora")]
         if float(torch.cat([update.magnitude.detach() for update in updates]).abs().min()) >= SMALLEST_MAGNITUDE:
             for update in updates:
-                update.looked = True
+                update.divisible_in_step = True
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_end(outputs, batch, batch_idx)
         for linear in modules_with(self.backbone, "lora"):
-            linear.lora.looked = None
+            linear.lora.divisible_in_step = None

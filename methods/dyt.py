@@ -1,4 +1,7 @@
-"""DyT: in every block an adapter for all tokens, and a dispatcher that lets unimportant tokens skip the MLP."""
+"""Dynamic Tuning Towards Parameter and Inference Efficiency for ViT Adaptation (arXiv:2403.11808).
+
+``x' = x + M * MLP(norm(x)) + A(x)`` with a mask M of tokens from a dispatcher and an adapter A for all tokens.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,23 +30,24 @@ class DyT(PEFTMethod):
         dyt_dim: Width d of the adapters; 8 for VTAB-1k, 64 on larger sets.
         dyt_scale: Factor s of the adapters' output, bias included; 1 for VTAB-1k, 0.1 on larger sets.
         dyt_dropout: Probability of dropping a hidden unit of an adapter.
-        dyt_rate: Share r of patch tokens that the loss asks to be kept, over all blocks; the paper takes 0.5 where the
-            MLP or the attention is dispatched and 0.7 where both are.
-        dyt_place: What unimportant tokens skip. ``attention_mlp`` has two dispatchers and two adapters in every block,
-            ``layer`` one for both.
-        dyt_rate_weight: Weight alpha of the squared distance between kept share and r.
-        dyt_temperature: Temperature tau of the relaxed decisions while training.
-        dyt_teacher: What a second pass, in which no token skips, adds to the loss: its own loss and the divergence of
-            the first pass from it (``kl``), its own loss only (``complete``), or nothing (``none``: no second pass).
+        dyt_rate: Target r for the share of patch tokens that are kept, over all blocks. The paper takes 0.5 if the MLP
+            or the attention is dispatched, and 0.7 if both are.
+        dyt_place: Branch that unimportant tokens skip. ``mlp``: the MLP. ``attention``: the attention.
+            ``attention_mlp``: each of both, with a dispatcher and an adapter of its own. ``layer``: the whole block,
+            with one dispatcher and one adapter.
+        dyt_rate_weight: Weight alpha of the squared distance between the kept share and r.
+        dyt_temperature: Temperature tau of the relaxed decisions in training.
+        dyt_teacher: Loss terms of a second forward pass, in which no token skips. ``kl``: its own loss and the
+            divergence of the first pass from it. ``complete``: its own loss. ``none``: no second pass.
         dyt_experts: Adapters per block, mixed for each image by a router; 1 for a plain adapter.
-        dyt_router: Whether the weights of the experts are a ``softmax`` of the router or its ``linear`` output.
-        dyt_attention_mask: Whether skipping tokens are no ``keys`` for the others while training, as in inference, or
-            full attention runs and only its output is masked (``output_only``, Eq. 5 of the paper).
-        dyt_skip: In evaluation skipping tokens are left out of the computation (``gather``), or computed and masked
-            (``dense``); ``auto`` gathers except under torch.compile. Training is always dense.
-        dyt_drop_last: Whether evaluation leaves patch tokens out of the last dispatched MLP and its adapter where the
-            backbone pools the class token; the logits are the same, the patch tokens of ``features`` are not.
-        dyt_sync_rate: Whether the kept share in the loss is that of all processes rather than of each.
+        dyt_router: Weights of the experts. ``softmax``: softmax of the router's output. ``linear``: the output itself.
+        dyt_attention_mask: Attention in training. ``keys``: no token attends to skipped tokens, as in inference.
+            ``output_only``: full attention, and only the output is masked (Eq. 5 of the paper).
+        dyt_skip: Computation of an evaluation. ``gather``: skipped tokens are not computed. ``dense``: they are
+            computed and masked, as always in training. ``auto``: ``gather``, or ``dense`` under torch.compile.
+        dyt_drop_last: Whether an evaluation skips the last dispatched MLP and its adapter for all patch tokens if the
+            backbone pools the class token. The logits stay the same, the patch tokens of ``features`` do not.
+        dyt_sync_rate: Whether the kept share in the loss is the mean over all processes, not that of each process.
     """
 
     mergeable = False
@@ -87,13 +91,17 @@ class DyT(PEFTMethod):
         self.dyt_experts, self.dyt_router, self.dyt_attention_mask = dyt_experts, dyt_router, dyt_attention_mask
         self.dyt_skip, self.dyt_drop_last, self.dyt_sync_rate = dyt_skip, dyt_drop_last, dyt_sync_rate
         self.last_kept = torch.zeros(())  # share of patch tokens that ran in the last training batch
-        self.blocks(self.backbone)  # a backbone that cannot be dispatched is refused before any image is read
+        self.blocks(self.backbone)  # refuses an unsuitable backbone before any image is read
 
     def configure_callbacks(self) -> list[Callback]:
         return [*super().configure_callbacks(), KeptTokens()]
 
     def blocks(self, backbone: Backbone) -> list[Any]:
-        """The blocks of a backbone that is one sequence of tokens."""
+        """Blocks of a backbone with one sequence of tokens.
+
+        Raises:
+            ValueError: If tokens of this backbone cannot skip ``dyt_place``.
+        """
         if not hasattr(backbone, "num_prefix_tokens"):
             raise ValueError(
                 f"DyT drops tokens from one sequence, and {type(backbone).__name__} has windows or no tokens: use a ViT"
@@ -113,21 +121,21 @@ class DyT(PEFTMethod):
             if self.dyt_place in ("attention", "attention_mlp"):
                 attention = self.new(AttentionDispatch, backbone)
                 self.add(block, "dyt_attention", attention)
-                block.norm1.register_forward_pre_hook(attention.enter)
-                block.attn.register_forward_pre_hook(attention.keys, with_kwargs=True)
+                block.norm1.register_forward_pre_hook(attention.pre_hook)
+                block.attn.register_forward_pre_hook(attention.attention_pre_hook, with_kwargs=True)
                 block.drop_path1.register_forward_hook(attention.hook)
             if self.dyt_place in ("mlp", "attention_mlp"):
                 mlp = self.new(Dispatch, backbone)
                 self.add(block, "dyt_mlp", mlp)
-                block.norm2.register_forward_pre_hook(mlp.enter)
+                block.norm2.register_forward_pre_hook(mlp.pre_hook)
                 block.drop_path2.register_forward_hook(mlp.hook)
-                # only the class token is read behind the last block, so what happens to patches there is never seen
+                # patch tokens of the last block have no effect on the logits, because only the class token is pooled
                 pools_class_token = getattr(backbone, "global_pool", "") == "token" and backbone.num_prefix_tokens > 0
                 mlp.prefix_only = self.dyt_drop_last and block is blocks[-1] and pools_class_token
             if self.dyt_place == "layer":
                 layer = self.new(LayerDispatch, backbone)
-                block.register_forward_pre_hook(layer.enter)
-                block.attn.register_forward_pre_hook(layer.keys, with_kwargs=True)
+                block.register_forward_pre_hook(layer.pre_hook)
+                block.attn.register_forward_pre_hook(layer.attention_pre_hook, with_kwargs=True)
                 attach(block, "dyt_layer", layer)
         self.kept: Any = nn.ModuleList(MeanMetric() for _ in [*self.dispatches, "all"])
 
@@ -145,11 +153,16 @@ class DyT(PEFTMethod):
 
     @property
     def dispatches(self) -> dict[str, Dispatch]:
-        """The dispatchers with their adapters by name, in the order in which they run."""
+        """Dispatchers (with their adapters) by name, in the order in which they run."""
         return {name: m for name, m in self.backbone.named_modules() if isinstance(m, Dispatch)}
 
     def forward(self, inputs: Tensor, complete: bool = False) -> Tensor:
-        """Outputs of the task for images (B, 3, H, W); ``complete`` lets no token skip."""
+        """Outputs of the task for images (B, 3, H, W).
+
+        Args:
+            inputs: The images.
+            complete: Whether all tokens run through all blocks.
+        """
         ops = self.dispatches.values()
         for op in ops:
             op.complete = complete
@@ -161,7 +174,7 @@ class DyT(PEFTMethod):
 
     @contextmanager
     def masks(self) -> Iterator[list[Tensor]]:
-        """Collect the masks (B, N) of the patch tokens, one for each dispatcher that runs inside the context."""
+        """Collect the masks (B, N) of patch tokens, one for each dispatcher that runs inside the context."""
         ops, found = self.dispatches.values(), list[Tensor]()
         for op in ops:
             op.record = found
@@ -174,7 +187,7 @@ class DyT(PEFTMethod):
     # training
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
-        """Terms of the loss: of the task and, while training, of the teacher and of the kept share."""
+        """Terms of the loss: those of the task and, in training, of the teacher and of the kept share."""
         if not (self.training and self.adapted):
             return super().terms(batch)
         batch = self.augment(batch)
@@ -201,9 +214,9 @@ class DyT(PEFTMethod):
     # evaluation
 
     def evaluate(self, batch: Batch) -> Tensor:
-        """Outputs for a batch; logs the share of patch tokens that ran, in each dispatched branch and in all.
+        """Outputs for a batch. Logs the share of patch tokens that ran, for each dispatched branch and for all.
 
-        Where ``dyt_drop_last`` applies that is 0 in the last block.
+        This share is 0 in the last block if ``dyt_drop_last`` has an effect.
         """
         with self.masks() as masks:
             outputs = super().evaluate(batch)

@@ -1,4 +1,7 @@
-"""E2VPT: prompts in the sequence and in the keys and values, pruned and trained once more."""
+"""E2VPT: An Effective and Efficient Approach for Visual Prompt Tuning (arXiv:2307.13770).
+
+``softmax(q [k; p_k]^T / sqrt(d)) [v; p_v]`` with learned p_k, p_v, and prompts that are pruned and trained once more.
+"""
 
 from math import log
 from typing import Any, Literal
@@ -27,12 +30,12 @@ SCORERS: dict[str, type[Scorer]] = {
 class Masks(nn.Module):
     """Factors rho (P,) of the prompts and sigma (P, R) of their segments, the same in every block.
 
-    They are 1 and no part of the computation, unless they train or are scored.
+    Factors that neither train nor are scored are 1, and the computation leaves them out.
 
     Args:
         length: Number P of prompts.
         segments: Number R of segments.
-        layout: Where the channels of a segment are.
+        layout: Segment of each channel; see ``prompt_layout`` of ``E2VPT``.
         train: Whether the factors train.
     """
 
@@ -54,7 +57,7 @@ class Masks(nn.Module):
 class MaskedPrompt(Prompt):
     """Prompts with factors on tokens and segments."""
 
-    masks: tuple[Masks]  # in a tuple, as they belong to the backbone
+    masks: tuple[Masks]  # in a tuple, because it is a child of the backbone
 
     def rows(self) -> Tensor:
         masks = self.masks[0]
@@ -62,25 +65,25 @@ class MaskedPrompt(Prompt):
 
 
 class PrunedPrompt(Prompt):
-    """Kept tokens, of which only kept channels train; the other channels are zero.
+    """Kept tokens with trained values in their kept channels; the other channels are zero.
 
-    A pruned token is zero and still attended to. All of a block are the same, so that one stands for them: the last of
-    the sequence, whose attention score ``KeyValueAttention`` raises by the logarithm of their number.
+    Pruned tokens are zero, and the other tokens still attend to them. As they are equal, the last token of the sequence
+    takes the place of all: ``KeyValueAttention`` adds the logarithm of their number to its attention score.
     """
 
     kept: Tensor
     channels: Tensor
 
     def prune(self, kept: Tensor, channels: Tensor, zero: bool) -> None:
-        """Keep ``channels`` (K, c) of the tokens ``kept`` (K,), and one zero token if there is to be one."""
+        """Keep ``channels`` (K, c) of the tokens ``kept`` (K,), and with ``zero`` one zero token."""
         self.width, self.length = self.tokens.shape[1], len(kept) + zero
-        # made anew from the selection, which the checkpoint holds already
+        # not saved, because the selection in the checkpoint gives them
         self.register_buffer("kept", kept.to(self.tokens.device), persistent=False)
         self.register_buffer("channels", channels.to(self.tokens.device), persistent=False)
         self.tokens = nn.Parameter(self.select(self.tokens.detach()))
 
     def select(self, tokens: Tensor) -> Tensor:
-        """What is kept (K, c) of tokens (P, d)."""
+        """Kept values (K, c) of tokens (P, d)."""
         return tokens[self.kept].gather(1, self.channels)
 
     def rows(self) -> Tensor:
@@ -88,21 +91,21 @@ class PrunedPrompt(Prompt):
 
 
 class KeyValueAttention(PromptedAttention):
-    """Self-attention whose keys and values also hold learned ones, ``softmax(q [k; p]^T / sqrt(d)) [v; p]``."""
+    """Self-attention with learned keys and values p appended, ``softmax(q [k; p]^T / sqrt(d)) [v; p]``."""
 
-    kv_prompt: Tensor | None  # (1, heads, Q, d) for both, (2, heads, Q, d) for keys and for values
-    pruned: int  # number of zero prompts that the last prompt stands for
+    kv_prompt: Tensor | None  # (1, heads, Q, d) shared by keys and values, or (2, heads, Q, d)
+    pruned: int  # number of zero prompts that the last prompt replaces
 
-    def beside(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        pairs = super().beside(x)
-        if self.kv_prompt is not None:  # behind the norm and in no position, so that they are keys as they stand
+    def added_keys_values(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        pairs = super().added_keys_values(x)
+        if self.kv_prompt is not None:  # neither normed nor rotated
             pairs.append((self.kv_prompt[:1], self.kv_prompt[-1:]))
         return pairs
 
     def bias(self, keys: Tensor) -> Tensor | None:
         if not self.pruned:
             return None
-        # t equal keys are one key with log t on its score: the last one before the learned keys
+        # t equal keys are equal to one key with log t added to its score: here the last one before the learned keys
         bias = keys.new_zeros(1, 1, 1, keys.shape[2])
         bias[..., -1 if self.kv_prompt is None else -1 - self.kv_prompt.shape[2]] = log(self.pruned)
         return bias
@@ -112,17 +115,18 @@ class E2VPT(VPT, Selective):
     """Effective and efficient visual prompt tuning (Han et al., ICCV 2023, arXiv:2307.13770).
 
     Args:
-        kv_length: Learned keys and values per block, beside the prompts in the sequence.
-        kv_shared: Whether a block's learned keys are its learned values too.
-        prompt_segments: Segments of a prompt, which are scored and pruned as one.
-        prompt_layout: Segment of channel c: ``interleaved`` c mod R (published code), ``contiguous`` pieces (paper).
-        prompt_train_masks: Train the factors on tokens and segments in the first fit, as the published code does.
-        prune_score: Of a segment, the mean gradient of its factor over batches, ``code`` with its sign and else
-            absolute; of a token likewise, or the loss without it minus the loss with it (``removal``). A LayerNorm
-            ignores a token's length, so that the gradients of token factors are close to noise.
+        kv_length: Learned keys and values per block, besides the prompts in the sequence.
+        kv_shared: Whether the learned keys of a block are also its learned values.
+        prompt_segments: Segments R of a prompt; the channels of a segment are scored and pruned together.
+        prompt_layout: Channels of a segment. ``interleaved``: channel c is in segment c mod R (published code).
+            ``contiguous``: each segment is one piece (paper).
+        prompt_train_masks: Whether the factors of tokens and segments train in the first fit, as in the published code.
+        prune_score: Score of tokens and segments. ``paper``: mean of |gradient| of their factor over batches. ``code``:
+            mean of the gradient with its sign. ``removal``: as ``paper`` for segments; for a token the loss without it
+            minus the loss with it, because a LayerNorm ignores a token's length and its gradient is close to noise.
         prune_tokens: Percentage of the prompts that ``prune_rewind`` prunes; at least one stays.
-        prune_segments: Percentage of each prompt's segments that it prunes; at least four stay.
-        prune_mode: Whether pruned prompts are attended to as ``zero`` tokens (published code), or removed.
+        prune_segments: Percentage of the segments of each prompt that ``prune_rewind`` prunes; at least four stay.
+        prune_mode: Pruned prompts. ``zero``: stay as zero tokens (published code). ``remove``: leave the sequence.
     """
 
     fewest_prompts = 0
@@ -192,7 +196,7 @@ class E2VPT(VPT, Selective):
         heads = backbone.blocks[0].attn.num_heads
         for block in backbone.blocks if self.kv_length or pruned else ():
             check_free(block.attn, "kv_prompt")
-            if type(block.attn) is Attention:  # prompts stay in the sequence, or there are none
+            if type(block.attn) is Attention:  # shallow prompts, or none
                 swap_class(block.attn, PromptedAttention)
                 block.attn.prompts = ()  # type: ignore[assignment]
             swap_class(block.attn, KeyValueAttention)
@@ -200,7 +204,7 @@ class E2VPT(VPT, Selective):
             if self.kv_length:
                 prompts = torch.empty(1 if self.kv_shared else 2, heads, self.kv_length, block.attn.head_dim)
                 for part in prompts:
-                    nn.init.kaiming_uniform_(part)  # fan-in Q d, as torch reads three dimensions
+                    nn.init.kaiming_uniform_(part)  # for three dimensions, torch takes the fan-in Q d
                 block.attn.kv_prompt = nn.Parameter(prompts)
 
     def new_prompt(self, backbone: Backbone, length: int, dim: int, project: nn.Module, norm: nn.Module) -> Prompt:
@@ -278,16 +282,16 @@ class E2VPT(VPT, Selective):
 
 
 def spread(segments: Tensor, width: int, layout: str) -> Tensor:
-    """Values of segments (P, R) for the channels (P, width) of each."""
+    """Values (P, width) of channels from the values (P, R) of their segments."""
     times = width // segments.shape[1]
     return segments.repeat(1, times) if layout == "interleaved" else segments.repeat_interleave(times, dim=1)
 
 
 def fewer(size: int, percent: int, least: int) -> int:
-    """How many of ``size`` a percentage prunes while ``least`` stay."""
+    """Number of pruned items: a percentage of ``size``, but at least ``least`` items stay."""
     return max(min(size * percent // 100, size - least), 0)
 
 
 def highest(scores: Tensor, lost: int) -> Tensor:
-    """Positions of all but the ``lost`` lowest scores (..., S) in ascending order; of equal ones the first is lost."""
+    """Ascending positions of scores (..., S) without the ``lost`` lowest ones; of equal scores the first is lost."""
     return scores.sort(stable=True).indices[..., lost:].sort().values

@@ -1,4 +1,7 @@
-"""FacT: the updates of all layers as one tensor, factorised."""
+"""FacT: Factor-Tuning for Lightweight Adaptation on Vision Transformer (arXiv:2212.03145).
+
+``dW = s V M^T U`` for each D x D update: factors U, V shared by all layers, and a core M of its own.
+"""
 
 from math import sqrt
 from typing import Any, Literal
@@ -11,18 +14,18 @@ from backbones.inject import Backbone, check_free, swap_class
 from methods.core.base import PEFTMethod
 from methods.layers.low_rank import LoRALinear, LowRank, Rows, merge_low_rank
 
-# which of the twelve D x D updates of a block belong to a layer: q, k and v; proj; four chunks each of fc1 and fc2
+# range of each layer in the twelve D x D updates of a block: three of qkv, one of proj, four each of fc1 and fc2
 PARTS = {"attn.qkv": (0, 3), "attn.proj": (3, 4), "mlp.fc1": (4, 8), "mlp.fc2": (8, 12)}
 
 
 class Factors(nn.Module):
-    """The factors of all updates: ``dW = s V M^T U`` with a core M (r, r) for each D x D matrix.
+    """Factors of all updates: ``dW = s V M^T U`` with a core M (r, r) for each D x D matrix.
 
     Args:
         dim: Width D of the backbone.
         depth: Number of blocks L.
         rank: Rank r.
-        form: ``tt`` for free cores (L, 12, r, r), ``tk`` for cores that are sums over a tensor C (r, r, r) with
+        form: Factorisation. ``tt``: free cores (L, 12, r, r). ``tk``: cores are sums over a tensor C (r, r, r) with
             weights P (r, 12 L).
     """
 
@@ -31,7 +34,7 @@ class Factors(nn.Module):
         self.U = nn.Parameter(torch.empty(rank, dim).uniform_(-1 / sqrt(dim), 1 / sqrt(dim)))
         self.V = nn.Parameter(torch.zeros(dim, rank))
         if form == "tt":
-            # torch's own start of linear layers, of which fc2 has one with 4 r inputs
+            # torch's init of linear layers; the layer of fc2 has 4 r inputs, so its bound is half as large
             bound = torch.full((12, 1, 1), 1 / sqrt(rank))
             bound[8:] /= 2
             self.M = nn.Parameter(torch.empty(depth, 12, rank, rank).uniform_(-1, 1) * bound)
@@ -41,24 +44,24 @@ class Factors(nn.Module):
         self.form = form
 
     def cores(self, block: int, first: int, last: int) -> Tensor:
-        """M of some of a block's updates, (last - first, r, r), as in ``x U^T M V^T``."""
+        """Cores M (last - first, r, r) of updates ``first`` to ``last - 1`` of a block, as in ``x U^T M V^T``."""
         if self.form == "tt":
             return self.M[block, first:last]
         cores = self.C @ self.P[:, 12 * block + first : 12 * block + last]  # (r, r, n)
         if first < 4:
             return cores.permute(2, 0, 1)
-        # as published: the chunks of fc1 and fc2 are cut across the last two dimensions, not along the last
+        # as in the published code: chunks of fc1 and fc2 are cut across the last two dimensions, not along the last
         chunks = cores.reshape(len(cores), 4, len(cores)).transpose(0, 1)
         return chunks if first == 4 else chunks.transpose(1, 2)
 
 
 class FacTUpdate(LowRank):
-    """The update of one layer, made from the factors of all.
+    """Update of one layer, computed from the shared factors.
 
     Args:
         factors: Factors that all layers share.
         block: Index of the block.
-        parts: First and last of the layer's updates.
+        parts: Range of the layer's updates in ``PARTS``, as (first, last + 1).
         rows: Blocks of output rows, one of D rows each.
         scale: Factor s.
         dropout: Probability of a zero between M and V.
@@ -68,15 +71,15 @@ class FacTUpdate(LowRank):
         self, factors: Factors, block: int, parts: tuple[int, int], rows: Rows, scale: float, dropout: float
     ) -> None:
         nn.Module.__init__(self)
-        self.shared = (factors,)  # in a tuple: as a child, it would be in the state dict once per layer
+        self.shared = (factors,)  # in a tuple, otherwise each layer would save the factors as its child
         self.block, self.parts, self.rows, self.scale = block, parts, rows, scale
         self.dropout, self.dropout_at = dropout, "hidden"
 
     def factors(self) -> tuple[Tensor, Tensor]:
         (shared,) = self.shared
-        with torch.autocast(shared.U.device.type, enabled=False):  # as trained tensors, A stays in fp32
+        with torch.autocast(shared.U.device.type, enabled=False):  # because A stays in fp32, as trained tensors do
             A = shared.cores(self.block, *self.parts).transpose(1, 2) @ shared.U  # (n, r, D)
-        if len(self.rows) == 1:  # fc2 reads its chunks side by side, and proj has one
+        if len(self.rows) == 1:  # proj has one update; those of fc2 lie side by side along its inputs
             return A.transpose(0, 1).flatten(1), shared.V
         return A.flatten(0, 1), shared.V.repeat(len(self.rows), 1)
 
@@ -85,9 +88,9 @@ class FacT(PEFTMethod):
     """Factor-tuning (Jie & Deng, AAAI 2023, arXiv:2212.03145).
 
     Args:
-        fact_form: Factorisation, tensor-train (``tt``) or Tucker (``tk``).
+        fact_form: Factorisation of the updates. ``tt``: tensor-train. ``tk``: Tucker.
         fact_rank: Rank r.
-        fact_scale: Factor s of the updates, searched per task over powers of ten.
+        fact_scale: Factor s of the updates; the paper searches powers of ten for each dataset.
         fact_dropout: Dropout probability of the r channels before V.
     """
 
@@ -131,10 +134,10 @@ class FacT(PEFTMethod):
 
 
 def block_layers(backbone: Backbone) -> list[list[Any]]:
-    """qkv, proj, fc1 and fc2 of every block.
+    """Layers qkv, proj, fc1 and fc2 of each block.
 
     Raises:
-        ValueError: If they are not multiples of one width.
+        ValueError: If their sizes are not multiples of one width.
     """
     layers: list[list[Any]] = []
     for block in getattr(backbone, "blocks", ()):

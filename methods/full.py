@@ -1,4 +1,4 @@
-"""Full fine-tuning."""
+"""Full fine-tuning: ``W = W0 + dW`` with a free dW for every parameter."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,7 @@
-"""GPS: of every neuron, the few incoming weights that the data ask for most."""
+"""Gradient-based Parameter Selection for Efficient Fine-Tuning (arXiv:2312.10136).
+
+``W_ij`` trains if ``|dL/dW_ij|`` is among the k largest of row i: k incoming connections of each neuron.
+"""
 
 import warnings
 from collections.abc import Iterable
@@ -28,14 +31,20 @@ SCORERS: dict[str, type[Scorer]] = {
 class GPS(Selective):
     """Gradient-based parameter selection (Zhang et al., CVPR 2024, arXiv:2312.10136).
 
-    Matrices without a form for single entries (of BEiT, EVA and Swin V2 those whose bare weight is read) stay frozen.
+    Matrices that cannot train single entries stay frozen, such as those qkv weights of BEiT, EVA and Swin V2 that the
+    attention uses without a call of the layer.
 
     Args:
-        gps_k: Incoming connections that train per output neuron (``per_neuron``), or on average (other selections).
-        gps_loss: Loss of the scoring pass: head-free supervised contrastive, or cross entropy through the random head.
+        gps_k: Connections that train for each output neuron (``per_neuron``), or per neuron on average (other values
+            of ``gps_select``).
+        gps_loss: Loss of the scoring pass. ``supcon``: supervised contrastive loss of the features, without the head.
+            ``ce``: cross entropy through the random head.
         gps_temperature: Temperature of the contrastive loss.
-        gps_score: ``abs_sum`` is the published score, the absolute value of the summed gradient.
-        gps_select: ``per_neuron`` is the method; the others are what the paper compares it with.
+        gps_score: Score of an entry, from its gradients g of the batches. ``abs_sum``: ``|sum g|``, the published
+            score. ``sum_sq``: ``sum g^2``. ``abs_mean``: ``sum |g|``.
+        gps_select: Choice of the entries. ``per_neuron``: the largest scores of each row (the method). The paper's
+            comparisons: ``per_tensor``, the largest scores of each matrix; ``global``, the largest scores of all
+            matrices; ``random``; ``magnitude``, the largest weights of all matrices.
     """
 
     scorer: type[Scorer] | None = SignedGradients
@@ -64,10 +73,10 @@ class GPS(Selective):
         return [name for name, kind in self.kinds().items() if kind == "matrix"]
 
     def kinds(self) -> dict[str, str]:
-        """What happens to each backbone parameter: ``frozen``, ``whole`` or, of a ``matrix``, some entries train."""
+        """Kind of each backbone parameter: ``frozen``, ``whole`` (trains in full), ``matrix`` (some entries train)."""
         kinds = {}
         for name, parameter in self.backbone.named_parameters():
-            if any(word in name for word in ("norm", "pos_embed", "cls_token")):  # norm biases too
+            if any(word in name for word in ("norm", "pos_embed", "cls_token")):  # also the biases of norms
                 kinds[name] = "frozen"
             elif self.in_head(f"backbone.{name}") or "bias" in name or "gamma" in name:
                 kinds[name] = "whole"
@@ -99,7 +108,7 @@ class GPS(Selective):
         return supervised_contrastive(features, labels.repeat(len(images) // len(labels)), self.gps_temperature)
 
     def select(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
-        scores = {name: scores[name] for name in self.score_targets()}  # a file holds them in another order
+        scores = {name: scores[name] for name in self.score_targets()}  # because a file has another order
         if self.gps_select == "random":
             generator = torch.Generator().manual_seed(0)
             scores = {name: torch.rand(score.shape, generator=generator) for name, score in scores.items()}
@@ -118,7 +127,7 @@ class GPS(Selective):
         return {name: indices.to(torch.int32) for name, indices in selection.items()}
 
     def warn(self, scores: dict[str, Tensor]) -> None:
-        """Say which scores (out, fan_in) leave nothing to choose."""
+        """Warn about scores (out, fan_in) that leave no choice."""
         narrow = [name for name, score in scores.items() if score.shape[1] < self.gps_k]
         if narrow:
             shown = f"{', '.join(narrow[:5])} ({len(narrow)} tensors)"
@@ -146,7 +155,7 @@ class GPS(Selective):
 def supervised_contrastive(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """Supervised contrastive loss (Khosla et al., 2020) of features (N, C) with labels (N,), a scalar.
 
-    Every feature is an anchor; all others of its label are its positives.
+    Each feature is an anchor; its positives are the other features with its label.
 
     Raises:
         ValueError: If a feature has no positive.

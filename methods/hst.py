@@ -1,4 +1,8 @@
-"""HST: a pyramid beside a frozen ViT, fed by its blocks, which alone predicts."""
+"""Hierarchical Side-Tuning for Vision Transformers (arXiv:2310.05393).
+
+``t' = t + attend(t, meta) + grid; t'' = t' + MLP(t')``: a side pyramid network fed by the blocks of a frozen ViT. Only
+the pyramid feeds the head.
+"""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -19,9 +23,9 @@ Size = tuple[int, int]
 
 
 class MetaTokens(nn.Module):
-    """Learned tokens that every block sees anew, after the patches; what a block makes of them is its summary.
+    """Learned tokens after the patches, new ones in every block; their outputs summarise the block.
 
-    Attention does not know the order of tokens, so behind the patches is as good as before the class token.
+    They may be at the end of the sequence, because attention does not depend on the order of tokens.
 
     Args:
         depth: Number L of blocks.
@@ -32,18 +36,18 @@ class MetaTokens(nn.Module):
     def __init__(self, depth: int, length: int, dim: int) -> None:
         super().__init__()
         bound = math.sqrt(6 / (length * dim + dim))  # Xavier uniform of one block's tokens (1, M, D)
-        # one tensor of all blocks: a matrix, which weight decay takes hold of as in the released code
+        # one tensor for all blocks, so that weight decay applies, as in the released code
         self.tokens = nn.Parameter(torch.empty(depth, length, dim).uniform_(-bound, bound))
 
-    def insert(self, index: int, block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Forward pre-hook of block ``index``: its tokens in the place of those of the block before."""
+    def pre_hook(self, index: int, block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Input of block ``index``, with its meta tokens in the place of those of the previous block."""
         x, *rest = args
         tokens = self.tokens[index].to(x.dtype).expand(len(x), -1, -1)
         return torch.cat([x[:, : -tokens.shape[1]] if index else x, tokens], dim=1), *rest
 
 
 class Shrink(nn.Module):
-    """Convolutions from a map (B, C', H, W) to a smaller one, as normed tokens (B, h w, C)."""
+    """Convolutions from a map (B, C', H, W) to the normed tokens (B, h w, C) of a smaller map."""
 
     def __init__(self, dim: int, *layers: nn.Module) -> None:
         super().__init__()
@@ -56,7 +60,7 @@ class Shrink(nn.Module):
 
 
 class SideBlock(nn.Module):
-    """Takes in one ViT block: globally by cross attention, position by position by addition, then an MLP.
+    """Fuses one ViT block into the side tokens: cross-attention to meta tokens, addition of patches, MLP.
 
     Args:
         dim: Width C of the stage.
@@ -73,24 +77,30 @@ class SideBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, t: Tensor, meta: Tensor, grid: Tensor) -> Tensor:
-        """New tokens (B, n, C), given the block's meta tokens (B, M, C) and its patches on the same grid (B, n, C)."""
+        """New side tokens (B, n, C).
+
+        Args:
+            t: Side tokens (B, n, C).
+            meta: Meta tokens (B, M, C) of the ViT block.
+            grid: Patches of the ViT block, resized to the grid of the side tokens (B, n, C).
+        """
         context = torch.cat([meta, grid.mean(1, keepdim=True)], dim=1)
         t = t + self.drop_path(self.attend(self.norm1(t), context))
         t = t + grid
         return t + self.drop_path(self.fc2(F.gelu(self.fc1(self.norm2(t)))))
 
     def attend(self, t: Tensor, context: Tensor) -> Tensor:
-        """Cross attention of tokens (B, n, C) to few others (B, M + 1, C): linear in n."""
+        """Cross-attention of tokens (B, n, C) to the context (B, M + 1, C); its cost is linear in n."""
         projected = self.q(t), self.k(context), self.v(context)
         q, k, v = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in projected)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class Stage(nn.Module):
-    """One resolution of the pyramid: a side block for each of its ViT blocks.
+    """Stage of the pyramid with one resolution, and a side block for each of its ViT blocks.
 
     Args:
-        shrink: What makes the stage's tokens of the map before.
+        shrink: Layers from the map of the previous stage to the tokens of this one.
         dim: Width C of the stage.
         heads: Attention heads.
         width: Width D of the ViT.
@@ -110,11 +120,11 @@ class Stage(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, x: Tensor, outputs: Iterator[Tensor], grid: Size) -> Tensor:
-        """Map (B, C, h, w) of the map before and the next outputs (B, gh gw + M, D) of ViT blocks."""
+        """Map (B, C, h, w) of this stage from the previous map and the next outputs (B, gh gw + M, D) of the ViT."""
         t, size = self.shrink(x)
         patches = grid[0] * grid[1]
-        for block, meta_norm, output in zip(self.blocks, self.meta_norms, outputs, strict=False):  # later ones wait
-            # projected before it is resized: equal, because the weights of a bilinear mean add up to 1, and smaller
+        for block, meta_norm, output in zip(self.blocks, self.meta_norms, outputs, strict=False):  # rest: next stages
+            # projected before resizing, which is cheaper; the result is equal, because bilinear weights add up to 1
             bridged = self.bridge(output)
             fine = bridged[:, :patches].mT.unflatten(2, grid)
             fine = F.interpolate(fine, size, mode="bilinear").flatten(2).mT
@@ -123,7 +133,7 @@ class Stage(nn.Module):
 
 
 class SideNetwork(nn.Module):
-    """Four stages of strides 4, 8, 16 and 32, in turn.
+    """Side network of four stages with strides 4, 8, 16 and 32.
 
     Args:
         channels: Channels of an image.
@@ -159,10 +169,10 @@ class SideNetwork(nn.Module):
         self.apply(init_weights)
 
     def forward(self, x: Tensor, outputs: Iterable[Tensor], grid: Size) -> list[Tensor]:
-        """Maps (B, C_s, H / stride, W / stride) of images (B, 3, H, W) and the outputs of all ViT blocks."""
-        maps, waiting = [], iter(outputs)
+        """Maps (B, C_s, H / stride, W / stride) from images (B, 3, H, W) and the outputs of all ViT blocks."""
+        maps, remaining = [], iter(outputs)
         for stage in self.stages:
-            x = stage(x, waiting, grid)
+            x = stage(x, remaining, grid)
             maps.append(x)
         return maps
 
@@ -180,11 +190,12 @@ class HST(FrozenBackbone):
     """Hierarchical side-tuning (Lin et al., 2023, arXiv:2310.05393).
 
     Args:
-        hst_dims: Widths of the four stages; the paper's dense tasks take 64, 128, 256, 384.
+        hst_dims: Widths of the four stages; the paper's dense tasks use 64, 128, 256, 384.
         hst_heads: Attention heads of each stage.
-        hst_ends: Index of the last ViT block of each stage; by default the blocks are dealt out evenly.
-        meta_tokens: Meta tokens of every ViT block, 0 for none.
-        tune_norm: Whether the norms of the ViT blocks train; without them and meta tokens nothing in the backbone does.
+        hst_ends: Index of the last ViT block of each stage; by default each stage gets about as many blocks.
+        meta_tokens: Meta tokens of each ViT block; 0 for none.
+        tune_norm: Whether the norms of the ViT blocks train. Without them and without meta tokens, the whole backbone
+            is frozen.
     """
 
     mergeable = False
@@ -226,14 +237,14 @@ class HST(FrozenBackbone):
         if self.meta_tokens:
             self.meta = MetaTokens(depth, self.meta_tokens, width)
             for index, block in enumerate(backbone.blocks):
-                block.register_forward_pre_hook(partial(self.meta.insert, index))
-        if self.head_names:  # a dense task has its own head
+                block.register_forward_pre_hook(partial(self.meta.pre_hook, index))
+        if self.head_names:  # none for a dense task, whose head lies outside the backbone
             self.resize_head(self.hst_dims[-1])
             self.head_norm = nn.BatchNorm1d(self.hst_dims[-1], eps=1e-6, affine=False)
 
     def ends(self, depth: int) -> list[int]:
         """Index of the last block of each stage."""
-        # the released ViT-L keeps the ends of ViT-B, so that half of its blocks are never used
+        # the released code uses the ends of ViT-B for ViT-L too, and so leaves half of its blocks unused
         ends = self.hst_ends or [round((stage + 1) * depth / 4) - 1 for stage in range(4)]
         if len(ends) != 4 or ends != sorted(ends) or ends[0] < -1 or ends[-1] != depth - 1:
             raise ValueError(f"hst_ends={ends}: expected four ascending block indices, the last one {depth - 1}")
@@ -253,7 +264,7 @@ class HST(FrozenBackbone):
 
     def frozen_features(self, x: Tensor) -> tuple[Tensor, ...]:
         outputs = self.backbone.forward_intermediates(x, output_fmt="NLC", intermediates_only=True)
-        return x, *(output.contiguous() for output in outputs)  # as a product of matrices would do; equal from a cache
+        return x, *(output.contiguous() for output in outputs)  # so that cached features give bit-equal results
 
     def forward_frozen(self, features: tuple[Tensor, ...]) -> Tensor:
         return self.predict_from(self.pyramid(*features)[-1].flatten(2).mT)
@@ -273,7 +284,7 @@ class HST(FrozenBackbone):
         return self.backbone.head(self.head_norm(features.mean(1)))
 
     def on_validation_start(self) -> None:
-        """Average over ranks what their BatchNorms saw; --trainer.sync_batchnorm true makes them see the same."""
+        """Average BatchNorm statistics over ranks (with --trainer.sync_batchnorm true they are equal already)."""
         for name, buffer in self.named_buffers():
             if name.endswith(("running_mean", "running_var")):
                 buffer.copy_(self.trainer.strategy.reduce(buffer.clone(), reduce_op="mean"))

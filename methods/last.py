@@ -1,4 +1,7 @@
-"""LAST: low-rank attention beside a frozen ViT, fed by the token maps between its blocks."""
+"""Low-rank Attention Side-Tuning for Parameter-Efficient Fine-Tuning (arXiv:2402.04009).
+
+``u_0 = z_0; u_i = F_i(u_{i-1} + z_i)`` for the token maps z_i of a frozen ViT and low-rank attention F_i.
+"""
 
 import warnings
 from typing import Any, Literal, Self
@@ -13,25 +16,26 @@ from methods.core.frozen import FrozenBackbone
 
 
 class Tap(AdapterModule):
-    """Keeps what a module of the backbone has said until it is read."""
+    """Tap that keeps the output of a module of the backbone until ``take`` returns it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: Tensor | None = None
+        self.kept: Tensor | None = None
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        self.seen = output
+        self.kept = output
         return output
 
-    def read(self) -> Tensor:
-        seen, self.seen = self.seen, None
-        assert seen is not None
-        assert not seen.requires_grad, "a gradient would enter the backbone"
-        return seen
+    def take(self) -> Tensor:
+        """Return the kept output and drop it."""
+        output, self.kept = self.kept, None
+        assert output is not None
+        assert not output.requires_grad, "a gradient would enter the backbone"
+        return output
 
 
 class LowRankAttention(nn.Module):
-    """``softmax(Q K^T / sqrt(r)) V A_up`` of normed tokens, all of rank r; the residual is added outside.
+    """Attention ``softmax(Q K^T / sqrt(r)) V A_up`` of normed tokens, of rank r; the caller adds the residual.
 
     Args:
         dim: Width D of a token.
@@ -60,16 +64,17 @@ class LowRankAttention(nn.Module):
 class LAST(FrozenBackbone):
     """Low-rank attention side-tuning (Tang et al., 2024, arXiv:2402.04009).
 
-    The paper's code is not public: where its text leaves something open, this is our reading.
+    The paper's code is not public. Details that its text leaves open are our choice.
 
     Args:
-        last_gap: Number g of ViT blocks between two maps that the side network reads; it divides the depth.
-        last_depth: Attention modules T for each of these maps.
+        last_gap: Number g of ViT blocks between two token maps of the side network; must divide the depth.
+        last_depth: Number T of attention modules for each of these maps.
         last_rank: Width r of queries, keys and values.
         last_heads: Attention heads, which share the rank.
         last_bias: Whether the projections have biases.
         last_dropout: Probability of dropping a value before the up projection.
-        last_up_init: Up projections start at ``zeros``, so that step 0 is the linear probe's, or ``xavier`` uniform.
+        last_up_init: Initial up projections. ``zeros``: zero, so that training starts as a linear probe. ``xavier``:
+            Xavier uniform.
     """
 
     mergeable = False
@@ -110,7 +115,7 @@ class LAST(FrozenBackbone):
         if depth % gap:
             divisors = ", ".join(str(d) for d in range(1, depth + 1) if depth % d == 0)
             raise ValueError(f"last_gap={gap} does not divide the {depth} blocks here; use one of {divisors}")
-        self.sources = ["norm_pre", *(f"blocks.{i}" for i in range(gap - 1, depth, gap))]  # of z_0 ... z_m
+        self.sources = ["norm_pre", *(f"blocks.{i}" for i in range(gap - 1, depth, gap))]  # modules with z_0 ... z_m
         for name in self.sources:
             attach(backbone.get_submodule(name), "last", Tap())
         self.side = nn.ModuleList(
@@ -124,25 +129,26 @@ class LAST(FrozenBackbone):
                 nn.init.zeros_(parameter)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of the side network; the backbone never drops anything."""
+        """Set the mode of the side network; the backbone stays in eval mode."""
         super().train(mode)
         if self.adapted:
             self.backbone.eval()
         return self
 
     def on_fit_start(self) -> None:
-        warnings.filterwarnings("ignore", ".*in eval mode at the start of training")  # here that is the point
+        warnings.filterwarnings("ignore", ".*in eval mode at the start of training")  # on purpose in this method
 
     def token_maps(self, x: Tensor) -> tuple[Tensor, ...]:
-        """``z_0`` ... ``z_m``, (B, n, D) each, without a graph."""
+        """Token maps ``z_0`` ... ``z_m``, (B, n, D) each, without an autograd graph."""
         with torch.no_grad():
             self.backbone.forward_features(x)
-        return tuple(self.backbone.get_submodule(name).last.read() for name in self.sources)
+        return tuple(self.backbone.get_submodule(name).last.take() for name in self.sources)
 
     def side_tokens(self, maps: tuple[Tensor, ...]) -> Tensor:
-        """``y = u_m - (z_0 + ... + z_{m-1})`` with ``u_0 = z_0`` and ``u_i = F_i(u_{i-1} + z_i)``, (B, n, D).
+        """Output ``y = u_m - (z_0 + ... + z_{m-1})``, (B, n, D), with ``u_0 = z_0`` and ``u_i = F_i(u_{i-1} + z_i)``.
 
-        Carried as ``d_i = u_i - (z_0 + ... + z_i)`` in fp32: ``u`` grows with every map, ``d`` holds what was learned.
+        Computed by way of ``d_i = u_i - (z_0 + ... + z_i)`` in fp32, because ``u`` grows with every map and ``d``, the
+        learned part, does not.
         """
         total = maps[0].float()
         d = torch.zeros_like(total)

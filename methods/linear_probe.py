@@ -1,4 +1,4 @@
-"""Linear probe."""
+"""Linear probe: ``logits = W f(x) + b`` with frozen features f; only W and b train."""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,7 @@
-"""LayerNorm tuning."""
+"""Strong Baselines for Parameter Efficient Few-Shot Fine-tuning (arXiv:2304.01917).
+
+``y = g (x - mean(x)) / std(x) + b`` where only g and b train.
+"""
 
 from collections.abc import Iterable
 
@@ -8,7 +11,7 @@ from methods.core.base import PEFTMethod
 
 
 class LNTuning(PEFTMethod):
-    """LayerNorm tuning: the affine parameters of every LayerNorm train (Basu et al., AAAI 2024, arXiv:2304.03497)."""
+    """LayerNorm tuning: the affine parameters of every LayerNorm train (Basu et al., AAAI 2024, arXiv:2304.01917)."""
 
     def trainable_names(self) -> Iterable[str]:
         norms = [name for name, module in self.backbone.named_modules() if isinstance(module, nn.LayerNorm)]

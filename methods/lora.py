@@ -1,4 +1,7 @@
-"""LoRA: a trained low-rank update beside frozen linear layers."""
+"""LoRA: Low-Rank Adaptation of Large Language Models (arXiv:2106.09685).
+
+``W = W0 + s B A`` with trained A (r, in) and B (out, r).
+"""
 
 import difflib
 from math import sqrt
@@ -16,16 +19,17 @@ class LoRA(PEFTMethod):
     """Low-rank adaptation (Hu et al., ICLR 2022, arXiv:2106.09685).
 
     Args:
-        lora_targets: Linear layers by the end of their name, such as ``proj``, ``fc1`` or ``blocks.0.mlp.fc2``. Of a
-            fused ``qkv``, ``q``, ``k`` and ``v`` get an update of their own, ``qkv`` is one update with a common A.
+        lora_targets: Linear layers by the end of their name, such as ``proj``, ``fc1`` or ``blocks.0.mlp.fc2``. For a
+            fused qkv layer, ``q``, ``k`` and ``v`` each mean an update of that third, and ``qkv`` means one update
+            with a common A.
         lora_rank: Rank r of each update.
-        lora_alpha: Strength of the updates.
-        lora_scaling: Factor of an update. ``alpha`` makes ``lora_alpha`` the free scale s of the vision literature,
-            ``alpha/r`` is the paper's and ``alpha/sqrt(r)`` the rank-stabilised one (arXiv:2312.03732).
+        lora_alpha: Strength alpha of the updates.
+        lora_scaling: Factor s of an update. ``alpha``: alpha itself, as in the vision literature. ``alpha/r``: as in
+            the paper. ``alpha/sqrt(r)``: rank-stabilised (arXiv:2312.03732).
         lora_dropout: Dropout probability.
-        lora_dropout_at: Whether dropout is ``hidden`` between A and B, as in PETL-ViT, or on the ``input`` of A, as in
-            NOAH and HF PEFT.
-        lora_ranks: Ranks that differ from ``lora_rank``, by the end of the layer's name; 0 for a layer without.
+        lora_dropout_at: Place of dropout. ``hidden``: between A and B, as in PETL-ViT. ``input``: on the input of A, as
+            in NOAH and HF PEFT.
+        lora_ranks: Ranks that differ from ``lora_rank``, by the end of the layer's name; 0 for no update.
     """
 
     update_class: ClassVar[type[LowRank]] = LowRank
@@ -74,10 +78,10 @@ class LoRA(PEFTMethod):
                 option = "lora_rank" if rank == self.lora_rank else "lora_ranks"
                 raise ValueError(f"{option}={rank} is more than {name} can have: expected 1 to {largest}")
             if rank:
-                self.insert(linear, rank, rows)
+                self.add_update(linear, rank, rows)
 
-    def insert(self, linear: Any, rank: int, rows: Rows) -> None:
-        """Give one layer its update."""
+    def add_update(self, linear: Any, rank: int, rows: Rows) -> None:
+        """Add the update of one layer."""
         check_free(linear, "lora")
         factor = {"alpha": 1.0, "alpha/r": 1 / rank, "alpha/sqrt(r)": 1 / sqrt(rank)}[self.lora_scaling]
         options = (rank, self.lora_alpha * factor, rows, self.lora_dropout, self.lora_dropout_at)
@@ -90,7 +94,7 @@ class LoRA(PEFTMethod):
 
 
 def find_targets(backbone: Backbone, targets: list[str], heads: tuple[str, ...] = ()) -> dict[str, Rows]:
-    """The linear layers that targets mean, each with the blocks of rows that are to be updated.
+    """Find the linear layers of targets, each with the blocks of rows to update.
 
     Args:
         backbone: The model.
@@ -98,7 +102,7 @@ def find_targets(backbone: Backbone, targets: list[str], heads: tuple[str, ...] 
         heads: Names of the classifier's layers, which train in full.
 
     Raises:
-        ValueError: If a target matches nothing, what another one matches, or a layer that the backbone never calls.
+        ValueError: If a target matches no layer, rows of another target, or a layer that the backbone never calls.
     """
     layers = linear_layers(backbone, heads)
     found: dict[str, Rows] = {}
@@ -117,8 +121,8 @@ def find_targets(backbone: Backbone, targets: list[str], heads: tuple[str, ...] 
         for name, (first, last) in hits.items():
             if reads_bare_weight(backbone, name):
                 raise ValueError(
-                    f"lora_targets: the attention of this backbone reads the bare weight of {name}, where an update "
-                    "would never be seen; choose other layers, such as proj, fc1, fc2"
+                    f"lora_targets: the attention of this backbone uses the weight of {name} without calling the "
+                    "layer, so that an update has no effect; choose other layers, such as proj, fc1, fc2"
                 )
             others = found.get(name, ())
             if any(first < other_last and other_first < last for other_first, other_last in others):

@@ -1,4 +1,7 @@
-"""Mixout: full fine-tuning in which weights fall back to their pretrained values at random."""
+"""Mixout: Effective Regularization to Finetune Large-scale Pretrained Language Models (arXiv:1909.11299).
+
+``W' = W0 + dropout(W - W0)``: in each forward pass, random entries have their pretrained values.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -31,11 +34,11 @@ class Mix(nn.Module):
 class Mixout(PEFTMethod):
     """Mixout (Lee et al., ICLR 2020, arXiv:1909.11299).
 
-    Everything trains; weights of linear and convolutional layers are mixed, as in the authors' layers. What trains of
-    those is the difference to the pretrained weight, so that weight decay pulls towards that and not towards zero.
+    Every parameter trains. Weights of linear and convolutional layers are mixed, as in the authors' code. Of these
+    layers the difference ``W - W0`` trains, so that weight decay pulls W towards W0 and not towards zero.
 
     Args:
-        mixout_probability: Probability q with which an entry has its pretrained value in a forward pass of training.
+        mixout_probability: Probability q that an entry has its pretrained value in a forward pass of the training.
     """
 
     def __init__(self, mixout_probability: float = 0.9, **kwargs: Any) -> None:

@@ -1,4 +1,7 @@
-"""MLP head."""
+"""MLP head, "Mlp-k" in the tables of Visual Prompt Tuning (arXiv:2203.12119).
+
+``logits = W h_k(...h_1(f(x))) + b`` with frozen features f and hidden layers ``h = dropout(BatchNorm(relu(V z + c)))``.
+"""
 
 from typing import Any
 
@@ -9,7 +12,7 @@ from methods.linear_probe import LinearProbe
 
 
 class HiddenLayers(nn.Sequential):
-    """Layers ``Linear, ReLU, BatchNorm, Dropout`` of one width, before the classifier.
+    """Layers ``Linear, ReLU, BatchNorm, Dropout`` of one width before the classifier.
 
     Args:
         dim: Features C of the classifier's input (B, C).
@@ -25,7 +28,7 @@ class HiddenLayers(nn.Sequential):
             nn.init.zeros_(linear.bias)
             self.extend([linear, nn.ReLU(), nn.BatchNorm1d(dim), nn.Dropout(dropout)])
 
-    def before(self, module: nn.Module, args: tuple[Tensor]) -> Tensor:
+    def pre_hook(self, module: nn.Module, args: tuple[Tensor]) -> Tensor:
         return self(args[0])
 
 
@@ -34,7 +37,7 @@ class MLPHead(LinearProbe):
 
     Args:
         mlp_head_layers: Number k of hidden layers, each as wide as the features.
-        mlp_head_dropout: Probability of dropping a feature behind each of them.
+        mlp_head_dropout: Probability of dropping a feature after each hidden layer.
     """
 
     mergeable = False
@@ -55,4 +58,4 @@ class MLPHead(LinearProbe):
             raise ValueError(f"MLPHead needs one linear classifier, and {type(backbone).__name__} has another head")
         check_free(backbone, "mlp_head")
         backbone.mlp_head = HiddenLayers(heads[0].in_features, self.mlp_head_layers, self.mlp_head_dropout)
-        heads[0].register_forward_pre_hook(backbone.mlp_head.before)
+        heads[0].register_forward_pre_hook(backbone.mlp_head.pre_hook)

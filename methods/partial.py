@@ -1,4 +1,7 @@
-"""Partial fine-tuning."""
+"""Partial fine-tuning, "Partial-k" in the tables of Visual Prompt Tuning (arXiv:2203.12119).
+
+``W = W0 + dW`` for the parameters of the last k blocks and the final norm; all others are frozen.
+"""
 
 from collections.abc import Iterable
 from typing import Any

@@ -1,4 +1,7 @@
-"""QLoRA: LoRA on a backbone whose linear weights are stored in four bits."""
+"""QLoRA: Efficient Finetuning of Quantized LLMs (arXiv:2305.14314).
+
+``y = dequantize(W4) x + s B A x`` with frozen weights W4 in four bits and trained A and B.
+"""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -16,7 +19,7 @@ from methods.lora import LoRA
 
 
 class NF4Product(torch.autograd.Function):
-    """``y = x W^T + b`` for a W that is made from its bytes here and again in the backward pass; no tensor is kept."""
+    """``y = x W^T + b``; W is made from its bytes in both passes, so that no tensor is kept between them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, dense: Callable[[torch.dtype], Tensor]) -> Tensor:
@@ -31,10 +34,11 @@ class NF4Product(torch.autograd.Function):
 
 
 class NF4Linear(nn.Linear):
-    """A linear layer whose frozen weight is stored in four bits, with the scales of its blocks in eight.
+    """Linear layer with a frozen weight in four bits, and the scales of its blocks in eight bits.
 
-    The bytes stand in the state dict under the weight's own name, so no checkpoint of a method holds them, and the
-    scales in no state dict: both are made anew from the backbone. All are integers, which no cast of a model touches.
+    The state dict holds the bytes under the name of the weight, so that no delta contains them. It does not hold the
+    scales. Both are made from the backbone when a model is built. All are stored as integers, because a cast of the
+    model does not change integers.
     """
 
     weight_index: Tensor
@@ -43,7 +47,7 @@ class NF4Linear(nn.Linear):
 
     def pack(self, kernel: str) -> None:
         """Replace the weight by its bytes."""
-        # on the CPU always, but for shapes alone: what a checkpoint was trained on must not depend on the device
+        # always on the CPU, otherwise the frozen weights of a checkpoint could depend on the device
         packed, absmax = nf4.quantize(self.weight if self.weight.is_meta else self.weight.cpu())
         index, absmax2, offset = nf4.quantize_absmax(absmax)
         device, self.kernel = self.weight.device, kernel
@@ -55,7 +59,7 @@ class NF4Linear(nn.Linear):
         )
 
     def unpack(self) -> None:
-        """Make the weight a parameter again, with the values that its bytes stand for."""
+        """Make the weight a parameter again, with the dequantised values."""
         weight = self.dense()
         del self.weight, self.weight_index, self.weight_scales, self.kernel
         self.weight = nn.Parameter(weight)
@@ -64,14 +68,14 @@ class NF4Linear(nn.Linear):
         scales = self.weight_scales.view(torch.float32)
         absmax = nf4.dequantize_absmax(self.weight_index, scales[:-1], scales[-1:])
         shape = (self.out_features, self.in_features)
-        # on a CPU, bitsandbytes 0.50 is wrong where a row ends inside a block
+        # bitsandbytes 0.50 gives wrong values on a CPU if a row ends inside a block
         if self.kernel == "bitsandbytes" and (self.weight.is_cuda or self.in_features % nf4.BLOCK == 0):
             packed = self.weight.view(-1, 1)
             return torch.ops.bitsandbytes.dequantize_4bit(packed, absmax, nf4.BLOCK, "nf4", shape, dtype)
         return nf4.dequantize(self.weight, absmax, shape, dtype)
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        # as one matrix: torch 2.11 makes a view of more dimensions inside, which no update may then be added to
+        # as one matrix, because torch 2.11 returns a view for more dimensions, and an in-place update of it fails
         return NF4Product.apply(x.flatten(0, -2), bias, self.dense).view(*x.shape[:-1], self.out_features)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -79,14 +83,14 @@ class NF4Linear(nn.Linear):
 
 
 class QLoRALinear(NF4Linear, LoRALinear):
-    """The same with a low-rank update."""
+    """Four-bit linear layer with a low-rank update."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.lora(self.product(input, self.bias), self.lora.seen(input))
+        return self.lora(self.product(input, self.bias), self.lora.drop_input(input))
 
 
 class QDoRALinear(NF4Linear, DoRALinear):
-    """The same with trained directions and magnitudes."""
+    """Four-bit linear layer with trained directions and magnitudes of its rows."""
 
     forward = DoRALinear.unmerged
 
@@ -105,7 +109,8 @@ class QLoRA(LoRA):
     All linear layers but the classifier are stored in NF4 with double quantisation. ``--method qlora+dora`` is QDoRA.
 
     Args:
-        qlora_kernel: Who makes weights from bytes; ``bitsandbytes`` is meant for GPUs and must be installed.
+        qlora_kernel: Kernel that makes weights from bytes. ``torch``: plain torch. ``bitsandbytes``: the package of
+            this name, which is made for GPUs and must be installed.
     """
 
     def __init__(self, qlora_kernel: Literal["torch", "bitsandbytes"] = "torch", **kwargs: Any) -> None:
@@ -132,11 +137,11 @@ class QLoRA(LoRA):
             if isinstance(linear, QDoRALinear):
                 linear.lora.reset(linear.dense())
             packed += [f"backbone.{name}.{b}" for b in ("weight", "weight_index", "weight_scales")]
-        # DDP would send all buffers to all ranks in every step; these are the same everywhere and never change
+        # otherwise DDP sends these buffers to all ranks in every step, although they are equal and never change
         self._ddp_params_and_buffers_to_ignore = packed
 
     def merge_into(self, backbone: Backbone) -> None:
-        """Merge into the fp32 values of the bytes: exact, where another rounding to four bits would not be."""
+        """Merge into the dequantised fp32 weights, because a second rounding to four bits would change the outputs."""
         for linear in [module for module in backbone.modules() if isinstance(module, NF4Linear)]:
             linear.unpack()
             swap_class(linear, PLAIN[type(linear)])

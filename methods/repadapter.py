@@ -1,4 +1,7 @@
-"""RepAdapter: linear adapters before the layers that they merge into."""
+"""Towards Efficient Visual Adaption via Structural Re-parameterization (arXiv:2302.08106).
+
+``u' = u + s up(down(u))`` for the input u of a layer; without an activation, the adapter merges into that layer.
+"""
 
 from typing import Any, Literal
 
@@ -19,10 +22,10 @@ class LinearAdapter(AdapterModule):
     Args:
         dim: Channels C of the input.
         hidden: Width h of the bottleneck.
-        groups: Blocks of ``up``: outputs of one C/groups slice read one h/groups slice.
+        groups: Number of blocks of ``up``. Each maps h/groups hidden units to C/groups outputs.
         scale: Factor s of the update, dimensionless.
         dropout: Probability of dropping a hidden unit.
-        spatial: Whether the input is (B, C, H, W) rather than (B, ..., C).
+        spatial: Whether the input is (B, C, H, W) instead of (B, ..., C).
     """
 
     def __init__(self, dim: int, hidden: int, groups: int, scale: float, dropout: float, spatial: bool) -> None:
@@ -37,24 +40,24 @@ class LinearAdapter(AdapterModule):
 
     @property
     def up(self) -> Tensor:
-        """Dense (h, C) matrix of the grouped projection, times s: scaling it costs less than scaling the update."""
-        # row-major, and not (C, h): a CPU takes a quarter of the time for the gradient of this layout
+        """Dense (h, C) matrix of the grouped projection, times s, because this costs less than scaling the update."""
+        # (h, C) and not (C, h), because its gradient takes a quarter of the time on a CPU
         return self.scale * torch.block_diag(*[weight.t() for weight in self.up_weight.chunk(self.groups)])
 
-    def rewrite(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def pre_hook(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         u, *rest = args
         shift = self.scale * self.up_bias
         if self.spatial:
             hidden = F.conv2d(u, self.down.weight[:, :, None, None], self.down.bias)
             return u + F.conv2d(self.dropout(hidden), self.up.t()[:, :, None, None], shift), *rest
-        # a unit that is 1 carries the bias: update and sum are one product, and so are the gradients of both
+        # a constant unit 1 carries the bias, so that update and sum are one product, also in the backward pass
         hidden = F.pad(self.dropout(self.down(u)), (0, 1), value=1.0).flatten(0, -2)
         return torch.addmm(u.flatten(0, -2), hidden, torch.cat([self.up, shift[None]])).view_as(u), *rest
 
     def merge_into(self, layer: Any) -> None:
         """Merge M = I + s up down and c = s (up a + b) into a linear layer: W' = W M, bias' = bias + W c."""
         weight = layer.weight.flatten(1)
-        weighted = weight @ self.up.t()  # (out, h): W is never multiplied with a dense (C, C) matrix
+        weighted = weight @ self.up.t()  # (out, h), so that no dense (C, C) matrix is needed
         shift = weighted @ self.down.bias + self.scale * weight @ self.up_bias
         layer.bias = nn.Parameter(shift if layer.bias is None else layer.bias + shift)
         layer.weight.add_((weighted @ self.down.weight).view_as(layer.weight))
@@ -66,9 +69,9 @@ class RepAdapter(PEFTMethod):
     Args:
         repadapter_dim: Width h of the bottleneck.
         repadapter_groups: Groups of the up projection.
-        repadapter_scale: Factor s of the adapter, searched per task.
-        repadapter_branches: Adapt the input of attention and MLP (``both``) or of attention alone (``attn``);
-            in a ConvNeXt the depthwise convolution stands for attention.
+        repadapter_scale: Factor s of the adapter; the paper searches it for each dataset.
+        repadapter_branches: Branches with an adapter before them. ``both``: attention and MLP. ``attn``: attention
+            only. In a ConvNeXt, the depthwise convolution takes the place of attention.
         repadapter_dropout: Probability of dropping a hidden unit.
     """
 
@@ -106,12 +109,12 @@ class RepAdapter(PEFTMethod):
         for block in blocks:
             if isinstance(block, EvaBlock):
                 raise ValueError("RepAdapter: EVA's attention does not call its qkv layer; use a ViT, Swin or ConvNeXt")
-            self.insert(block.conv_dw if isinstance(block, ConvNeXtBlock) else block.attn.qkv)
+            self.add_adapter(block.conv_dw if isinstance(block, ConvNeXtBlock) else block.attn.qkv)
             if self.repadapter_mlp:
-                self.insert(block.mlp.fc1)
+                self.add_adapter(block.mlp.fc1)
 
-    def insert(self, layer: Any) -> None:
-        """Put an adapter before a layer."""
+    def add_adapter(self, layer: Any) -> None:
+        """Add an adapter before a layer."""
         spatial = isinstance(layer, nn.Conv2d)
         dim = layer.in_channels if spatial else layer.in_features
         if dim % self.repadapter_groups:
@@ -121,11 +124,11 @@ class RepAdapter(PEFTMethod):
         )
         check_free(layer, "repadapter")
         layer.add_module("repadapter", op)
-        layer.register_forward_pre_hook(op.rewrite)
+        layer.register_forward_pre_hook(op.pre_hook)
 
     def merge_into(self, backbone: Backbone) -> None:
         for layer in modules_with(backbone, "repadapter"):
-            # channels mixed before a depthwise convolution make a dense one, and its padding breaks the bias: stays
+            # an adapter before a depthwise convolution stays, because merged it would be a dense one, wrong at borders
             if layer.weight[0].numel() == layer.repadapter.down.in_features:
                 op = detach(layer, "repadapter")
                 assert isinstance(op, LinearAdapter)

@@ -1,4 +1,8 @@
-"""SAM: the entries along which a second-order expansion of the loss promises most."""
+"""On the Effectiveness of Parameter-Efficient Fine-Tuning (arXiv:2211.15583).
+
+``W = W0 + M * dW`` with a mask M of the entries that have the largest ``g^2 / h``: gradients g and diagonal h of the
+Hessian.
+"""
 
 from typing import Any, Literal
 
@@ -33,18 +37,20 @@ SCORERS: dict[str, type[Scorer]] = {
 class SecondOrderSelection(TrainsEntries):
     """Second-order approximation method, SAM, not sharpness-aware (Fu et al., AAAI 2023, arXiv:2211.15583).
 
-    Its theorem keeps the largest g^2 / h; with one bound for all of the Hessian's diagonal h that is the largest |g|.
+    The paper's theorem selects the largest g^2 / h. If h has one bound for all entries, these are the largest |g|.
 
     Args:
-        sam_fraction: Share p of the backbone's parameters that train; tensors of fewer than 1/p get nothing.
-        sam_criterion: ``grad_sum`` is the released score, the absolute value of the summed gradient;
-            ``grad_sq_over_hess`` estimates h (Hutchinson); ``magnitude`` and ``random`` are what the paper compares.
-        sam_scope: Whether each tensor gets its share, as released, or the largest scores of all, as in the paper.
-        sam_batches: Batches that are scored at most; the released code scores 599 and trains from the next one on.
-        sam_batch_size: Images of such a batch.
-        sam_passes: Passes over the training data that are scored at most.
-        sam_clip: Norm to which the gradient of each batch is clipped before it is added; null for none.
-        sam_probes: Random vectors for h in each batch.
+        sam_fraction: Share p of the backbone's parameters that train; tensors with fewer than 1/p entries get none.
+        sam_criterion: Score of an entry, from its gradients g of the batches. ``grad_sum``: ``|sum g|``, the released
+            score. ``grad_sq``: ``sum g^2``. ``grad_abs``: ``sum |g|``. ``grad_sq_over_hess``: ``|sum g|^2`` over an
+            estimate of h (Hutchinson). The paper's comparisons: ``magnitude``, ``|w|``; ``random``.
+        sam_scope: Range of the share. ``per_tensor``: p of each tensor, as in the released code. ``global``: p of all
+            tensors together, as in the paper.
+        sam_batches: Largest number of scored batches. The released code scores 599 and then trains on the next ones.
+        sam_batch_size: Images of a scored batch.
+        sam_passes: Largest number of scored passes over the training data.
+        sam_clip: Norm to which the gradient of each batch is clipped before it is added; null for no clipping.
+        sam_probes: Random vectors per batch for the estimate of h.
         sam_hessian_power: Exponent of h: 0.005 as released, 1 in the theorem.
     """
 
@@ -96,11 +102,11 @@ class SecondOrderSelection(TrainsEntries):
     def score_loss(self, batch: Batch) -> Tensor:
         if self.scorer is not Curvature:
             return self.loss(batch)
-        with sdpa_kernel(SDPBackend.MATH):  # the only one with second derivatives
+        with sdpa_kernel(SDPBackend.MATH):  # the only backend with second derivatives
             return self.loss(batch)
 
     def select(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The largest scores; ``random`` draws every entry with probability ``sam_fraction``.
+        """Entries with the largest scores; ``random`` draws each entry with probability ``sam_fraction``.
 
         Raises:
             ValueError: If no tensor is large enough to get an entry.
@@ -118,7 +124,7 @@ class SecondOrderSelection(TrainsEntries):
         return {name: indices.to(torch.int32) for name, indices in chosen.items()}
 
     def ranks(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What is compared: ``|sum g|``, or ``2 log |sum g| - rho log max(|h|, 0.1)`` with the mean estimate h."""
+        """Compared values: ``|sum g|``, or ``2 log |sum g| - rho log max(|h|, 0.1)`` with the mean estimate h."""
         targets = {name: sums[name].abs() for name in self.score_targets()}
         if self.sam_criterion != "grad_sq_over_hess":
             return targets

@@ -1,4 +1,7 @@
-"""SaRA: the pretrained weights that are closest to zero train."""
+"""SaRA: High-Efficient Diffusion Model Fine-tuning with Progressive Sparse Low-Rank Adaptation (arXiv:2409.06633).
+
+``L = L_task + lambda ||P * M||_*`` where only the entries M of the parameters P with ``|w| < threshold`` train.
+"""
 
 from math import exp
 from typing import Any, Literal
@@ -12,7 +15,8 @@ from callbacks.scoring.scorers import Magnitudes
 from lightning_modules.seed import run_seed
 from methods.core.trains_entries import TrainsEntries
 
-SMALLEST_SIDE = 64  # matrices with a shorter side, or so few chosen entries, have no penalty, as in the released code
+# as in the released code, no penalty for matrices whose shorter side is not above this, or with no more chosen entries
+SMALLEST_SIDE = 64
 FEWEST_ENTRIES = 100
 
 
@@ -20,16 +24,18 @@ class SaRA(TrainsEntries):
     """Training the smallest weights, sparse and of low rank (Hu et al., ICLR 2025, arXiv:2409.06633).
 
     Args:
-        sara_fraction: Share of the eligible weights that train, those with the smallest |w|; a threshold overrides it.
-        sara_threshold: Weights with |w| below it train; the paper takes 2e-4 to 2e-3 for Stable Diffusion.
-        sara_scope: Eligible are the ``matrices`` of linear and convolutional layers, or ``all`` parameters but the
-            classifier's, as in the released code.
-        sara_rank_weight: Weight of the nuclear norm of the trained entries of one matrix, drawn anew for every step.
-        sara_rank_convs: Whether kernels of convolutions, flattened to matrices, are drawn too.
-        sara_progressive: Share of the training after which entries that have grown over the threshold stop; null for
-            never.
-        sara_reset_moments: Whether the optimizer forgets its moments of the entries at that step.
-        sara_lr_rule: Whether entries train with lr * exp(-350 threshold), the paper's rule at ``lr`` 1e-3.
+        sara_fraction: Share of the weights of ``sara_scope`` that train: those with the smallest |w|. Not used if
+            ``sara_threshold`` is given.
+        sara_threshold: Weights with |w| below this number train; the paper uses 2e-4 to 2e-3 for Stable Diffusion.
+        sara_scope: Weights to choose from. ``matrices``: weights of linear and convolutional layers. ``all``: all
+            parameters except the classifier's, as in the released code.
+        sara_rank_weight: Weight of the nuclear norm penalty. Each step draws one matrix, and the penalty is the nuclear
+            norm of its trained entries.
+        sara_rank_convs: Whether the draw includes kernels of convolutions, flattened to matrices.
+        sara_progressive: Share of the training after which the trained entries are chosen once more: entries with |w|
+            of the threshold or more stop training. null: all entries train to the end.
+        sara_reset_moments: Whether the second choice resets the optimizer's moments of the entries.
+        sara_lr_rule: Whether entries train with ``lr * exp(-350 threshold)``, the paper's rule for ``lr`` 1e-3.
     """
 
     scorer = Magnitudes
@@ -59,9 +65,9 @@ class SaRA(TrainsEntries):
         self.sara_rank_weight, self.sara_rank_convs = sara_rank_weight, sara_rank_convs
         self.sara_progressive, self.sara_reset_moments = sara_progressive, sara_reset_moments
         self.sara_lr_rule = sara_lr_rule
-        self.reselection: int | None = None  # optimizer steps before it
-        self.settled = False  # whether some entries have stopped
-        self.kept: list[tuple[Any, Tensor]] = []  # values before a step
+        self.reselection: int | None = None  # optimizer step of the second choice
+        self.reselected = False  # whether the second choice has been made
+        self.kept: list[tuple[Any, Tensor]] = []  # modules with their values before a step
 
     # choice
 
@@ -72,13 +78,13 @@ class SaRA(TrainsEntries):
         return [name for name in super().score_targets() if name in layers]
 
     def select(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
-        """All entries with |w| below the threshold, which stands in the selection too.
+        """Entries with |w| below the threshold, and the threshold.
 
         Raises:
-            ValueError: If that is nothing or everything.
+            ValueError: If these are no entries or all entries.
         """
         everything, threshold = torch.cat([score.flatten() for score in scores.values()]), self.sara_threshold
-        if threshold is None:  # equals of the first entry that is too many are left out
+        if threshold is None:  # the smallest |w| beyond the share; equal values are left out too
             threshold = float(everything.kthvalue(int(self.sara_fraction * len(everything)) + 1).values)
         chosen = {n: (s.flatten() < threshold).nonzero().flatten().to(torch.int32) for n, s in scores.items()}
         count = sum(map(len, chosen.values()))
@@ -92,7 +98,7 @@ class SaRA(TrainsEntries):
 
     @property
     def threshold(self) -> float:
-        """The threshold that the selection was made with."""
+        """Threshold of the selection."""
         assert self.selection is not None
         return float(self.selection["threshold"])
 
@@ -120,7 +126,7 @@ class SaRA(TrainsEntries):
         return super().losses(outputs, targets) | ({} if penalty is None else {"rank_loss": penalty})
 
     def rank_loss(self) -> Tensor | None:
-        """Nuclear norm penalty of one matrix, the same on every rank, because one of each matrix would cost more."""
+        """Nuclear norm penalty of one drawn matrix, the same on every rank; the penalty of all would cost more time."""
         paths = [path for path in self.matrices() if self.sara_rank_weight > 0]
         if not paths:
             return None
@@ -131,7 +137,7 @@ class SaRA(TrainsEntries):
         return self.sara_rank_weight * self.nuclear_norm(layer.weight_entries, layer._parameters["weight"])
 
     def matrices(self) -> list[str]:
-        """Layers whose entries the penalty keeps at a low rank."""
+        """Names of the layers with a penalty."""
         kinds = (nn.Linear, nn.Conv2d) if self.sara_rank_convs else (nn.Linear,)
         layers: dict[str, Any] = {name: m for name, m in self.backbone.named_modules() if isinstance(m, kinds)}
         weights = {name: m._parameters["weight"] for name, m in layers.items() if "weight_entries" in m._modules}
@@ -139,7 +145,7 @@ class SaRA(TrainsEntries):
 
     @staticmethod
     def nuclear_norm(entries: Any, weight: Tensor) -> Tensor:
-        """``||P * M||_*``: the sum of singular values of the matrix that holds the active entries and zeros."""
+        """Nuclear norm ``||P * M||_*``: sum of the singular values of a matrix of active entries and zeros."""
         matrix = entries.values.new_zeros(weight.numel())
         matrix = matrix.index_copy(0, entries.indices.long(), entries.values * entries.active)
         return torch.linalg.svdvals(matrix.view(len(weight), -1)).sum()
@@ -148,28 +154,28 @@ class SaRA(TrainsEntries):
         super().on_train_start()
         if self.sara_progressive is not None:
             self.reselection = int(self.sara_progressive * self.trainer.estimated_stepping_batches)
-        self.settled = any(not entries.active.all() for entries in self.entries())
+        self.reselected = any(not entries.active.all() for entries in self.entries())
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Choose again, once, if it is time: of what trains, the entries that are still small go on."""
+        """Make the second choice at its step: trained entries that are still below the threshold stay active."""
         super().on_train_batch_start(batch, batch_idx)
-        if self.global_step == self.reselection and not self.settled:
+        if self.global_step == self.reselection and not self.reselected:
             for entries in self.entries():
                 entries.active.copy_(entries.values.detach().abs() < self.threshold)
                 if self.sara_reset_moments:
                     self.trainer.optimizers[0].state.pop(entries.values, None)
-            self.settled = True
+            self.reselected = True
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Drop the gradients of entries that have stopped, before they count in the norm for clipping."""
+        """Set the gradients of stopped entries to zero, before gradient clipping takes their norm."""
         super().on_before_optimizer_step(optimizer)
-        for entries in self.entries() if self.settled else []:
+        for entries in self.entries() if self.reselected else []:
             self.kept.append((entries, entries.values.detach().clone()))
             if entries.values.grad is not None:
                 entries.values.grad.mul_(entries.active)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step; neither moments nor weight decay move an entry that has stopped."""
+        """Run the optimizer, then restore stopped entries, because moments and weight decay would change them."""
         super().optimizer_step(*args, **kwargs)
         with torch.no_grad():
             for entries, before in self.kept:

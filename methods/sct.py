@@ -1,4 +1,7 @@
-"""SCT: a small linear layer on the channels of each block that matter most for the data."""
+"""SCT: A Simple Baseline for Parameter-Efficient Fine-Tuning via Salient Channels (arXiv:2309.08513).
+
+``x_S' = x_S + s (W x_S + b)`` for the K channels S of a block with the largest class-aware norm.
+"""
 
 from typing import Any, Literal
 
@@ -18,11 +21,11 @@ PARTS = {"q": 0, "v": 2}  # thirds of the fused qkv output that are tuned
 
 
 class SalientLinear(AdapterModule):
-    """Adds ``scale * (W x_S + b)`` to the salient channels S of a feature, ``x_S`` being their K values.
+    """Adds ``scale * (W x_S + b)`` to the salient channels S of a feature, where ``x_S`` are their K values.
 
     Args:
         channels: Indices S (K,), ascending.
-        init: ``trunc_normal`` (std 0.02) or ``zeros``.
+        init: Initial W: ``trunc_normal`` (std 0.02) or ``zeros``.
         scale: Factor s.
         scale_on_x: Whether s scales x_S instead of the update: ``s x_S + W x_S + b``.
     """
@@ -43,15 +46,15 @@ class SalientLinear(AdapterModule):
             nn.init.trunc_normal_(self.linear.weight, std=0.02)
 
     def update(self, x: Tensor) -> Tensor:
-        """What is added to the salient channels x (..., K)."""
+        """Update of the salient channels x (..., K)."""
         y = self.linear(x)
         return y + (self.scale - 1) * x if self.scale_on_x else self.scale * y
 
-    def read(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def keep_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self.stream = args[0]
 
-    def on_stream(self, module: nn.Module, args: tuple[Any, ...], branch: Tensor) -> Tensor:
-        """Change the residual stream x + branch by changing the branch."""
+    def stream_hook(self, module: nn.Module, args: tuple[Any, ...], branch: Tensor) -> Tensor:
+        """New output of the branch, whose sum with the kept x is the updated residual stream."""
         assert self.stream is not None, "norm1 was not called before the attention"
         x = self.stream.index_select(-1, self.channels) + branch.index_select(-1, self.channels)
         self.stream = None
@@ -62,7 +65,7 @@ class SalientLinear(AdapterModule):
         return output.index_add(-1, self.channels, self.update(x).to(output.dtype))
 
     def merge_into(self, layer: Any) -> None:
-        """Merge into the rows S of the linear layer whose output changes: W' = (I + P M P^T) W, b' likewise + P c."""
+        """Merge into the rows S of the layer before: W' = (I + P M P^T) W and b' = (I + P M P^T) b + P c."""
         change = self.scale * self.linear.weight
         if self.scale_on_x:
             change = self.linear.weight + (self.scale - 1) * torch.eye(len(change), device=change.device)
@@ -78,15 +81,17 @@ class SCT(Selective):
 
     Args:
         sct_channels: Number K of salient channels per block.
-        sct_mode: Where they are tuned: on the residual stream after the attention (``attn``, all published numbers), on
-            the MLP's output (``mlp``), or on queries and values (``qkv``).
-        sct_scale: Factor of the update; the published per-task scales are ignored by the released code.
-        sct_scale_on_x: Whether the factor scales the channels instead of the update.
-        sct_init: ``trunc_normal`` as published, or ``zeros`` to start from exactly the frozen backbone.
-        sct_importance: ``l2_class_aware`` is the method; the others are what the paper compares it with.
+        sct_mode: Tuned feature. ``attn``: the residual stream after the attention (all published numbers). ``mlp``:
+            the output of the MLP. ``qkv``: queries and values.
+        sct_scale: Factor s of the update. The paper lists one for each dataset, which the released code ignores.
+        sct_scale_on_x: Whether s scales the channels instead of the update.
+        sct_init: Initial W. ``trunc_normal``: std 0.02, as published. ``zeros``: zero, so that training starts from
+            exactly the frozen backbone.
+        sct_importance: Importance of a channel. ``l2_class_aware``: mean over classes of the L2 norm of its values (the
+            method). The paper's comparisons: ``l2``, the L2 norm over all images; ``random``.
     """
 
-    mergeable = False  # of the default mode
+    mergeable = False  # True unless sct_mode=attn
     unmergeable = "it changes the residual stream, which no weight of a ViT can"
     scorer = ClassSquares
 
@@ -108,7 +113,7 @@ class SCT(Selective):
         self.mergeable = sct_mode != "attn"
 
     def blocks(self, backbone: Backbone) -> dict[str, Any]:
-        """The transformer blocks by name."""
+        """Transformer blocks by name."""
         blocks = transformer_blocks(backbone)
         return {name: m for name, m in backbone.named_modules() if any(m is block for block in blocks)}
 
@@ -122,7 +127,7 @@ class SCT(Selective):
     def score_targets(self) -> list[str]:
         if self.sct_mode == "qkv" and isinstance(self.backbone, SwinTransformer):
             raise ValueError("sct_mode='qkv': Swin's windows hide which image a token is of; use attn or mlp")
-        # the mode mlp is scored on the whole block's output, although it tunes the branch: so the released code
+        # mlp tunes the branch, but the released code scores the output of the whole block
         tap = {"attn": "{}.norm2:input", "mlp": "{}", "qkv": "{}.attn.qkv"}[self.sct_mode]
         return [tap.format(name) for name in self.blocks(self.backbone)]
 
@@ -138,7 +143,7 @@ class SCT(Selective):
             self.features(batch.inputs)
 
     def importances(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Importance of each channel, by block; by queries and values of each in the mode ``qkv``."""
+        """Importances (C,) of channels by block name; with the mode ``qkv`` by ``<block>.q`` and ``<block>.v``."""
         present = scores["images"] > 0
         generator = torch.Generator().manual_seed(0)
         importances: dict[str, Tensor] = {}
@@ -165,7 +170,7 @@ class SCT(Selective):
         return [Scored(n, i, len(chosen[n]), channels=chosen[n]) for n, i in self.importances(scores).items()]
 
     def top(self, importance: Tensor) -> Tensor:
-        """The K most important channels in ascending order; of equal ones the lower."""
+        """Indices (K,) of the most important channels, ascending. Ties go to the lower index."""
         if self.sct_channels > len(importance):
             raise ValueError(f"sct_channels={self.sct_channels}: the backbone has only {len(importance)} channels")
         return importance.sort(descending=True, stable=True).indices[: self.sct_channels].sort().values.to(torch.int32)
@@ -178,8 +183,8 @@ class SCT(Selective):
         for name, block in self.blocks(backbone).items():
             if self.sct_mode == "attn":
                 op = self.add(block, "sct", self.selection[name])
-                block.norm1.register_forward_pre_hook(op.read)
-                block.drop_path1.register_forward_hook(op.on_stream)
+                block.norm1.register_forward_pre_hook(op.keep_input)
+                block.drop_path1.register_forward_hook(op.stream_hook)
             elif self.sct_mode == "mlp":
                 op = self.add(block.mlp, "sct", self.selection[name])
                 block.mlp.register_forward_hook(op.hook)
@@ -191,7 +196,7 @@ class SCT(Selective):
 
     def add(self, module: Any, name: str, channels: Tensor) -> SalientLinear:
         check_free(module, name)
-        # queries and values always have scale 1
+        # the scale of queries and values is always 1
         scale = (1.0, False) if self.sct_mode == "qkv" else (self.sct_scale, self.sct_scale_on_x)
         op = SalientLinear(channels, self.sct_init, *scale)
         module.add_module(name, op)

@@ -1,4 +1,7 @@
-"""Side-tuning: a small network beside the frozen backbone, blended with its features before the classifier."""
+"""Side-Tuning: A Baseline for Network Adaptation via Additive Side Networks (arXiv:1912.13503).
+
+``f' = sigmoid(a) f + (1 - sigmoid(a)) P s`` with frozen features f, features s of a trained AlexNet and trained a, P.
+"""
 
 import pickle
 from typing import Any
@@ -13,12 +16,12 @@ from torchvision.models import AlexNet_Weights, alexnet
 from backbones.inject import Backbone, check_free
 from methods.core.base import PEFTMethod
 
-SMALLEST = 64  # pixels a side, below which AlexNet's poolings leave nothing of an image
+SMALLEST = 64  # pixels a side; AlexNet's poolings reduce a smaller image to nothing
 FILE = AlexNet_Weights.IMAGENET1K_V1.url
 
 
 class SideNetwork(nn.Module):
-    """``sigmoid(a) f + (1 - sigmoid(a)) P s`` for features f (B, C) and the maps s (B, 9216) of AlexNet's convolutions.
+    """Blend ``sigmoid(a) f + (1 - sigmoid(a)) P s`` of features f (B, C) and flat maps s (B, 9216) of AlexNet.
 
     Args:
         dim: Width C of the features.
@@ -26,7 +29,7 @@ class SideNetwork(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        with torch.device("meta"):  # its classifier, 58 of 61 million weights, is not needed
+        with torch.device("meta"):  # no memory for its classifier (58 of 61 million weights), which is not used
             plain = alexnet()
         self.features, self.pool = plain.features.to_empty(device=torch.get_default_device()), plain.avgpool
         for layer in self.features:
@@ -34,28 +37,28 @@ class SideNetwork(nn.Module):
                 layer.reset_parameters()
         self.project = nn.Linear(256 * 6 * 6, dim, bias=False)
         self.alpha = nn.Parameter(torch.zeros(1))
-        self.seen: Tensor | None = None  # P s between the two hooks of one forward pass
+        self.side: Tensor | None = None  # P s between ``compute`` and ``pre_hook`` of one forward pass
 
-    def read(self, images: Tensor) -> None:
-        """Look at images (B, 3, H, W), as the backbone gets them."""
+    def compute(self, images: Tensor) -> None:
+        """Compute P s (B, C) for images (B, 3, H, W), normalised for the backbone."""
         if min(images.shape[2:]) < SMALLEST:
             images = F.interpolate(images, (SMALLEST, SMALLEST), mode="bilinear")
-        self.seen = self.project(self.pool(self.features(images)).flatten(1))
+        self.side = self.project(self.pool(self.features(images)).flatten(1))
 
-    def blend(self, module: nn.Module, args: tuple[Tensor]) -> Tensor:
-        """Forward pre-hook of the classifier."""
-        assert self.seen is not None, "the backbone's features were not computed before its classifier"
-        share, seen = self.alpha.sigmoid().to(self.seen.dtype), self.seen
-        self.seen = None
-        return share * args[0] + (1 - share) * seen
+    def pre_hook(self, module: nn.Module, args: tuple[Tensor]) -> Tensor:
+        """Blended features (B, C), the new input of the classifier."""
+        assert self.side is not None, "the backbone's features were not computed before its classifier"
+        share, side = self.alpha.sigmoid().to(self.side.dtype), self.side
+        self.side = None
+        return share * args[0] + (1 - share) * side
 
 
 class Sidetune(PEFTMethod):
     """Side-tuning (Zhang et al., ECCV 2020, arXiv:1912.13503), beside AlexNet as in VPT's tables ("Sidetune").
 
     Args:
-        sidetune_pretrained: Where AlexNet starts: ``true`` for torchvision's ImageNet weights, ``false`` for random
-            ones, or a path of a weight file; by default ImageNet's where the backbone has pretrained weights too.
+        sidetune_pretrained: Initial weights of AlexNet: ``true`` for torchvision's ImageNet weights, ``false`` for
+            random weights, or the path of a weight file. By default ``true`` if the backbone has pretrained weights.
     """
 
     mergeable = False
@@ -81,7 +84,7 @@ class Sidetune(PEFTMethod):
         backbone.sidetune = side = SideNetwork(heads[0].in_features)
         if self.sidetune_pretrained is not False and self.init_from is None:
             side.features.load_state_dict(read_features(self.sidetune_pretrained, side.features))
-        heads[0].register_forward_pre_hook(side.blend)
+        heads[0].register_forward_pre_hook(side.pre_hook)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -89,16 +92,20 @@ class Sidetune(PEFTMethod):
 
     def features(self, x: Tensor) -> Tensor:
         if self.adapted:
-            self.backbone.sidetune.read(x)
+            self.backbone.sidetune.compute(x)
         return super().features(x)
 
 
 def read_features(pretrained: str | bool, features: nn.Module) -> dict[str, Tensor]:
-    """What a weight file, or the download, holds for AlexNet's convolutions ``features``.
+    """Read AlexNet's convolutions from a weight file or from the download.
+
+    Args:
+        pretrained: Path of a weight file, or True for the download.
+        features: The convolutions, whose names and shapes the file must have.
 
     Raises:
-        FileNotFoundError: If it is not to be had.
-        ValueError: If it holds something else.
+        FileNotFoundError: If there is no file, or no network.
+        ValueError: If the file is damaged or holds other tensors.
     """
     remedy = f"Download {FILE} and pass --model.sidetune_pretrained PATH, or false to start from random weights"
     given = f"sidetune_pretrained={pretrained!r}"

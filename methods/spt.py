@@ -1,4 +1,7 @@
-"""SPT: modules and single entries where the loss is most sensitive to a weight."""
+"""Sensitivity-Aware Visual Parameter-Efficient Fine-Tuning (arXiv:2303.08566).
+
+``W = W0 + B A`` for a matrix with many sensitive entries, else ``W = W0 + M * dW``; the sensitivity is ``sum g^2``.
+"""
 
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
@@ -23,22 +26,25 @@ CANDIDATES = ("q", "k", "v", "proj", "fc1", "fc2")  # linear layers that can get
 class SPT(Selective):
     """Sensitivity-aware parameter-efficient fine-tuning (He et al., ICCV 2023, arXiv:2303.08566).
 
-    Where many of the most sensitive entries fall into one matrix, a module takes their place; elsewhere they train
-    alone. Layers without a form for single entries (layer scales, position biases, layers whose bare weight is read)
-    are not in the pool.
+    The most sensitive entries of the backbone are marked. A matrix with many marked entries gets a module; marked
+    entries of other matrices train alone. Some layers are not in the pool, because their single entries cannot train:
+    layer scales, position biases, and layers with a weight that the attention uses without a call of the layer.
 
     Args:
-        spt_kind: Modules that are added: a ``lora`` beside q, k, v, proj, fc1, fc2, or an ``adapter`` behind them.
-        spt_budget: Millions of parameters that are to train, without the head.
+        spt_kind: Kind of the added modules. ``lora``: low-rank updates parallel to q, k, v, proj, fc1 and fc2.
+            ``adapter``: bottlenecks after these layers.
+        spt_budget: Trained parameters in millions, without the head.
         spt_rank: Rank of a LoRA or width of an adapter.
-        spt_alpha: A matrix gets its module from 1/alpha of that module's parameters in marked entries on.
-        spt_beta: A vector trains as a whole from 1/beta of its entries on.
-        spt_granularity: ``structured_only`` trains no single entries, ``unstructured_only`` nothing but them.
-        spt_init: ``zero_up`` starts from exactly the frozen backbone; in ``official_trunc002`` the last matrix of a
-            module is not zero, as in the published runs, whose init routine came too late.
-        spt_train_norm_sparse: Whether single entries of norms train, which the original counts but leaves out.
-        spt_dropout: Dropout probability of what a module sees, except on ``proj``.
-        spt_drop_path: Probability with which a module leaves out a sample.
+        spt_alpha: Threshold of a module: a matrix gets one if its marked entries are at least 1/alpha of the module's
+            parameters.
+        spt_beta: Threshold of a vector: all its entries train if at least 1/beta of them are marked.
+        spt_granularity: Trained parts. ``both``: modules, whole vectors and single entries. ``structured_only``:
+            modules and whole vectors. ``unstructured_only``: single entries.
+        spt_init: Initial last matrix of a module. ``zero_up``: zero, so that training starts from exactly the frozen
+            backbone. ``official_trunc002``: normal of std 0.02, as in the published runs, which did not zero it.
+        spt_train_norm_sparse: Whether single entries of norms train. The original counts them, but does not train them.
+        spt_dropout: Dropout probability of the input of a module, except on ``proj``.
+        spt_drop_path: Probability that a module skips a sample.
     """
 
     unmergeable = "adapters are not linear; spt_kind=lora merges"
@@ -75,7 +81,7 @@ class SPT(Selective):
     # choice
 
     def pool(self) -> list[Part]:
-        """The tensors that are compared, in model order, with q, k and v of a fused layer one after the other."""
+        """Parts of all compared tensors, in model order; a fused layer gives one part each for q, k and v."""
         candidates = linear_layers(self.backbone, tuple(self.head_names))
         parts = []
         for path, module in self.backbone.named_modules():
@@ -94,35 +100,35 @@ class SPT(Selective):
         return parts
 
     def module_size(self, block: str, dim_in: int, dim_out: int) -> int:
-        """Parameters of the module that a block of rows of that name would get."""
+        """Number of parameters of a module for the block of rows ``block``."""
         if self.spt_kind == "lora":
             return self.spt_rank * (dim_in + dim_out)
         seen = dim_in if block == "proj" else dim_out
         return self.spt_rank * (seen + dim_out) + self.spt_rank + dim_out
 
     def score_targets(self) -> list[str]:
-        """Names of the backbone's parameters that are to be scored, in model order."""
+        """Names of the scored parameters of the backbone, in model order."""
         return list(dict.fromkeys(part.parameter for part in self.pool()))
 
     @property
     def score_data(self) -> dict[str, Any]:
-        """Which batches are scored: the first 512 images, in the order of the files, without augmentation."""
+        """Scored batches: the first 512 images, in the order of the files, without augmentation."""
         return {"batch_size": 32, "max_batches": 16}
 
     def score_loss(self, batch: Batch) -> Tensor:
-        """Cross entropy through the fresh head; smoothed labels are for the training alone."""
+        """Cross entropy through the fresh head, without label smoothing."""
         return F.cross_entropy(self(batch.inputs).float(), batch.targets)
 
     def select(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
         """Spend the budget on the entries with the largest sums of squared gradients.
 
         Args:
-            scores: Those sums in fp32 on the CPU for each of ``score_targets``, of the parameter's shape.
+            scores: Sums in fp32 on the CPU, one tensor of the parameter's shape for each name of ``score_targets``.
 
         Returns:
-            ``structured/<layer>`` with the rank of its module, where ``q``, ``k`` and ``v`` stand for thirds of a
-            fused ``qkv``; ``whole/<parameter>`` with nothing for each parameter that trains in full; and
-            ``entries/<parameter>`` with ascending flat indices (int32) where only some entries do.
+            ``structured/<layer>``: rank of its module; ``q``, ``k`` and ``v`` are thirds of a fused ``qkv``.
+            ``whole/<parameter>``: empty tensor for a parameter that trains in full. ``entries/<parameter>``: ascending
+            flat indices (int32) of the trained entries of other parameters.
 
         Raises:
             ValueError: If scores are missing, of a wrong shape or all zero, or if the budget cannot be met.
@@ -168,18 +174,18 @@ class SPT(Selective):
         return rows
 
     def trains_entries(self, part: Part) -> bool:
-        """Whether marked entries of a part train: the original leaves out those of norms, but counts them."""
+        """Whether marked entries of a part train; see ``spt_train_norm_sparse``."""
         layer = self.backbone.get_submodule(part.parameter.rpartition(".")[0])
         return self.spt_train_norm_sparse or isinstance(layer, (nn.Linear, nn.Conv2d))
 
     @property
     def class_token(self) -> int:
-        """Parameters of the class token, which trains in any case."""
+        """Number of parameters of the class token, which always trains."""
         token = getattr(self.backbone, "cls_token", None)
         return 0 if token is None else token.numel()
 
     def chosen(self, kind: str) -> dict[str, Tensor]:
-        """One kind of the selection, by name."""
+        """Tensors of the selection of one kind (``structured``, ``whole`` or ``entries``), by name."""
         if self.selection is None:
             raise ValueError(f"{type(self).__name__} has no selection: score the backbone first")
         return {n.removeprefix(f"{kind}/"): t for n, t in self.selection.items() if n.startswith(f"{kind}/")}
@@ -198,7 +204,7 @@ class SPT(Selective):
         kind: type[ParallelLoRA] | type[Adapters] = ParallelLoRA if self.spt_kind == "lora" else Adapters
         for path, blocks in layers.items():
             linear = backbone.get_submodule(path)
-            # a file may hold q, k and v in another order; the factors stand in that of the rows
+            # sorted, because a file may have another order of q, k and v, and the factors follow the rows
             blocks = dict(sorted(blocks.items(), key=lambda block: block[1]))
             op = kind(linear, blocks, ranks[path], self.spt_dropout, self.spt_drop_path)
             if self.spt_init == "official_trunc002":
@@ -221,7 +227,7 @@ class SPT(Selective):
 
 
 def place(backbone: Backbone, name: str) -> tuple[str, tuple[int, int]]:
-    """The layer and the rows that a name means: ``q``, ``k`` and ``v`` are thirds of a fused ``qkv`` beside them."""
+    """Layer and rows of a name of the selection; ``q``, ``k`` and ``v`` are thirds of a fused ``qkv``."""
     above, _, block = name.rpartition(".")
     fused = f"{above}.qkv".removeprefix(".")
     if block in ("q", "k", "v") and fused in dict(backbone.named_modules()):

@@ -1,4 +1,7 @@
-"""SSF: scale and shift every feature of a frozen backbone."""
+"""Scaling & Shifting Your Features: A New Baseline for Efficient Model Tuning (arXiv:2210.08823).
+
+``y = scale * (W0 x + b0) + shift`` after each layer of a frozen backbone.
+"""
 
 from typing import Any, Literal
 
@@ -13,7 +16,7 @@ from torch.nn.grad import conv2d_input
 from backbones.inject import AdapterModule, Backbone, attach, check_free, detach, modules_with, swap_class
 from methods.core.base import PEFTMethod
 
-SMALLEST_SCALE = 1e-3  # below it, dividing by the scale loses too many digits of the gradient
+SMALLEST_SCALE = 1e-3  # division by a smaller scale loses too many digits of the gradient
 
 
 class ScaleShift(AdapterModule):
@@ -22,7 +25,7 @@ class ScaleShift(AdapterModule):
     Args:
         dim: Channels C of the feature.
         std: Standard deviation of the initial scale (around 1) and shift (around 0), dimensionless.
-        spatial: Whether the feature is (B, C, H, W) rather than (B, ..., C).
+        spatial: Whether the feature is (B, C, H, W) instead of (B, ..., C).
     """
 
     def __init__(self, dim: int, std: float, spatial: bool = False) -> None:
@@ -30,17 +33,17 @@ class ScaleShift(AdapterModule):
         self.scale = nn.Parameter(torch.empty(dim).normal_(1.0, std))
         self.shift = nn.Parameter(torch.empty(dim).normal_(0.0, std))
         self.spatial = spatial
-        self.looked: bool | None = None  # what ``divisible`` says for the length of a training step
+        self.divisible_in_step: bool | None = None  # value of ``divisible`` during a training step, None outside
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        # cast: a bf16 feature times an fp32 scale would become fp32 and double the memory
+        # cast, otherwise a bf16 feature times an fp32 scale becomes fp32 and doubles the memory
         scale, shift = self.scale.to(output.dtype), self.shift.to(output.dtype)
         if self.spatial:
             scale, shift = scale.view(-1, 1, 1), shift.view(-1, 1, 1)
         return output * scale + shift
 
     def affine(self, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The per-channel weight and bias of a norm with the map merged in, both (C,)."""
+        """Per-channel weight (C,) and bias (C,) of a norm with the map merged in."""
         weight = self.scale if weight is None else self.scale * weight
         return weight, self.shift if bias is None else self.scale * bias + self.shift
 
@@ -49,13 +52,13 @@ class ScaleShift(AdapterModule):
         """Whether the backward pass may divide by every scale."""
         if not torch.is_grad_enabled():
             return True
-        if self.looked is None:  # no cache by version: fused optimizers change values without counting it up
+        if self.divisible_in_step is None:  # no cache by version, because fused optimizers do not change it
             return bool(self.scale.detach().abs().min() >= SMALLEST_SCALE)
-        return self.looked
+        return self.divisible_in_step
 
 
 class MergedLinear(torch.autograd.Function):
-    """``y = x (scale W)^T + scale b + shift`` for frozen W and b, keeping only its own output for the backward pass.
+    """``y = x (scale W)^T + scale b + shift`` for frozen W and b; keeps only its output for the backward pass.
 
     With g the gradient of y: d shift = sum g, d scale = (sum g y - shift sum g) / scale, d x = g (scale W).
     """
@@ -75,7 +78,10 @@ class MergedLinear(torch.autograd.Function):
 
 
 class MergedConv2d(torch.autograd.Function):
-    """The same for a convolution of (B, C, H, W) maps; ``options`` are stride, padding, dilation and groups."""
+    """Convolution of (B, C, H, W) maps with weight ``scale W`` and bias ``scale b + shift`` for frozen W and b.
+
+    It keeps only its output for the backward pass. ``options`` are stride, padding, dilation and groups.
+    """
 
     @staticmethod
     def forward(
@@ -101,7 +107,7 @@ class MergedConv2d(torch.autograd.Function):
 def affine_gradients(
     g: Tensor, y: Tensor, scale: Tensor, shift: Tensor, dims: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of scale and shift from the gradient g and the value y of ``scale * z + shift``, summed in fp32."""
+    """Gradients of scale and shift, from the gradient g and the value y of ``scale * z + shift``; summed in fp32."""
     if g.device.type == "cpu" and g.dtype == torch.float32 and g.ndim == 2:
         d_shift, d_y = column_sums(g, y)
     else:
@@ -110,9 +116,9 @@ def affine_gradients(
 
 
 def column_sums(g: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of g and of g y over the rows of both (T, C), in one pass over them: two thirds of the time on a CPU.
+    """Sums (C,) of g and of g y over the rows, for g and y (T, C), in one pass: two thirds of the time on a CPU.
 
-    They are the gradients of a LayerNorm's bias and weight whose normalised input is y: of mean 0 and deviation 1.
+    They are equal to the gradients of bias and weight of a LayerNorm with the normalised input y (mean 0, deviation 1).
     """
     rows, channels = y.shape
     mean, rstd, weight = y.new_zeros(rows, 1), y.new_ones(rows, 1), y.new_ones(channels)
@@ -146,7 +152,7 @@ class SSFConv2d(nn.Conv2d):
 
 
 class SSFLayerNorm(nn.LayerNorm):
-    """A LayerNorm with scale and shift merged into its affine map; gradients come from the norm's own backward."""
+    """A LayerNorm with scale and shift merged into its affine map; autograd of the norm gives their gradients."""
 
     ssf: ScaleShift
 
@@ -155,13 +161,13 @@ class SSFLayerNorm(nn.LayerNorm):
 
 
 class SSFTimmLayerNorm(LayerNorm):
-    """The same for timm's LayerNorm."""
+    """timm's LayerNorm with scale and shift merged into its affine map."""
 
     forward = SSFLayerNorm.forward  # type: ignore[assignment]
 
 
 class SSFLayerNorm2d(LayerNorm2d):
-    """The same for timm's LayerNorm over the channels of (B, C, H, W) maps."""
+    """timm's LayerNorm over the channels of (B, C, H, W) maps, with scale and shift merged into its affine map."""
 
     def forward(self, x: Tensor) -> Tensor:
         return SSFLayerNorm.forward(self, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # type: ignore[arg-type]
@@ -175,7 +181,7 @@ MERGED: dict[type[nn.Module], type[nn.Module]] = {
     LayerNorm2d: SSFLayerNorm2d,
 }
 PLAIN = {merged: plain for plain, merged in MERGED.items()}
-# layers that get the elementwise map: their own forward stays as it is
+# all layers that get a scale and a shift; those that are not in MERGED get them as a hook on their output
 OTHERS = (nn.Linear, nn.Conv2d, nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, Affine)
 
 
@@ -183,12 +189,12 @@ class SSF(PEFTMethod):
     """Scaling and shifting your features (Lian et al., NeurIPS 2022, arXiv:2210.08823).
 
     Args:
-        ssf_init: ``normal`` draws scales around 1 and shifts around 0 as the published code does; ``identity`` starts
-            from exactly the frozen backbone.
-        ssf_std: Standard deviation of the ``normal`` draw.
-        ssf_downsample: Whether the downsampling layers of Swin and ConvNeXt get pairs too; the published code
-            means to, but never does.
-        ssf_head_norm: Whether ConvNeXt's norm inside the head trains, as in the published code.
+        ssf_init: Initial values. ``normal``: scales around 1 and shifts around 0, as in the published code.
+            ``identity``: scales 1 and shifts 0, so that training starts from exactly the frozen backbone.
+        ssf_std: Standard deviation of ``normal``.
+        ssf_downsample: Whether the downsampling layers of Swin and ConvNeXt get scales and shifts too. The published
+            code has options for it, but never uses them.
+        ssf_head_norm: Whether the norm inside the head of a ConvNeXt trains, as in the published code.
     """
 
     def __init__(
@@ -212,17 +218,17 @@ class SSF(PEFTMethod):
             path = name.split(".")
             if not isinstance(module, OTHERS) or path[0] in (*heads, "fc_norm"):
                 continue
-            # the reduction of a PatchMerging never has a pair, even in the published layer class
+            # the reduction of a PatchMerging gets no pair, as in the published layer class
             if "downsample" in path and (not self.ssf_downsample or isinstance(module, nn.Linear)):
                 continue
-            self.insert(module)
-        # the last pair stands where the last norm would be, also where that norm is an identity before the pooling
+            self.add_pair(module)
+        # if the final norm is an identity (before average pooling), it gets a pair too
         final = backbone.norm_pre if isinstance(backbone, ConvNeXt) else getattr(backbone, "norm", None)
         if isinstance(final, nn.Identity):
             attach(final, "ssf", ScaleShift(backbone.num_features, self.ssf_std, isinstance(backbone, ConvNeXt)))
 
-    def insert(self, module: Any) -> None:
-        """Give a layer its scale and shift, merged into its weights where its class is known."""
+    def add_pair(self, module: Any) -> None:
+        """Add scale and shift to a layer: merged into its weights for classes in ``MERGED``, else as a hook."""
         dim = next(module.parameters()).shape[-1 if isinstance(module, Affine) else 0]
         op = ScaleShift(dim, self.ssf_std, isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.GroupNorm)))
         if type(module) in MERGED:
@@ -239,20 +245,20 @@ class SSF(PEFTMethod):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
-        # one look at all scales costs a GPU one wait per step instead of one per layer
+        # one check of all scales makes a GPU wait once per step instead of once per layer
         ops = [module.ssf for module in modules_with(self.backbone, "ssf")]
         if float(torch.cat([op.scale.detach() for op in ops]).abs().min()) >= SMALLEST_SCALE:
             for op in ops:
-                op.looked = True
+                op.divisible_in_step = True
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_end(outputs, batch, batch_idx)
         for module in modules_with(self.backbone, "ssf"):
-            module.ssf.looked = None
+            module.ssf.divisible_in_step = None
 
     def merge_into(self, backbone: Backbone) -> None:
         for module in modules_with(backbone, "ssf"):
-            # no weight to fold into (the final map of ConvNeXt), or none that takes a shift (RMSNorm): stays
+            # these pairs stay, because an identity has no weight to merge into, and an RMSNorm has no bias
             if isinstance(module, (nn.Identity, nn.RMSNorm)):
                 continue
             if type(module) in PLAIN:

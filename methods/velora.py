@@ -1,4 +1,7 @@
-"""VeLoRA: trained layers keep one number for every few channels of what their gradient needs."""
+"""VeLoRA: Memory Efficient Training using Rank-1 Sub-Token Projections (arXiv:2405.17991).
+
+``x ~ (x v) v^T`` for each sub-token x of an input: trained layers keep only ``x v`` for their gradients.
+"""
 
 import difflib
 from contextlib import nullcontext
@@ -32,12 +35,12 @@ from methods.ssf import SSFLinear
 
 
 def compresses(layer: Any) -> bool:
-    """Whether a layer trains now; in an evaluation it computes as it did without VeLoRA."""
-    return layer.training and (torch.is_grad_enabled() or layer.velora.due)
+    """Whether a layer compresses in this forward pass; in an evaluation it computes as without VeLoRA."""
+    return layer.training and (torch.is_grad_enabled() or layer.velora.observes_next)
 
 
 class VeLoRALinear(nn.Linear):
-    """A trained linear layer that keeps z of its input."""
+    """A trained linear layer that keeps the projection z of its input."""
 
     velora: Direction
 
@@ -48,7 +51,7 @@ class VeLoRALinear(nn.Linear):
 
 
 class VeLoRALoRALinear(LoRALinear):
-    """A linear layer whose low-rank update keeps z of what its A sees."""
+    """A linear layer whose low-rank update keeps the projection z of the input of A."""
 
     velora: Direction
 
@@ -62,22 +65,22 @@ class VeLoRALoRALinear(LoRALinear):
         return CompressedMergedLowRank.apply(input, self.weight, self.bias, *lora.factors(), *options)
 
     def unmerged(self, input: Tensor) -> Tensor:
-        """The same with the update added to the frozen product, as under dropout."""
+        """Output with the update added to the frozen product, as dropout needs it."""
         lora, velora, y = self.lora, self.velora, self.product(input, self.bias)
-        seen, (A, B) = lora.seen(input), lora.factors()
-        options = (velora(seen), velora.s, lora.rows, lora.scale)
-        return CompressedAddedLowRank.apply(y, seen, A, B, lora.mask(y, len(A)), *options)
+        x, (A, B) = lora.drop_input(input), lora.factors()
+        options = (velora(x), velora.s, lora.rows, lora.scale)
+        return CompressedAddedLowRank.apply(y, x, A, B, lora.mask(y, len(A)), *options)
 
 
 class VeLoRAQLoRALinear(VeLoRALoRALinear, QLoRALinear):
-    """The same over a weight in four bits."""
+    """A four-bit linear layer whose low-rank update keeps the projection z of the input of A."""
 
     def forward(self, input: Tensor) -> Tensor:
         return self.unmerged(input) if compresses(self) else super().forward(input)
 
 
 class VeLoRASSFLinear(SSFLinear):
-    """A linear layer whose scale and shift keep z of the frozen product, in place of the layer's output."""
+    """A linear layer whose scale and shift keep the projection z of the frozen product, not the layer's output."""
 
     velora: Direction
 
@@ -89,8 +92,8 @@ class VeLoRASSFLinear(SSFLinear):
 
 
 def by_default(name: str, layer: Any) -> bool:
-    """Whether a layer is compressed where the user says nothing: what attention and GELU keep anyway is left out."""
-    if isinstance(layer, SSFLinear):  # their inputs are the outputs behind qkv and fc1
+    """Whether a layer is compressed by default. Layers whose tensor attention or GELU saves anyway are not."""
+    if isinstance(layer, SSFLinear):  # attention saves the output of qkv, and GELU that of fc1
         return layer.out_features <= layer.in_features
     if isinstance(layer, LoRALinear):
         return not ends(name, "attn.proj")
@@ -107,28 +110,29 @@ PLAIN = {compressed: plain for plain, compressed in COMPRESSED.items()}
 
 
 def trains(layer: Any) -> bool:
-    """Whether a layer is of a kind that can be compressed, and keeps something for a gradient."""
+    """Whether a layer can be compressed and saves a tensor for a gradient."""
     return type(layer) in COMPRESSED and (type(layer) is not nn.Linear or layer.weight.requires_grad)
 
 
 class VeLoRA(PEFTMethod):
     """Rank-1 sub-token projections of saved activations (Miles et al., NeurIPS 2024, arXiv:2405.17991).
 
-    Stacks on a method and lowers the memory that its training takes: ``lora+velora``, ``ssf+velora``, ``full+velora``.
-    Outputs stay the same, some gradients become approximate.
+    Stacked on another method, it saves memory in training: ``lora+velora``, ``ssf+velora``, ``full+velora``. Outputs
+    stay the same, some gradients become approximate.
 
     Args:
-        velora_targets: Layers by the end of their name, such as ``fc2`` or ``down``; by default the updates of LoRA
-            (but at ``attn.proj``, whose input attention keeps), trained linear layers with fewer outputs than inputs,
-            and scale-shifts behind proj and fc2.
-        velora_size: Channels M of a sub-token, of which one number is kept; by default the paper's 16 for updates and
-            adapters and 32 for layers of the backbone, or their largest common divisor with the width.
+        velora_targets: Layers by the end of their name, such as ``fc2`` or ``down``. By default the updates of LoRA
+            (except at ``attn.proj``, because attention saves its input anyway), trained linear layers with fewer
+            outputs than inputs, and scale-shifts after proj and fc2.
+        velora_size: Channels M of a sub-token; one number is kept for each. By default, as in the paper, 16 for updates
+            and adapters and 32 for layers of the backbone, or their greatest common divisor with the width.
         velora_sizes: Sizes that differ from ``velora_size``, by the end of the layer's name.
         velora_scale: Factor s of the approximate gradients.
-        velora_init: Where v points: to the mean of the first training batch and never again elsewhere, to each
-            batch's own mean, to a running average of means, anywhere, or along the first singular vector.
-        velora_decay: Weight of the old v in a running average.
-        velora_pad: Whether zeros may fill the last sub-token of a token where the size does not divide the width.
+        velora_init: Direction v of the projection. ``batch_average_once``: mean sub-token of the first training batch,
+            then fixed. ``batch_average``: mean of each batch. ``running_average``: running average of these means.
+            ``random``: fixed random direction. ``svd``: first right singular vector of the first batch, then fixed.
+        velora_decay: Weight of the old v with ``running_average``.
+        velora_pad: Whether zeros fill the last sub-token of a token if the size does not divide the width.
     """
 
     standalone = False
@@ -173,7 +177,7 @@ class VeLoRA(PEFTMethod):
             swap_class(layer, COMPRESSED[type(layer)])
 
     def find_compressible(self, backbone: Backbone) -> dict[str, Any]:
-        """The layers that are to be compressed.
+        """Find the layers to compress.
 
         Raises:
             ValueError: If there are none, or a target is unknown or frozen.
@@ -182,8 +186,8 @@ class VeLoRA(PEFTMethod):
         trained = {name: layer for name, layer in every.items() if trains(layer)}
         if not trained:
             raise ValueError(
-                f"{self.method_name()}: VeLoRA saves memory of linear layers and scale-shifts that train, and here are "
-                "none that it knows; a frozen layer keeps no input. Stack it on a method that has some: lora+velora"
+                f"{self.method_name()}: VeLoRA saves memory of trained linear layers and scale-shifts, and this model "
+                "has none of a supported kind; a frozen layer keeps no input. Stack it on a method such as lora+velora"
             )
         if self.velora_targets is None:
             return {name: layer for name, layer in trained.items() if by_default(name, layer)} or trained
@@ -199,8 +203,8 @@ class VeLoRA(PEFTMethod):
             if not any(name in trained for name in hits):
                 known = sorted({name.rpartition(".")[2] for name in trained})
                 raise ValueError(
-                    f"velora_targets: {target} does not train as a linear layer or scale-shift here, so VeLoRA saves "
-                    f"nothing there (a frozen layer keeps no input); what trains: {', '.join(known)}"
+                    f"velora_targets: {target} does not train as a linear layer or scale-shift, so VeLoRA saves "
+                    f"nothing for it (a frozen layer keeps no input); trained are: {', '.join(known)}"
                 )
             found |= {name: trained[name] for name in hits if name in trained}
         return found
@@ -230,7 +234,7 @@ class VeLoRA(PEFTMethod):
             del layer.velora
         super().before_merge(backbone)
 
-    # where v points
+    # direction v
 
     def directions(self) -> dict[str, Direction]:
         return {n.removesuffix(".velora"): m for n, m in self.backbone.named_modules() if isinstance(m, Direction)}
@@ -247,30 +251,30 @@ class VeLoRA(PEFTMethod):
             )
 
     def idle(self) -> list[str]:
-        """Compressed layers whose tensor autograd keeps all the same; found with one image."""
+        """Layers where compression saves nothing, because another op stores the tensor or the layer is never called."""
         kept: set[int] = set()
-        seen: dict[nn.Module, Tensor] = {}
+        inputs: dict[nn.Module, Tensor] = {}
 
         def keep(tensor: Tensor) -> Tensor:
             kept.add(tensor.untyped_storage().data_ptr())
             return tensor.detach()
 
         directions = self.directions()
-        dues = [direction.due for direction in directions.values()]
-        hooks = [d.register_forward_pre_hook(lambda d, args: seen.update({d: args[0]})) for d in directions.values()]
+        flags = [direction.observes_next for direction in directions.values()]
+        hooks = [d.register_forward_pre_hook(lambda d, args: inputs.update({d: args[0]})) for d in directions.values()]
         with unchanged(self), torch.enable_grad():
             self.eval()
             for layer in modules_with(self.backbone, "velora"):
                 layer.training = True
             for direction in directions.values():
-                direction.due = False
+                direction.observes_next = False
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 output: Any = self(self.example_batch().inputs)
         del output
-        for direction, due, hook in zip(directions.values(), dues, hooks, strict=True):
-            direction.due = due
+        for direction, flag, hook in zip(directions.values(), flags, hooks, strict=True):
+            direction.observes_next = flag
             hook.remove()
-        return [n for n, d in directions.items() if d not in seen or seen[d].untyped_storage().data_ptr() in kept]
+        return [n for n, d in directions.items() if d not in inputs or inputs[d].untyped_storage().data_ptr() in kept]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
@@ -278,21 +282,21 @@ class VeLoRA(PEFTMethod):
             return
         self.velora_drawn = True
         for direction in self.directions().values():
-            direction.due |= self.velora_moves
+            direction.observes_next |= self.velora_moves
         if not self.velora_moves:
             self.calibrate(batch)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_end(outputs, batch, batch_idx)
-        if self.velora_moves:  # ranks went their own way for one batch
+        if self.velora_moves:  # in this batch every rank had a direction of its own: average them
             directions = self.directions().values()
             for direction, total in zip(directions, over_ranks([d.v for d in directions]), strict=True):
                 direction.v.copy_(unit(total))
 
     def calibrate(self, batch: Any) -> None:
-        """Draw every v that is not there yet, from this batch on all ranks; nothing else changes."""
-        directions = [direction for direction in self.directions().values() if direction.due]
-        if not directions:  # resumed, or random
+        """Compute each v that is still missing from this batch of all ranks. Nothing else of the model changes."""
+        directions = [direction for direction in self.directions().values() if direction.observes_next]
+        if not directions:  # a resumed run, or velora_init=random
             return
         moving = [m for m in self.modules() if isinstance(m, (BATCH_NORM, Direction))]
         before = [(buffer, buffer.clone()) for module in moving for buffer in module.buffers()]
@@ -303,7 +307,7 @@ class VeLoRA(PEFTMethod):
             for buffer, value in before:
                 buffer.copy_(value)
         for direction in directions:
-            if direction.due:  # never called: any v will do
+            if direction.observes_next:  # a layer that is never called; its v has no effect
                 direction.observe(torch.zeros_like(direction.v))
         for direction, total in zip(directions, over_ranks([d.sums for d in directions]), strict=True):
-            direction.point(total)
+            direction.set_from(total)

@@ -1,4 +1,7 @@
-"""Visual prompt tuning: learned tokens that frozen blocks attend to."""
+"""Visual Prompt Tuning (arXiv:2203.12119).
+
+``[x', _] = block([x, p])`` with learned tokens p; only x' is passed on to the next block (VPT-Deep).
+"""
 
 from typing import Any, Literal
 
@@ -15,18 +18,18 @@ from methods.core.base import PEFTMethod
 
 
 class Prompt(AdapterModule):
-    """Learned tokens (P, d), appended to the sequence (B, N, C) that a module sees and taken off its output.
+    """Learned tokens (P, d), appended to the input sequence (B, N, C) of a module and removed from its output.
 
-    Attention does not know the order of tokens, so the end of the sequence is as good as the place after the class
-    token, and there they are taken off as a view.
+    They are at the end of the sequence, because attention does not depend on the order of tokens, and the removal is
+    then a view.
 
     Args:
         length: Number P of tokens.
         dim: Width d of a token.
         bound: Largest initial value.
         dropout: Probability of dropping an element of a prompt.
-        project: Layer that maps d to C, for all prompts of a backbone the same.
-        norm: Norm between the place of the prompts in the paper and the place where they join the sequence.
+        project: Layer from d to C, shared by all prompts of a backbone.
+        norm: Norm that the prompts pass before they are appended, because the paper appends them before that norm.
     """
 
     def __init__(
@@ -35,20 +38,20 @@ class Prompt(AdapterModule):
         super().__init__()
         self.tokens = nn.Parameter(torch.empty(length, dim).uniform_(-bound, bound))
         self.length, self.dropout = length, dropout
-        self.shared = (project, norm)  # in a tuple: both belong to the backbone, which saves them once
+        self.shared = (project, norm)  # in a tuple, because they are children of the backbone and saved there once
 
     def rows(self) -> Tensor:
-        """The tokens (P, d) of every image."""
+        """Tokens (P, d), the same for every image."""
         return self.tokens
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens for the images of a feature x (B, ..., C): (1, P, C) for all of them, (B, P, C) with dropout."""
+        """Tokens for the images of a feature x (B, ..., C): (1, P, C), or (B, P, C) with dropout."""
         project, norm = self.shared
-        copies = len(x) if self.training and self.dropout else 1  # every image drops its own elements
+        copies = len(x) if self.training and self.dropout else 1  # dropout differs between images
         tokens = project(self.rows()).to(x.dtype).repeat(copies, 1, 1)
         return norm(F.dropout(tokens, self.dropout, self.training))
 
-    def insert(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def pre_hook(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x, *rest = args
         return torch.cat([x, self(x).expand(len(x), -1, -1)], dim=1), *rest
 
@@ -59,18 +62,18 @@ class Prompt(AdapterModule):
 class PromptedAttention(Attention):
     """Self-attention in which the tokens also attend to prompts, ``softmax(q [k; k_p]^T / sqrt(d)) [v; v_p]``.
 
-    The next block replaces what a block makes of its prompts, so that they are keys and values and ask nothing.
+    Prompts have keys and values but no queries, because the next block replaces their outputs.
     """
 
-    prompts: tuple[Prompt, ...]  # none or one; in a tuple: the block saves it
+    prompts: tuple[Prompt, ...]  # empty or one prompt; in a tuple, because it is a child of the block and saved there
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         if attn_mask is not None or is_causal:
             raise ValueError("prompts and an attention mask together: expected attention to all tokens")
         q, k, v = self.project(x)
-        beside = [[t.expand(len(x), -1, -1, -1).to(k.dtype) for t in pair] for pair in self.beside(x)]
-        k, v = (torch.cat(parts, dim=2) for parts in zip((k, v), *beside, strict=True))
-        q = q.contiguous()  # a view of the projection would keep its keys and values for the backward pass too
+        added = [[t.expand(len(x), -1, -1, -1).to(k.dtype) for t in pair] for pair in self.added_keys_values(x)]
+        k, v = (torch.cat(parts, dim=2) for parts in zip((k, v), *added, strict=True))
+        q = q.contiguous()  # otherwise this view of the projection keeps its k and v for the backward pass too
         dropout = self.attn_drop.p if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias(k), dropout_p=dropout)
         out = self.norm(out.transpose(1, 2).flatten(2))
@@ -83,19 +86,19 @@ class PromptedAttention(Attention):
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return self.q_norm(q), self.k_norm(k), v
 
-    def beside(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values (1 or B, heads, P, d) beside those of the tokens x (B, N, C)."""
+    def added_keys_values(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Pairs of keys and values (1 or B, heads, P, d) that are appended to those of the tokens x (B, N, C)."""
         return [self.project(prompt(x))[1:] for prompt in self.prompts]
 
     def bias(self, keys: Tensor) -> Tensor | None:
-        """What is added to the scores of the keys (B, heads, N, d)."""
+        """Bias of the attention scores for keys (B, heads, N, d); None for no bias."""
         return None
 
 
 class PromptedWindowAttention(WindowAttention):
-    """Window attention where every window also holds the prompts of its image, without position or mask."""
+    """Window attention where each window also contains the prompts of its image, without position bias or mask."""
 
-    prompts: Tensor  # (B, P, C) before a call: normed prompts; after it: the mean of what the windows made of them
+    prompts: Tensor  # (B, P, C): normed prompts before a call, mean of their outputs over the windows after it
 
     def _get_rel_pos_bias(self) -> Tensor:
         length = self.prompts.shape[1]
@@ -103,7 +106,7 @@ class PromptedWindowAttention(WindowAttention):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         images, length, _ = self.prompts.shape
-        # windows lie as (image, window); VPT's code copies as (window, image) and so mixes the images of a batch
+        # windows have the order (image, window); VPT's code copies as (window, image), which mixes images of a batch
         copies = self.prompts.repeat_interleave(len(x) // images, dim=0)
         mask = None if mask is None else F.pad(mask, (length, 0, length, 0))
         x = super().forward(torch.cat([copies, x], dim=1), mask)
@@ -112,7 +115,7 @@ class PromptedWindowAttention(WindowAttention):
 
 
 class PromptedSwinBlock(SwinTransformerBlock):
-    """A block that passes prompts (B, P, C) on beside the map (B, H, W, C), or starts new ones."""
+    """Swin block that passes on prompts (B, P, C) with the map (B, H, W, C), or starts new prompts."""
 
     attn: PromptedWindowAttention
     prompt: Prompt | None
@@ -132,21 +135,21 @@ class PromptedSwinBlock(SwinTransformerBlock):
 
 
 class PromptedPatchMerging(PatchMerging):
-    """Patch merging where a prompt stands for all four patches."""
+    """Patch merging in which each prompt takes the place of all four patches."""
 
     def forward(self, tokens: Any) -> Any:
         x, prompts = tokens
         return super().forward(x), self.reduction(self.norm(prompts.repeat(1, 1, 4)))
 
 
-def join(module: nn.Module, args: tuple[Any, ...], tokens: tuple[Tensor, Tensor]) -> Tensor:
-    """Forward hook: map and prompts as one row (B, 1, H W + P, C), which average pooling takes together."""
+def join_prompts(module: nn.Module, args: tuple[Any, ...], tokens: tuple[Tensor, Tensor]) -> Tensor:
+    """Forward hook: map and prompts as one row (B, 1, H W + P, C), so that average pooling includes both."""
     x, prompts = tokens
     return torch.cat([x.flatten(1, 2), prompts], dim=1).unsqueeze(1)
 
 
 def resize_prompt(tokens: Tensor, length: int, how: str) -> Tensor:
-    """Prompts (P, d) as (length, d); unchanged where they are to be refused."""
+    """Prompts (P, d) resized to (length, d); unchanged for ``error``, so that a later check refuses them."""
     if how == "truncate":
         return tokens[:length]
     if how == "tile":
@@ -160,14 +163,15 @@ class VPT(PEFTMethod):
     """Visual prompt tuning (Jia et al., ECCV 2022, arXiv:2203.12119).
 
     Args:
-        prompt_length: Prompt tokens per prompted block.
-        prompt_lengths: Numbers for each block, first to last, where they differ, 0 for a block without
-            (arXiv:2206.04673); for ``prompt_deep`` on a ViT.
-        prompt_deep: New prompts at every block (VPT-Deep) or prompts at the first one only (VPT-Shallow).
-        prompt_project: Width of the prompts, which one learned layer maps to the backbone's; 0 for none.
+        prompt_length: Prompt tokens per block with prompts.
+        prompt_lengths: One number of prompts for each block, first to last, in place of ``prompt_length``; 0 for a
+            block without prompts (arXiv:2206.04673). Only for ``prompt_deep`` on a ViT.
+        prompt_deep: Whether each block has new prompts (VPT-Deep), or only the first block (VPT-Shallow).
+        prompt_project: Width of the prompts before one learned layer that maps them to the width of the backbone; 0 for
+            no such layer.
         prompt_dropout: Probability of dropping an element of a prompt.
-        prompt_resize: What ``init_from`` does where the other run has another number of prompts: refuse, keep the first
-            ones, repeat them, or interpolate linearly between them.
+        prompt_resize: Prompts from ``init_from`` if the other run has another number of them. ``error``: refuse them.
+            ``truncate``: keep the first ones. ``tile``: repeat them. ``interpolate``: interpolate linearly.
     """
 
     mergeable = False
@@ -209,10 +213,10 @@ class VPT(PEFTMethod):
 
     def build(self) -> None:
         super().build()
-        self.check_backbone(self.backbone)  # here, before any data are read
+        self.check_backbone(self.backbone)  # before any data are read
 
     def check_backbone(self, backbone: Backbone) -> None:
-        """Refuse a backbone that prompts cannot join."""
+        """Refuse a backbone that cannot have prompts."""
         if not isinstance(backbone, (VisionTransformer, SwinTransformer)):
             raise ValueError(
                 f"{type(backbone).__name__} is no backbone for prompts: they join the tokens of timm's "
@@ -227,7 +231,7 @@ class VPT(PEFTMethod):
             self.adapt_swin(backbone)
 
     def adapt_vit(self, backbone: Backbone) -> None:
-        """Append prompts to the sequence; they never reach the final norm, so no pooling includes them."""
+        """Append prompts to the sequence and remove them before the final norm, so that no pooling includes them."""
         project: nn.Module = nn.Identity()
         if self.prompt_project:
             check_free(backbone, "prompt_project")
@@ -239,7 +243,7 @@ class VPT(PEFTMethod):
             check_free(block, "prompt")
             if not length:
                 continue
-            # only between norm and attention do prompts of one block come to its end
+            # prompts of a deep ViT are appended between norm and attention, and removed after the attention
             ends = self.prompt_deep and isinstance(block, Block)
             norm = block.norm1 if ends else nn.Identity()
             width = self.prompt_project or backbone.embed_dim
@@ -250,11 +254,11 @@ class VPT(PEFTMethod):
                 continue
             first = block.attn if ends else block
             last = first if self.prompt_deep else backbone.blocks[-1]
-            first.register_forward_pre_hook(prompt.insert)
+            first.register_forward_pre_hook(prompt.pre_hook)
             last.register_forward_hook(prompt.hook)
 
     def adapt_swin(self, backbone: Backbone) -> None:
-        """Pass prompts along beside the maps, through windows, merging and the final pooling."""
+        """Pass prompts on together with the maps, through windows, patch merging and the final pooling."""
         if self.prompt_project:
             raise ValueError(f"prompt_project={self.prompt_project}: the stages of a Swin differ in width, expected 0")
         if self.prompt_lengths is not None:
@@ -268,10 +272,10 @@ class VPT(PEFTMethod):
             block.prompt = self.new_prompt(backbone, self.prompt_length, block.dim, none, none) if new else None
         for stage in backbone.layers[1:]:
             swap_class(stage.downsample, PromptedPatchMerging)
-        blocks[-1].register_forward_hook(join)
+        blocks[-1].register_forward_hook(join_prompts)
 
     def new_prompt(self, backbone: Backbone, length: int, dim: int, project: nn.Module, norm: nn.Module) -> Prompt:
         height, width = backbone.patch_embed.patch_size
-        # Xavier uniform of the patch embedding; Swin's later stages keep the bound of the first
+        # bound of Xavier uniform for the patch embedding; the later stages of a Swin use the bound of the first
         bound = (6 / (3 * height * width + (self.prompt_project or backbone.embed_dim))) ** 0.5
         return Prompt(length, dim, bound, self.prompt_dropout, project, norm)

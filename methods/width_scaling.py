@@ -1,7 +1,7 @@
-"""Width scaling: learning rates, initial weights and multipliers that follow the width of a backbone.
+"""Scaling Exponents Across Parameterizations and Optimizers (arXiv:2407.05872).
 
-Everett et al., "Scaling Exponents Across Parameterizations and Optimizers", ICML 2024, arXiv:2407.05872. A layer of
-relative width k computes ``k^-a W z`` from weights of standard deviation ``std0 k^-b`` and learns at ``lr k^-c``.
+``y = k^-a W z`` for a layer of relative width k, with initial weights of standard deviation ``std0 k^-b`` and the
+learning rate ``lr k^-c``.
 """
 
 import math
@@ -27,7 +27,7 @@ from methods.layers.exponents import (
 
 
 class Multiplier(AdapterModule):
-    """Multiplies the weight of a layer, not its bias, by way of the input.
+    """Multiplies the weight of a layer, but not its bias; the factor is applied to the input.
 
     Args:
         value: The factor ``k^-a``.
@@ -37,18 +37,22 @@ class Multiplier(AdapterModule):
         super().__init__()
         self.value = value
 
-    def scale_input(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def pre_hook(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (args[0] * self.value, *args[1:])
 
 
 def scaled_layers(backbone: Backbone, base: nn.Module) -> Iterator[tuple[str, Any, str, float]]:
-    """Name, module, kind and relative width of every layer with a weight that a parameterization rescales."""
+    """Name, module, kind and relative width of each layer with a weight that a parameterization rescales.
+
+    Raises:
+        ValueError: If the two models have other parameters.
+    """
     shapes = {name: parameter.shape for name, parameter in base.named_parameters()}
     missing = sorted(dict(backbone.named_parameters()).keys() ^ shapes.keys())
     if missing:
         raise ValueError(
-            f"width_base: here and at the base width are not the same parameters: {', '.join(missing[:3])} "
-            f"({len(missing)} in all); the base model may differ in width alone, not in depth"
+            f"width_base: the model and the base model do not have the same parameters: {', '.join(missing[:3])} "
+            f"({len(missing)} in all); the base model may differ in width only, not in depth"
         )
     for name, module in backbone.named_modules():
         if isinstance(module, WEIGHTED):
@@ -62,7 +66,7 @@ def scaled_layers(backbone: Backbone, base: nn.Module) -> Iterator[tuple[str, An
 
 @torch.no_grad()
 def rescale(backbone: Backbone, base: nn.Module, parameterization: str) -> None:
-    """Bring a randomly initialised backbone, in place, from its own initial weights to those of a parameterization.
+    """Rescale the random initial weights of a backbone to those of a parameterization, in place.
 
     Args:
         backbone: The backbone.
@@ -72,20 +76,24 @@ def rescale(backbone: Backbone, base: nn.Module, parameterization: str) -> None:
     for name, module, layer, k in scaled_layers(backbone, base):
         a, b = PARAMETERIZATIONS[parameterization][layer]
         here, there = (float(weights.std()) for weights in (module.weight, base.get_parameter(f"{name}.weight")))
-        if here and there:  # a head that starts at zero stays there
-            # an init of timm or torch is as large at any width, or goes by the root of the fan-in: b = 0 or 1/2 already
+        if here and there:  # a head of zeros stays as it is
+            # inits of timm and torch have b = 0 (the same std at any width) or b = 1/2 (by the root of the fan-in)
             own = round(2 * math.log(there / here, k)) / 2
             module.weight.copy_(module.weight * k ** (own - b))
         if a:
             check_free(module, "multiplier")
             op = Multiplier(k**-a)
             module.add_module("multiplier", op)
-            module.register_forward_pre_hook(op.scale_input)
+            module.register_forward_pre_hook(op.pre_hook)
 
 
 @torch.no_grad()
 def check_reached(backbone: Backbone, image: Tensor) -> None:
-    """Refuse a backbone that reads the weight of a layer without calling the layer, past its multiplier."""
+    """Refuse a backbone that uses the weight of a layer without a call of the layer, because no multiplier acts then.
+
+    Raises:
+        ValueError: With the name of the layer.
+    """
     called: set[nn.Module] = set()
     handles = [
         module.register_forward_pre_hook(lambda module, args: called.add(module))
@@ -108,21 +116,21 @@ class WidthScaling(PEFTMethod):
     """Width scaling (Everett et al., ICML 2024, arXiv:2407.05872), stacked as in ``--method ssf+width_scaling``.
 
     Args:
-        width_parameterization: What scales from the base width to that of the backbone. ``standard`` scales the
-            learning rates, and from random weights initial weights too; ``ntk``, ``mup`` and ``mean_field`` also
-            multiply the layers' outputs, and need random weights.
-        width_base: Width of the model that ``lr`` was tuned at: its ``embed_dim``, heads as large as here; or the
-            arguments of ``timm.create_model`` that make it, such as ``{embed_dim: 48, num_heads: [1, 2, 4, 8]}``.
-        width_alignment: How updates align with the features. ``full`` assumes that they do, ``none`` that they do not,
-            which gives larger rates at large widths.
+        width_parameterization: Rules from the base width to the width of the backbone. ``standard``: scales learning
+            rates, and initial weights if they are random. ``ntk``, ``mup`` and ``mean_field``: also multiply the
+            outputs of layers, each with its own exponents; they need random weights.
+        width_base: Width of the model with which ``lr`` was tuned: its ``embed_dim``, for heads of the same size; or
+            the arguments of ``timm.create_model`` that make it, such as ``{embed_dim: 48, num_heads: [1, 2, 4, 8]}``.
+        width_alignment: Assumed alignment of updates with the features. ``full``: aligned. ``none``: not aligned, which
+            gives larger rates at large widths.
         width_readout_alignment: Alignment of the classifier's initial weights with the change of its features, from
             0.5 (none) to 1 (full).
         width_lr_constants: Factors of ``lr`` for ``embedding``, ``hidden`` and ``readout`` layers, tuned at the base
             width.
-        width_layer_types: Kinds of layers (``embedding``, ``hidden``, ``readout``, ``constant``) by regular expressions
-            of parameter names, where shapes must not decide.
+        width_layer_types: Kind of layer (``embedding``, ``hidden``, ``readout`` or ``constant``) by regular expressions
+            of parameter names. It overrides the kind that the shapes give.
         width_eps_per_layer: Whether epsilon shrinks with the gradients of each kind of layer as the width grows.
-        width_independent_weight_decay: Whether rate times decay stays as at the base width.
+        width_independent_weight_decay: Whether learning rate times weight decay keeps its value at the base width.
     """
 
     standalone = False
@@ -156,7 +164,7 @@ class WidthScaling(PEFTMethod):
         for name, value in (width_lr_constants or {}).items():
             if value <= 0:
                 raise ValueError(f"width_lr_constants[{name!r}]={value}: expected a positive number")
-        # before the task's __init__, which builds the backbone
+        # set before the task's __init__, because that builds the backbone
         self.width_parameterization = width_parameterization
         self.width_base = width_base
         self.width_alignment = width_alignment
@@ -170,16 +178,16 @@ class WidthScaling(PEFTMethod):
         super().__init__(**kwargs)
 
     def build(self) -> None:
-        """Build the plain backbone anew, in the parameterization.
+        """Build the plain backbone in the parameterization.
 
         Raises:
-            ValueError: If given weights would have to be scaled, or the base model does not fit.
+            ValueError: If pretrained weights would be scaled, or the base model does not fit.
         """
         super().build()
         kind = self.width_parameterization
         exponents(kind, self.optimizer_name, self.width_alignment, self.width_readout_alignment)
         if self.base_args().items() <= self.backbone_args.items():
-            return  # the base model itself
+            return  # this is the base model
         random = self.pretrained is False
         if not random and kind != "standard":
             raise ValueError(
@@ -190,14 +198,14 @@ class WidthScaling(PEFTMethod):
         heads = [{m.head_dim for m in net.modules() if hasattr(m, "head_dim")} for net in (self.backbone, base)]
         if heads[0] != heads[1] and kind in ("mup", "mean_field"):
             raise ValueError(
-                f"width_base={self.width_base!r}: heads of {heads[1]} there, {heads[0]} here; {kind} keeps their "
-                "size, so let num_heads follow the width"
+                f"width_base={self.width_base!r}: head size {heads[1]} in the base model, {heads[0]} in the model; "
+                f"{kind} expects equal sizes, so change num_heads with the width"
             )
         if random:
             rescale(self.backbone, base, kind)
             check_reached(self.backbone, self.example_batch().inputs)
         else:
-            list(scaled_layers(self.backbone, base))  # refuses a base model that does not fit
+            list(scaled_layers(self.backbone, base))  # raises an error for a base model that does not fit
 
     def base_args(self) -> dict[str, Any]:
         """Arguments of timm that make the base model."""
@@ -233,7 +241,7 @@ class WidthScaling(PEFTMethod):
             raise ValueError(f"width_base={self.width_base!r}: timm makes no such model: {error}") from error
 
     def base_shapes(self) -> Shapes:
-        """Shapes of all parameters at the base width; of a method that chooses from data, without what it adds."""
+        """Shapes of all parameters at the base width; without added parameters for a method that chooses from data."""
         base = self.at_base_width("meta")
         if not (isinstance(base, Selective) and base.scorer is not None):
             with torch.random.fork_rng(devices=[]), torch.device("meta"):
@@ -241,14 +249,14 @@ class WidthScaling(PEFTMethod):
         return {name: parameter.shape for name, parameter in base.named_parameters()}
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Groups for the optimizer, with the learning rate of each kind of layer."""
+        """Parameter groups with the learning rate of each kind of layer."""
         kind = (self.width_parameterization, self.optimizer_name, self.width_alignment)
         rates: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay, "eps": self.adam_eps}
         rates |= {"omega": self.width_readout_alignment} | self.width_groups
         return build_param_groups(self, self.base_shapes(), *kind, **rates)
 
     def merge_into(self, backbone: Backbone) -> None:
-        """Put the multipliers into the weights of a backbone, in place."""
+        """Merge the multipliers into the weights of a backbone, in place."""
         for module in list(modules_with(backbone, "multiplier")):
             op = detach(module, "multiplier")
             assert isinstance(op, Multiplier)

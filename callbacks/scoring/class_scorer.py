@@ -11,8 +11,8 @@ from callbacks.scoring.scorers import Scorer
 class ClassSquares(Scorer):
     """Sums of squares of features per class and channel, ``sums[target]`` (classes, C), and images per class.
 
-    Targets are module names, with ``:input`` behind a name for what goes into the module. Features are (B, N, C) or
-    (B, H, W, C); of token sequences the first ``prefix`` tokens are left out.
+    A target is the name of a module, for its output, or ``<name>:input`` for its input. Features are (B, N, C) without
+    their first ``prefix`` tokens, or (B, H, W, C).
 
     Args:
         model: The model.
@@ -55,7 +55,11 @@ class ClassSquares(Scorer):
 
 
 def check_classes(labels: Tensor) -> None:
-    """Refuse labels that are not one class per image."""
+    """Refuse labels that are not one class per image.
+
+    Raises:
+        ValueError: With dtype and shape of the labels.
+    """
     if labels.dim() != 1 or labels.is_floating_point():
         kind = str(labels.dtype).removeprefix("torch.")
         raise ValueError(f"expected one class per image (B,), got {kind} labels of shape {tuple(labels.shape)}")

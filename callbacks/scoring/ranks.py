@@ -1,4 +1,4 @@
-"""Operations over all ranks: fail together, add sums."""
+"""Operations over all ranks: errors on all ranks together, sums."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,11 @@ BUCKET = 64 * 1024**2  # bytes of one all-reduce
 
 @contextmanager
 def all_or_none(trainer: Trainer) -> Iterator[None]:
-    """Fail on every rank if one of them fails inside: none waits for another that is gone."""
+    """If one rank raises an error inside this context, all ranks raise; otherwise the others would wait forever.
+
+    Raises:
+        ValueError: On ranks without an error of their own.
+    """
     failure: Exception | None = None
     try:
         yield
@@ -26,11 +30,11 @@ def all_or_none(trainer: Trainer) -> Iterator[None]:
     if failure is not None:
         raise failure
     if failed:
-        raise ValueError("scoring failed on another rank; its message says why")
+        raise ValueError("scoring failed on another rank; see the message of that rank")
 
 
 def add_over_ranks(sums: dict[str, Tensor]) -> None:
-    """Add the sums of all ranks, in place, a bucket of tensors at a time."""
+    """Add the sums of all ranks, in place; one all-reduce for each bucket of tensors."""
     names: list[str] = []
     for name in [*sorted(sums), None]:
         full = names and (name is None or sum(sums[n].numel() * 4 for n in names) + sums[name].numel() * 4 > BUCKET)
@@ -45,7 +49,7 @@ def add_over_ranks(sums: dict[str, Tensor]) -> None:
 
 
 def over_ranks(tensors: list[Any]) -> list[Tensor]:
-    """Sums over all ranks, made at once."""
+    """Sums of tensors over all ranks, in one all-reduce."""
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(flat)

@@ -1,4 +1,4 @@
-"""What a scoring pass found, as a picture and a table."""
+"""Picture and table of the results of a scoring pass."""
 
 import csv
 import re
@@ -13,30 +13,31 @@ from torch import Tensor
 from checkpoints.atomic import write_atomically
 
 HEADER = ["tensor", "numel", "mean", "max", "selected"]
-LAST = ("norms", "biases", "other")  # columns that stand behind the layers
+LAST = ("norms", "biases", "other")  # columns to the right of the layers
 
 
 class Scored(NamedTuple):
-    """One row of the table: a tensor, a part of one, or the channels of a block."""
+    """Row of the table: a tensor, a part of a tensor, or the channels of a block."""
 
     name: str
+    """Name of the tensor, part or block."""
     values: Tensor
     """Its scores, not negative."""
     selected: int
-    """Number of parameters (or channels) that train in its place."""
+    """Number of trained parameters (or channels)."""
     module: bool = False
-    """Whether these are a module's, and not entries of its own."""
+    """Whether the trained parameters are those of an added module, not entries of the tensor."""
     channels: Tensor | None = None
-    """The selected channels, where channels are scored."""
+    """Indices of the selected channels, if channels are scored."""
 
 
 def table(rows: Iterable[Scored]) -> list[list[Any]]:
-    """One line of ``HEADER`` for each row."""
+    """Table lines with the columns of ``HEADER``, one for each row."""
     return [[r.name, r.values.numel(), float(r.values.mean()), float(r.values.max()), r.selected] for r in rows]
 
 
 def write(folder: Path, figure: Any, lines: list[list[Any]]) -> Path:
-    """Write ``scores.png`` and ``scores.csv``; the picture's path is returned."""
+    """Write ``scores.png`` and ``scores.csv`` into a folder; returns the path of the picture."""
 
     def write_table(path: Path) -> None:
         with path.open("w", newline="") as file:
@@ -48,7 +49,7 @@ def write(folder: Path, figure: Any, lines: list[list[Any]]) -> Path:
 
 
 def log(loggers: Iterable[Any], figure: Any, picture: Path, lines: list[list[Any]]) -> None:
-    """Hand both to the loggers that can show them, without a step: W&B's must never go backwards."""
+    """Log picture and table with the loggers that can show them; without a step, because W&B's step must not fall."""
     for logger in loggers:
         if hasattr(logger, "log_image") and hasattr(logger, "log_table"):  # W&B
             logger.log_image("score/heatmap", [str(picture)])
@@ -58,14 +59,14 @@ def log(loggers: Iterable[Any], figure: Any, picture: Path, lines: list[list[Any
 
 
 def draw(rows: list[Scored], title: str, score: str) -> Any:
-    """A matplotlib figure: blocks by kinds of layer, or blocks by channels where channels are scored.
+    """Draw a matplotlib figure: blocks by kinds of layer or, for scores of channels, blocks by channels.
 
     Args:
-        rows: What was scored, in model order.
+        rows: Scored tensors or blocks, in model order.
         title: One line above the picture.
-        score: What a score is, for the colour bar.
+        score: Name of the score, for the colour bar.
     """
-    from matplotlib.figure import Figure  # not pyplot, whose backend belongs to the user's notebook
+    from matplotlib.figure import Figure  # not pyplot, because that would change the backend of a notebook
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     layout: Any = ConstrainedLayoutEngine(wspace=0.04)
@@ -85,9 +86,9 @@ def draw(rows: list[Scored], title: str, score: str) -> Any:
 
 
 def place(name: str, norms: set[str]) -> tuple[str, str]:
-    """Block and kind of layer of a tensor: ``layers.0.blocks.1.mlp.fc1.weight`` is ``fc1`` of ``layers.0.blocks.1``."""
+    """Block and kind of layer of a tensor: ``blocks.1`` and ``fc1`` for ``blocks.1.mlp.fc1.weight``."""
     path, _, kind = name.rpartition(".")
-    # a number before the end is a place in a Sequential, and no block
+    # a number at the end is a position in a Sequential, not the number of a block
     layer = re.sub(r"\.\d+$", "", path) if kind in ("weight", "bias") else name
     found = re.fullmatch(r"(.*\.\d+)\.(.+)", layer) or re.fullmatch(r"(.+)\.(.+)", layer)
     block, inside = found.groups() if found else (layer, layer)
@@ -97,19 +98,21 @@ def place(name: str, norms: set[str]) -> tuple[str, str]:
 
 
 def cells(rows: list[Scored]) -> tuple[list[str], list[str], np.ndarray, np.ndarray, np.ndarray]:
-    """Names of blocks and columns, and for each cell the mean log10 score, the percentage selected, and module or not.
+    """Cells of the picture.
 
-    Cells where nothing was scored are NaN.
+    Returns:
+        Names of the blocks, names of the columns, and three arrays (blocks, columns): mean log10 score, selected
+        percentage, and whether a module trains. Cells without a score are NaN.
     """
     norms = {r.name.removesuffix(".weight") for r in rows if r.name.endswith(".weight") and r.values.dim() == 1}
     places = [place(row.name, norms) for row in rows]
-    # a layer that only one block has, such as a stem, needs no column of its own
+    # a layer of only one block, such as a stem, goes to the column "other"
     blocks_of: dict[str, set[str]] = {}
     for block, column in places:
         blocks_of.setdefault(column, set()).add(block)
     places = [(b, c if c in LAST or len(blocks_of[c]) > 1 else "other") for b, c in places]
     blocks = list(dict.fromkeys(block for block, _ in places))
-    # in the order of the block that has most of them
+    # columns have the order of the block with the most columns
     richest = max(blocks, key=lambda block: len({column for b, column in places if b == block}))
     columns = list(dict.fromkeys(c for _, c in sorted(places, key=lambda place: place[0] != richest)))
     columns = [c for c in columns if c not in LAST] + [c for c in LAST if c in columns]
@@ -149,7 +152,7 @@ def draw_cells(
     maps = colormaps["viridis"], colormaps["YlOrRd"].with_extremes(under="0.93")
     for i, values in enumerate((mean, share)):
         axis = figure.add_subplot(1, 2, i + 1)
-        # 0 % has no logarithm, and is grey
+        # 0 % has no logarithm: it is drawn in grey, as a value below the range
         shown = np.where(values == 0, 10.0 ** (low - 1), values.clip(10.0**low)) if i else values
         mesh = axis.pcolormesh(np.ma.masked_invalid(shown), cmap=maps[i], norm=norms[i], edgecolor="w", linewidth=1)
         axis.set_title(names[i], fontsize=9, loc="left")
@@ -177,7 +180,7 @@ def draw_cells(
 
 
 def short(percent: float) -> str:
-    """A percentage in at most five characters."""
+    """Percentage as text of at most five characters."""
     if 0 < percent < 0.01:
         return "<0.01"
     return "0" if percent == 0 else f"{percent:.2f}" if percent < 1 else f"{percent:.3g}"

@@ -1,4 +1,4 @@
-"""Score a fitted model and fit what it keeps anew, from the values before its first fit."""
+"""Rewind: score and prune a fitted model, then fit it once more from its initial values."""
 
 import json
 from pathlib import Path
@@ -17,18 +17,17 @@ from checkpoints.atomic import write_atomically
 
 
 class Rewind(ScoreBeforeFit):
-    """Scoring between two fits: keep the initial values of the first, and make the second from what the first showed.
+    """Scores a fitted model between two fits. The second fit trains what the scores keep, from the initial values.
 
-    The first fit has neither ``fitted`` nor ``plan``. Before the second one the fitted model is scored like a plain
-    backbone is by ``ScoreBeforeFit``, in fp32 and eval mode; what is kept is written to ``plan``. A plan that is
-    there already is read, and nothing is scored.
+    The first fit has neither ``fitted`` nor ``plan``. Before the second fit, the fitted model is scored in fp32 and
+    eval mode, and the selection is written to ``plan``. If the file ``plan`` exists, it is read and nothing is scored.
 
     Args:
-        initial: File of the values before the first step. The first fit writes it, the second starts from it; without
-            it the second starts from new random values.
-        plan: File of what is kept.
+        initial: File with the values before the first step. The first fit writes it, the second fit starts from it.
+            Without it, the second fit starts from new random values.
+        plan: File with the selection.
         fitted: Checkpoint of the first fit.
-        cache_dir: Folder for scores, from which other plans are made without another pass; none by default.
+        cache_dir: Folder for scores; other plans are then made without another pass. By default no cache.
     """
 
     def __init__(
@@ -46,14 +45,14 @@ class Rewind(ScoreBeforeFit):
         if stage != "fit":
             return
         if not isinstance(pl_module, Scorable) or not pl_module.prunable:
-            raise ValueError(f"{type(pl_module).__name__}: nothing of this model can be pruned and fit anew")
+            raise ValueError(f"{type(pl_module).__name__}: nothing of this model can be pruned and fitted once more")
         self.check_trainer(trainer, pl_module)
         if self.plan is None and self.fitted is None:
             return
         self.kept = trainer.strategy.broadcast(self.read() if trainer.is_global_zero else None)
         if self.kept is None:
             assert self.fitted is not None
-            with unchanged(pl_module):  # building a model draws random numbers
+            with unchanged(pl_module):  # because building a model draws random numbers
                 model = type(pl_module).from_delta(self.fitted)
             model.trainer = trainer
             scores = self.cached_scores(trainer, model)
@@ -64,13 +63,13 @@ class Rewind(ScoreBeforeFit):
                 write_atomically(Path(self.plan), lambda path: path.write_text(text))
         self.check(pl_module)
         pl_module.selection = tensors(self.kept["selection"])
-        pl_module.forget_warm_start()  # because the initial values of the first fit contain that start
+        pl_module.forget_warm_start()  # because the initial values of the first fit contain it
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Scorable)
         if self.kept is not None:
             self.check(pl_module)
-        if self.initial is None or trainer.ckpt_path is not None:  # resumed: the checkpoint has the values
+        if self.initial is None or trainer.ckpt_path is not None:  # a resumed run has its values from the checkpoint
             return
         if self.kept is not None:
             try:
@@ -83,7 +82,11 @@ class Rewind(ScoreBeforeFit):
             write_atomically(Path(self.initial), lambda path: save_file(values, path))
 
     def read(self) -> dict[str, Any] | None:
-        """The plan if its file is there."""
+        """Read the plan; None if there is no file yet.
+
+        Raises:
+            ValueError: If the file is damaged.
+        """
         if self.plan is None or (self.fitted is not None and not Path(self.plan).exists()):
             return None
         try:
@@ -100,11 +103,9 @@ class Rewind(ScoreBeforeFit):
             ValueError: With what differs.
         """
         assert self.kept is not None
-        # the name of the backbone may differ, its weights may not; their hash is known once the model is adapted
+        # the name of the backbone may differ, but not the hash of its weights, which is empty until it is adapted
         ours = {name: value for name, value in pl_module.description().items() if name != "backbone" and value != ""}
-        wrong = [
-            f"{n} {self.kept.get(n)} there, {value} here" for n, value in ours.items() if self.kept.get(n) != value
-        ]
+        wrong = [f"{n} {self.kept.get(n)}, expected {value}" for n, value in ours.items() if self.kept.get(n) != value]
         if wrong:
             made = f"plan={self.plan!r}" if self.plan is not None else f"fitted={self.fitted!r}"
             raise ValueError(f"{made} is of another model: {'; '.join(wrong)}. Score this model, or load that one")

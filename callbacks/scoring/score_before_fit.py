@@ -1,4 +1,4 @@
-"""Score weights or channels before a fit begins, the same on every rank."""
+"""Scoring of weights or channels before a fit, with equal results on all ranks."""
 
 import hashlib
 import sys
@@ -31,19 +31,20 @@ from lightning_modules.seed import run_seed
 
 
 class ScoreBeforeFit(Callback):
-    """Let a method that chooses weights or channels from data see the data, on the plain backbone.
+    """Scores the plain backbone for a method that chooses weights or channels, and fills its ``selection``.
 
-    Runs in ``setup``, when data and process group are there and neither DDP nor an optimizer is: what is chosen decides
-    which parameters come to exist. Batches are defined globally and dealt to the ranks; sums are added; rank 0 selects
-    and every rank gets its choice. Random states, modes and gradients are afterwards as they were before. Where the
-    weights alone decide (``scorer.needs_data``), no data are read. What was found is drawn into ``scores.png`` and
-    listed in ``scores.csv`` beside the run's result, and goes to the loggers.
+    It runs in ``setup``, when data and process group exist, but no DDP wrapper and no optimizer. It must run before
+    them, because the selection decides which parameters exist. Batches are defined globally and distributed over the
+    ranks. The sums of all ranks are added. Rank 0 selects, and every rank gets this selection. Random states, modes and
+    gradients are restored. If the scores depend on the weights alone (``scorer.needs_data`` is False), no data are
+    read. Results are written to ``scores.png`` and ``scores.csv`` in the run folder and to the loggers.
 
     Args:
-        mode: ``eval`` scores without drop path and dropout; ``train`` as some of the published codes do.
-        precision: ``bf16`` scores under autocast; sums are fp32 in any case.
-        cache_dir: Folder for scores, from which other budgets select without another pass; none by default.
-        resume: Whether a checkpoint brings its selection, so that nothing is scored. The command line sets it.
+        mode: Mode of the model. ``eval``: without drop path and dropout. ``train``: with both, as in some published
+            codes.
+        precision: Precision of the pass. ``fp32``: as the weights. ``bf16``: under autocast. Sums are always fp32.
+        cache_dir: Folder for scores; other budgets then select without another pass. By default no cache.
+        resume: Whether a checkpoint gives the selection, so that nothing is scored. The command line sets it.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class ScoreBeforeFit(Callback):
         resume: bool = False,
     ) -> None:
         self.mode, self.precision, self.cache_dir, self.resume = mode, precision, cache_dir, resume
-        self.passes, self.count = 0, 0  # passes over data so far, and the samples in them
+        self.passes, self.count = 0, 0  # number of passes over data, and of the samples in them
         self.metrics: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -73,9 +74,13 @@ class ScoreBeforeFit(Callback):
         self.report(trainer, pl_module, scores, time.perf_counter() - start)
 
     def check_trainer(self, trainer: Trainer, pl_module: Scorable) -> None:
-        """Refuse strategies that shard a model, and data that cannot be dealt to the ranks."""
+        """Refuse strategies that shard a model, and runs without a datamodule.
+
+        Raises:
+            ValueError: With the strategy or the class of the model.
+        """
         plain = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
-        if not plain or isinstance(trainer.strategy, DeepSpeedStrategy):  # which is a DDPStrategy by inheritance alone
+        if not plain or isinstance(trainer.strategy, DeepSpeedStrategy):  # a subclass of DDPStrategy, but it shards
             raise ValueError(f"{type(trainer.strategy).__name__}: scoring before the fit needs one device or DDP")
         if pl_module.score_reads_data and datamodule_of(trainer) is None:
             raise ValueError(f"{type(pl_module).__name__} scores before the fit: pass the data as a datamodule")
@@ -83,7 +88,7 @@ class ScoreBeforeFit(Callback):
     # scores
 
     def cached_scores(self, trainer: Trainer, pl_module: Scorable) -> dict[str, Tensor]:
-        """Scores from the cache if they are there, else from a pass that fills it; on every rank the same."""
+        """Scores from the cache or, if it has none, from a pass that fills it; equal on all ranks."""
         if not pl_module.score_reads_data:
             with pl_module.build_scorer() as scorer:
                 scorer.check()
@@ -104,12 +109,12 @@ class ScoreBeforeFit(Callback):
         return scores or {}
 
     def key(self, trainer: Trainer, pl_module: Scorable) -> str:
-        """What scores depend on: weights, data, and how they are made; not the number of ranks, nor any budget."""
+        """Cache key of the scores: weights, data and scoring settings, without the number of ranks and the budget."""
         data: Any = datamodule_of(trainer)
         parts = (
             pl_module.score_key(),
             fingerprint(pl_module.backbone.state_dict()),
-            str(pl_module.backbone),  # rates of dropout and drop path
+            str(pl_module.backbone),  # contains the rates of dropout and drop path
             data.score_fingerprint(),
             self.mode,
             self.precision,
@@ -118,7 +123,11 @@ class ScoreBeforeFit(Callback):
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def scores(self, trainer: Trainer, pl_module: Scorable) -> dict[str, Tensor]:
-        """One pass over the scoring batches; fp32 sums over all ranks, on the CPU."""
+        """Run one pass over the scoring batches; returns fp32 sums over all ranks, on the CPU.
+
+        Raises:
+            ValueError: If there is no batch, or a score is not finite.
+        """
         self.passes += 1
         pl_module.to(trainer.strategy.root_device)
         data: Any = datamodule_of(trainer)
@@ -127,7 +136,7 @@ class ScoreBeforeFit(Callback):
             pl_module.train(self.mode == "train")
             for module in pl_module.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()  # its statistics are part of the backbone
+                    module.eval()  # so that its statistics, a part of the backbone, do not change
             scorer = pl_module.build_scorer()
             batches = data.score_batches(**pl_module.score_data, rank=trainer.global_rank, world=trainer.world_size)
             visible = trainer.is_global_zero and trainer.progress_bar_callback is not None
@@ -140,7 +149,7 @@ class ScoreBeforeFit(Callback):
         if not count:
             raise ValueError("the datamodule's score_batches gave no batch on any rank: there is nothing to score with")
         if trainer.world_size > 1:
-            # a rank may have had no batch; rank 0 always has the first
+            # other ranks may have had no batch, but rank 0 always has one
             shapes = trainer.strategy.broadcast({name: total.shape for name, total in scorer.sums.items()})
             for name, shape in shapes.items():
                 scorer.sums.setdefault(name, torch.zeros(shape, device=pl_module.device))
@@ -170,7 +179,7 @@ class ScoreBeforeFit(Callback):
     # selection
 
     def select(self, trainer: Trainer, pl_module: Scorable, scores: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The choice of rank 0, on every rank."""
+        """Select on rank 0 and send the selection to all ranks."""
         selection = None
         with all_or_none(trainer):
             if trainer.is_global_zero:
@@ -187,8 +196,8 @@ class ScoreBeforeFit(Callback):
     # report
 
     def report(self, trainer: Trainer, pl_module: Scorable, scores: dict[str, Tensor], seconds: float) -> None:
-        """Say on rank 0 what was found: a line, a picture, a table, and metrics."""
-        folder = Path(str(trainer.log_dir or trainer.default_root_dir))  # asks every rank
+        """Report the results on rank 0: a printed line, a picture, a table and metrics."""
+        folder = Path(str(trainer.log_dir or trainer.default_root_dir))  # all ranks must call log_dir
         count = int(trainer.strategy.reduce(torch.tensor(self.count, device=pl_module.device), reduce_op="sum"))
         if not trainer.is_global_zero:
             return
@@ -220,7 +229,7 @@ class ScoreBeforeFit(Callback):
 
 
 def read_scores(path: Path, key: str) -> dict[str, Tensor] | None:
-    """The scores of a cache file, or none if it is damaged or not what its name says."""
+    """Scores of a cache file; None, with a warning, if the file is damaged or has another key."""
     problem = "made for another key"
     try:
         with safe_open(path, "pt") as file:
@@ -231,5 +240,5 @@ def read_scores(path: Path, key: str) -> dict[str, Tensor] | None:
                 problem = "holds NaN or infinity"
     except SafetensorError as error:
         problem = str(error)
-    warnings.warn(f"{path} is damaged ({problem}); scoring anew", stacklevel=2)
+    warnings.warn(f"{path} is damaged ({problem}); scoring again", stacklevel=2)
     return None

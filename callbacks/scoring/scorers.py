@@ -1,6 +1,6 @@
-"""Scores of weights and channels, summed over batches; pure torch, usable without Lightning.
+"""Scorers: sums of scores of weights and channels over batches, in pure torch without Lightning.
 
-Every score is a plain sum over batches in fp32, so that shares of the batches can be summed on several ranks and added.
+Each score is a plain sum over batches in fp32, so that several ranks can each sum a part of the batches.
 """
 
 import difflib
@@ -17,20 +17,18 @@ from lightning_modules.seed import run_seed
 
 
 class Scorer:
-    """Sums that grow while batches pass through a model inside a ``with`` block.
-
-    ``unit`` says what a score is, for the colour bar of the picture.
+    """Sums of scores, which grow while batches pass through a model inside a ``with`` block.
 
     Args:
-        model: The model; nothing of it has changed after the block.
-        targets: What is scored; names of parameters, or of modules whose features are.
+        model: The model; it is unchanged after the block.
+        targets: Names of the scored parameters, or of modules with scored features.
 
     Raises:
-        ValueError: If a target is unknown, or named twice.
+        ValueError: If a target is unknown, or is named twice.
     """
 
-    unit = "score"
-    needs_data: bool = True  # whether batches must pass; otherwise the sums are complete when the block is entered
+    unit = "score"  # name of a score, for the colour bar of the picture
+    needs_data: bool = True  # False if the sums are complete at the start of the block, without any batch
 
     def __init__(self, model: nn.Module, targets: list[str]) -> None:
         self.model, self.targets = model, list(targets)
@@ -48,17 +46,17 @@ class Scorer:
 
     @abstractmethod
     def names(self) -> Iterable[str]:
-        """Every name that a target may have."""
+        """All names that can be targets."""
 
     @abstractmethod
     def __enter__(self) -> "Scorer":
-        """Install the hooks."""
+        """Add the hooks to the model."""
 
     def observe(self, labels: Tensor) -> None:
-        """Take the labels (B,) of the batch that comes next."""
+        """Get the labels (B,) of the next batch."""
 
     def backward(self, loss: Tensor) -> None:
-        """Take the loss of a batch."""
+        """Run the backward pass of the loss of a batch."""
         loss.backward()
 
     def __exit__(self, *error: Any) -> None:
@@ -67,17 +65,17 @@ class Scorer:
         self.hooks = []
 
     def check(self) -> list[str]:
-        """Look at the finished sums.
+        """Check the finished sums.
 
         Returns:
-            Names of those that are all zero.
+            Names of sums that are zero everywhere.
 
         Raises:
-            ValueError: If one is not finite, by name, or all are zero.
+            ValueError: If a sum is not finite, with its name, or all sums are zero.
         """
         for name, total in self.sums.items():
             if not total.isfinite().all():
-                raise ValueError(f"the score of {name} holds NaN or infinity: lower the precision's risk with fp32")
+                raise ValueError(f"the score of {name} holds NaN or infinity: use --score.precision fp32")
         zero = [name for name, total in self.sums.items() if not total.any()]
         if len(zero) == len(self.sums):
             raise ValueError(f"all scores are zero, first {zero[0]}: the loss does not depend on the scored weights")
@@ -85,7 +83,7 @@ class Scorer:
 
 
 class ParameterScorer(Scorer):
-    """Scores of parameters, which are targets by their names."""
+    """Scores of parameters; the targets are names of parameters."""
 
     def __init__(self, model: nn.Module, targets: list[str]) -> None:
         super().__init__(model, targets)
@@ -108,15 +106,15 @@ class ParameterScorer(Scorer):
 
 
 class GradientScorer(ParameterScorer):
-    """Sums over batches of what ``accumulate`` makes of each parameter's gradient.
+    """Sums over batches of a function of each parameter's gradient, which ``accumulate`` computes.
 
-    Sums are made while the backward pass runs, and each gradient is dropped at once: never more than one is alive.
-    Clipping needs all of them.
+    The sums are updated during the backward pass, and each gradient is freed at once, so that only one gradient exists
+    at a time. With ``clip``, all gradients of a batch must exist.
 
     Args:
         model: The model.
         targets: Names of parameters.
-        clip: Norm to which each batch's gradient of all parameters is clipped, none by default.
+        clip: Norm to which the gradient of all parameters is clipped in each batch; None for no clipping.
     """
 
     def __init__(self, model: nn.Module, targets: list[str], clip: float | None = None) -> None:
@@ -127,7 +125,7 @@ class GradientScorer(ParameterScorer):
     @staticmethod
     @abstractmethod
     def accumulate(total: Tensor, gradient: Tensor) -> None:
-        """Add what a batch's gradient contributes, in place."""
+        """Add the contribution of the gradient of a batch to ``total``, in place."""
 
     def __enter__(self) -> "GradientScorer":
         for parameter in self.parameters.values():
@@ -165,7 +163,7 @@ class GradientScorer(ParameterScorer):
 
 
 class SignedGradients(GradientScorer):
-    """``sum_b g_b``, signs kept: the absolute value is taken by who selects (GPS, second-order selection)."""
+    """Sums ``sum_b g_b`` with signs; the selection takes the absolute value (GPS, second-order selection)."""
 
     unit = "|sum of gradients|"
 
@@ -175,7 +173,7 @@ class SignedGradients(GradientScorer):
 
 
 class SquaredGradients(GradientScorer):
-    """``sum_b g_b^2`` of the gradient of the mean loss of each batch (SPT)."""
+    """Sums ``sum_b g_b^2``, with g_b the gradient of the mean loss of a batch (SPT)."""
 
     unit = "sum of squared gradients"
 
@@ -185,7 +183,7 @@ class SquaredGradients(GradientScorer):
 
 
 class AbsoluteGradients(GradientScorer):
-    """``sum_b |g_b|``."""
+    """Sums ``sum_b |g_b|``."""
 
     unit = "sum of |gradients|"
 
@@ -195,16 +193,16 @@ class AbsoluteGradients(GradientScorer):
 
 
 class Curvature(SignedGradients):
-    """``sum_b g_b``, and sums of estimates of the diagonal of the Hessian (Hutchinson): r * (H r), r of random signs.
+    """Sums ``sum_b g_b``, and sums of estimates ``r * (H r)`` of the Hessian's diagonal, r random signs (Hutchinson).
 
     The sums of the estimates are called ``hessian/<parameter>``; ``count`` is the number of estimates. The loss must
-    have second derivatives, which fused attention kernels lack.
+    have second derivatives, which fused attention kernels do not have.
 
     Args:
         model: The model.
         targets: Names of parameters.
-        clip: Norm to which each batch's gradient is clipped before it is added.
-        probes: Vectors r drawn for each batch.
+        clip: Norm to which the gradient of a batch is clipped before it is added; None for no clipping.
+        probes: Number of vectors r for each batch.
     """
 
     def __init__(self, model: nn.Module, targets: list[str], clip: float | None = None, probes: int = 10) -> None:
@@ -232,7 +230,7 @@ class Curvature(SignedGradients):
 
 
 class Magnitudes(ParameterScorer):
-    """``|w|``, for which no batch passes."""
+    """Magnitudes ``|w|`` of weights; they need no data."""
 
     unit, needs_data = "|w|", False
 
@@ -242,7 +240,7 @@ class Magnitudes(ParameterScorer):
 
 
 class RandomScores(ParameterScorer):
-    """Uniform numbers in [0, 1) drawn from the seed of the run, for which no batch passes."""
+    """Uniform random numbers in [0, 1) from the seed of the run; they need no data."""
 
     unit, needs_data = "uniform number", False
 

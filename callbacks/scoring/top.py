@@ -1,13 +1,14 @@
-"""Positions of the largest scores, with ties broken by position."""
+"""Positions of the largest scores; ties go to the lower position."""
 
 import torch
 from torch import Tensor
 
 
 def top_of_rows(score: Tensor, k: int) -> Tensor:
-    """Flat indices, ascending, of the k largest entries of each row of a score (rows, columns); ties to the left."""
+    """Flat indices, ascending, of the k largest entries of each row of a score (rows, columns)."""
     k = min(k, score.shape[1])
-    smallest = score.topk(k, dim=1).values[:, -1:]  # its value is certain, its place among equals is not
+    # topk breaks ties arbitrarily, so only its smallest value is used, as a threshold for the positions
+    smallest = score.topk(k, dim=1).values[:, -1:]
     above, equal = score > smallest, score == smallest
     places = k - above.sum(1, keepdim=True)
     return (above | (equal & (equal.cumsum(1) <= places))).flatten().nonzero().flatten()
@@ -19,7 +20,7 @@ def top(score: Tensor, k: int) -> Tensor:
 
 
 def top_of_all(scores: dict[str, Tensor], k: int) -> dict[str, Tensor]:
-    """Flat indices, ascending, of the k largest entries of all scores together, for each of them."""
+    """Flat indices, ascending, of the k largest entries of all scores together, by name."""
     chosen = top(torch.cat([score.flatten() for score in scores.values()]), k)
     selection, start = {}, 0
     for name, score in scores.items():
@@ -30,16 +31,16 @@ def top_of_all(scores: dict[str, Tensor], k: int) -> dict[str, Tensor]:
 
 
 def largest(scores: list[Tensor], count: int) -> tuple[Tensor, Tensor]:
-    """Find the largest values of several flat tensors, best first and equal ones in order.
+    """Find the largest values of several flat tensors, in descending order; equal values keep their order.
 
-    Floats that are not negative order as their bit patterns do. Counts of the upper 16 bits tell which few of the
-    values need sorting, so the tensors are never concatenated, and integers sort faster.
+    Non-negative floats have the same order as their bit patterns. A histogram of the upper 16 bits shows which values
+    need sorting, so that only these are sorted, as integers, and the tensors are never concatenated.
 
     Returns:
-        Positions in the concatenation of all (count,), and the indices of the tensors that hold them (count,).
+        Positions (count,) in the concatenation of all tensors, and for each the index (count,) of its tensor.
 
     Raises:
-        ValueError: If a value is negative, infinite or no number, or all are zero.
+        ValueError: If a value is negative, infinite or NaN, or all values are zero.
     """
     bounds = [score.aminmax() for score in scores if len(score)]
     for low, high in bounds:
@@ -50,7 +51,7 @@ def largest(scores: list[Tensor], count: int) -> tuple[Tensor, Tensor]:
     counts = torch.zeros(2**15, dtype=torch.int64)
     for score in scores:
         counts += torch.bincount(bits(score) >> 16, minlength=2**15)
-    at_least = counts.flip(0).cumsum(0).flip(0)  # values with these upper bits or larger ones
+    at_least = counts.flip(0).cumsum(0).flip(0)  # number of values with at least these upper bits
     lowest = int((at_least >= count).nonzero().max()) << 16
     candidates, positions, offset = [], [], 0
     for score in scores:
@@ -64,5 +65,5 @@ def largest(scores: list[Tensor], count: int) -> tuple[Tensor, Tensor]:
 
 
 def bits(values: Tensor) -> Tensor:
-    """Bit patterns of fp32 values that are not negative, as integers of the same order; -0.0 is 0.0."""
+    """Bit patterns of non-negative fp32 values, as integers of the same order; -0.0 counts as 0.0."""
     return values.view(torch.int32) & 0x7FFFFFFF

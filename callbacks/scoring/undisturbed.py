@@ -1,4 +1,4 @@
-"""Contexts that leave a model as they found it."""
+"""Contexts that leave a model unchanged."""
 
 import random
 from collections.abc import Iterator
@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 
 def eagerly(module: nn.Module) -> AbstractContextManager[Any]:
-    """A pass without torch.compile: graphs of the plain backbone would be of no use to the adapted one."""
+    """Context without torch.compile, because graphs of the plain backbone cannot be reused by the adapted backbone."""
     compiled = getattr(module, "_compiler_ctx", None) or any(m._compiled_call_impl for m in module.modules())
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 @contextmanager
 def unchanged(module: nn.Module) -> Iterator[None]:
-    """Put random states, modes and flags back afterwards, so that a fit does not depend on how it was scored.
+    """Restore random states, modes and flags at the end, so that a fit does not depend on the scoring before it.
 
     Raises:
-        RuntimeError: If a weight or buffer has another value than before, or a gradient is left.
+        RuntimeError: If a weight or buffer has changed, or has a gradient.
     """
-    module.zero_grad()  # one that was left would be scored
+    module.zero_grad()  # otherwise an old gradient would be scored
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     sums = {name: checksum(tensor) for name, tensor in tensors.items()}
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
@@ -49,7 +49,7 @@ def unchanged(module: nn.Module) -> Iterator[None]:
 
 
 def checksum(tensor: Tensor) -> int:
-    """Sum of a tensor's bit patterns: some hundredths of a second for 100 million parameters."""
+    """Sum of the bit patterns of a tensor; it takes some hundredths of a second for 100 million parameters."""
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     if not tensor.numel():
         return 0

@@ -14,19 +14,19 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class AdamATan2(Optimizer):
     """Adam-atan2 (Everett et al., ICML 2024, arXiv:2407.05872), unchanged by the scale of the gradients.
 
-    ``theta <- (1 - lr weight_decay) theta - lr a atan2(m, b sqrt(v))`` with the bias-corrected moments m and v of Adam,
-    kept in fp32 for smaller dtypes. To first order ``a / b`` times AdamW's step, and never more than ``lr a pi / 2``.
-    In fp32 exact down to gradients of about 1e-18, below which v underflows.
+    ``theta <- (1 - lr weight_decay) theta - lr a atan2(m, b sqrt(v))`` with the bias-corrected moments m and v of Adam.
+    The moments are fp32 for parameters of smaller dtypes. To first order the step is ``a / b`` times that of AdamW. It
+    is never larger than ``lr a pi / 2``. In fp32 it is exact for gradients above about 1e-18; below, v underflows.
 
     Args:
         params: Parameters or groups of them.
         lr: Learning rate.
         betas: Decays of the two moments.
         weight_decay: Decoupled weight decay.
-        a: Factor of the step; with 4 / pi a steady gradient moves a parameter by ``lr``, as Adam does.
+        a: Factor of the step. With 4 / pi, a constant gradient changes a parameter by ``lr`` per step, as with Adam.
         b: Factor of the root inside atan2.
-        foreach: Whether the moments of all parameters are updated together; by default on a GPU.
-        maximize: Whether to go up the gradient.
+        foreach: Whether the moments of all parameters are updated together; by default only on a GPU.
+        maximize: Whether to maximise the loss instead of minimising it.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class AdamATan2(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update; returns the loss of ``closure`` if there is one."""
+        """Update all parameters once; returns the loss of ``closure`` if there is one."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -63,7 +63,7 @@ class AdamATan2(Optimizer):
             foreach = group["foreach"]
             if foreach is None:
                 foreach = all(p.is_cuda for p in params)
-            # by step count too: a parameter without a gradient so far is behind the others
+            # the key has the step count too, because it is lower for a parameter that had no gradient in some steps
             batches: dict[tuple[Any, ...], list[Tensor]] = {}
             for i, p in enumerate(params):
                 state = self.state[p]
@@ -101,7 +101,7 @@ class AdamATan2(Optimizer):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load moments in their own precision, which torch would cast to that of the parameters."""
+        """Load moments in their own precision, because torch would cast them to the dtype of the parameters."""
         super().load_state_dict(state_dict)
         saved = [i for group in state_dict["param_groups"] for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]

@@ -13,21 +13,23 @@ from lightning_modules.optim.schedule import warmup_cosine
 
 
 class Optimized(LightningModule):
-    """A module with the options of its optimizer and schedule.
+    """A module with options for its optimizer and schedule.
 
     Args:
-        optimizer: ``adamw``, ``adam`` or ``sgd`` (momentum 0.9), fused where the device has it; ``adam_atan2`` (AdamW
-            without epsilon, arXiv:2407.05872) or ``adafactor`` (steps in proportion to the parameters).
-        lr: Peak learning rate, not rescaled by the batch size.
-        weight_decay: Decay of trained matrices; vectors (biases, norms, scales) are never decayed.
+        optimizer: Optimizer. ``adamw``: AdamW. ``adam``: Adam. ``sgd``: SGD with momentum 0.9. ``adam_atan2``: AdamW
+            without epsilon (arXiv:2407.05872). ``adafactor``: Adafactor, with steps in proportion to the parameters.
+            The first three are fused if the device has a fused kernel.
+        lr: Peak learning rate; it is not rescaled by the batch size.
+        weight_decay: Weight decay of trained matrices; vectors (biases, norms, scales) have none.
         adam_eps: Epsilon of ``adamw`` and ``adam``.
         warmup_epochs: Epochs of linear warm-up, fractions allowed.
         warmup_lr: Learning rate at the first step of the warm-up.
         min_lr: Learning rate at the end of the cosine.
-        lr_interval: Whether the schedule moves every ``step`` or every ``epoch``, as most papers of the field do.
+        lr_interval: Time between two changes of the learning rate. ``step``: an optimizer step. ``epoch``: an epoch, as
+            in most papers of the field.
     """
 
-    not_options: ClassVar[tuple[str, ...]] = ()  # arguments of ``__init__`` that are no plain data
+    not_options: ClassVar[tuple[str, ...]] = ()  # arguments of ``__init__`` that are not plain data, so not saved
 
     def __init__(
         self,
@@ -64,7 +66,7 @@ class Optimized(LightningModule):
             group["lr"] = schedule.base_lrs[i] * schedule.lr_lambdas[i](schedule.last_epoch)
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Groups for the optimizer: trained matrices with weight decay, vectors and scalars without."""
+        """Parameter groups: trained matrices with weight decay, vectors and scalars without."""
         return decay_matrices([p for p in self.parameters() if p.requires_grad], self.weight_decay)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -72,22 +74,22 @@ class Optimized(LightningModule):
         if not groups:
             raise ValueError(f"{type(self).__name__} has nothing to train")
         optimizer = self.build_optimizer(groups)
-        # a plain function leaves no trace in a checkpoint: a resumed run with more epochs follows its own cosine
+        # a checkpoint does not save plain functions, so a resumed run with more epochs follows its own schedule
         schedule = LambdaLR(optimizer, self.lr_factors())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": self.lr_interval}}
 
     def build_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Optimizer of this run over parameter groups."""
-        # Lightning unscales fp16 gradients itself, which fused optimizers do not allow
+        """Optimizer of this run for parameter groups."""
+        # not fused with fp16, because Lightning unscales fp16 gradients itself
         fused = self.device.type in ("cpu", "cuda", "mps", "xpu") and self.trainer.precision != "16-mixed"
         return build_optimizer(self.optimizer_name, groups, self.lr, self.adam_eps, fused)
 
     def lr_factors(self) -> Callable[[int], float] | list[Callable[[int], float]]:
-        """Schedule of the learning rates: a function of the step (or epoch) for all groups, or one for each."""
+        """Schedule of the learning rate: one function of the step (or epoch) for all groups, or one for each group."""
         return self.lr_factor()
 
     def lr_factor(self) -> Callable[[int], float]:
-        """Linear warm-up, then a cosine to ``min_lr`` at the last step (or epoch)."""
+        """Function of the step (or epoch): linear warm-up, then a cosine to ``min_lr`` at the last step (or epoch)."""
         steps = int(self.trainer.estimated_stepping_batches)
         epochs = self.trainer.max_epochs if self.trainer.max_epochs and self.trainer.max_epochs > 0 else 1
         count = steps if self.lr_interval == "step" else epochs

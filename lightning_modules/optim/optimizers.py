@@ -20,7 +20,7 @@ def build_optimizer(name: str, groups: list[dict[str, Any]], lr: float, eps: flo
         groups: Parameter groups; a group may have its own ``lr``, ``weight_decay`` and ``eps``.
         lr: Learning rate of groups without one.
         eps: Epsilon of ``adam`` and ``adamw``.
-        fused: Whether one kernel updates all tensors, where the optimizer has such a kernel.
+        fused: Whether one kernel updates all tensors. Only ``sgd``, ``adam`` and ``adamw`` have such a kernel.
 
     Raises:
         ValueError: If the name is unknown.
@@ -42,7 +42,7 @@ def decay_matrices(parameters: list[nn.Parameter], weight_decay: float) -> list[
     """Parameter groups: matrices with weight decay; vectors and scalars (biases, norms, scales) without.
 
     Args:
-        parameters: What trains.
+        parameters: Trained parameters.
         weight_decay: Decay of the matrices.
     """
     groups = [

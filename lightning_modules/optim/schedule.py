@@ -1,4 +1,4 @@
-"""Learning rate schedules as functions of the step, relative to the peak."""
+"""Learning rate schedules: functions from the step to the factor of the peak learning rate."""
 
 import math
 from collections.abc import Callable
@@ -11,9 +11,9 @@ def warmup_cosine(
 
     Args:
         total: Number of steps (or epochs) of the run.
-        warmup: Steps of the warm-up; at most ``total - 1`` count.
+        warmup: Steps of the warm-up; at most ``total - 1`` are used.
         lr: Peak learning rate.
-        warmup_lr: Learning rate at step 0 where there is a warm-up; the peak where that is lower.
+        warmup_lr: Learning rate at step 0 of a warm-up; at most ``lr``.
         min_lr: Learning rate at the end.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Contract of a method: how it adapts the frozen backbone of a task, and what it trains there."""
+"""Contract of a method: how it adapts the frozen backbone of a task, and which parameters it trains."""
 
 from collections.abc import Iterable
 from copy import deepcopy
@@ -14,17 +14,17 @@ from methods.core.warm_start import WarmStart
 
 
 class PEFTMethod(WarmStart):
-    """A way to adapt the backbone of a task; mixed in before the task, as in ``class M(SSF, Classification)``.
+    """Mixin that adapts the backbone of a task, as in ``class M(SSF, Classification)``.
 
-    A method overrides the hooks it needs: ``adapt`` and ``trainable_names`` decide what trains, ``merge_into`` puts it
-    back into plain weights. Everything else here holds for all methods.
+    A method overrides the hooks it needs. ``adapt`` and ``trainable_names`` decide which parameters train.
+    ``merge_into`` merges the trained delta into plain weights. The other functions of this class serve all methods.
     """
 
     mergeable: bool = True
-    unmergeable: str = "no plain model gives the same output"  # the reason, where it is not mergeable
+    unmergeable: str = "no plain model gives the same output"  # the reason, if the method is not mergeable
     standalone: bool = True  # False if the method only works stacked on another one
-    scales_over_widths: bool = True  # whether there are rules over widths for what trains (width_scaling)
-    prunable: bool = False  # whether a fitted model can be scored, pruned and fit anew
+    scales_over_widths: bool = True  # whether width_scaling has rules for the trained parameters
+    prunable: bool = False  # whether a fitted model can be scored, pruned and fitted once more
 
     # hooks of a method
 
@@ -36,13 +36,13 @@ class PEFTMethod(WarmStart):
         return ()
 
     def after_adapt(self, backbone: Backbone) -> None:
-        """Change layers in place. Called after all methods have adapted and ``requires_grad`` is final."""
+        """Change layers in place. Called when all methods have adapted and ``requires_grad`` is final."""
 
     def before_merge(self, backbone: Backbone) -> None:
         """Undo ``after_adapt``, in place. Called before ``merge_into``."""
 
     def merge_into(self, backbone: Backbone) -> None:
-        """Put the trained delta into the plain weights, in place; end with ``super().merge_into(backbone)``."""
+        """Merge the trained delta into the plain weights, in place; end with ``super().merge_into(backbone)``."""
 
     # adapting, in six steps
 
@@ -58,11 +58,14 @@ class PEFTMethod(WarmStart):
         return [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
 
     def ready_to_adapt(self) -> bool:
-        """Whether everything is known that ``adapt`` needs."""
+        """Whether ``adapt`` can run; False while a selection is missing."""
         return True
 
     def configure_model(self) -> None:
-        """Freeze the backbone, adapt it and unfreeze what trains; a no-op when done or while a selection is missing."""
+        """Freeze the backbone, adapt it and unfreeze trained parameters.
+
+        A second call has no effect, nor has a call before ``ready_to_adapt``.
+        """
         if self.adapted:
             return
         start = self.read_warm_start()
@@ -71,7 +74,7 @@ class PEFTMethod(WarmStart):
         if not self.ready_to_adapt():
             return
         plain = self.freeze_backbone()
-        names = set(self.trainable_names())  # of the plain backbone, because what a method adds trains anyway
+        names = set(self.trainable_names())  # from the plain backbone, because all added parameters train anyway
         self.adapt_backbone()
         self.check_trainable(names, plain)
         self.unfreeze_trained(names, plain)
@@ -87,7 +90,11 @@ class PEFTMethod(WarmStart):
         return dict(self.backbone.named_parameters()) | dict(self.backbone.named_buffers())
 
     def adapt_backbone(self) -> None:
-        """Run the methods' ``adapt``; new tensors are fp32 on the backbone's device, whatever Lightning has set."""
+        """Run ``adapt`` of the methods. New tensors are fp32 on the backbone's device for every precision of the run.
+
+        Raises:
+            ValueError: If the selection does not fit the backbone.
+        """
         with default_dtype(torch.float32), next(self.backbone.parameters()).device:
             try:
                 self.adapt(self.backbone)
@@ -96,11 +103,15 @@ class PEFTMethod(WarmStart):
                     raise
                 name = getattr(self, "backbone_name", type(self.backbone).__name__)
                 raise ValueError(
-                    f"the selection does not fit {name}: {error}. Load the backbone that it was made on, or score anew"
+                    f"the selection does not fit {name}: {error}. Load the backbone of the selection, or score again"
                 ) from error
 
     def check_trainable(self, names: set[str], plain: dict[str, Tensor]) -> None:
-        """Refuse names of parameters that the backbone does not have, or that are stored as packed bytes only."""
+        """Refuse names that are no parameters of the backbone, and parameters that are stored as packed bytes.
+
+        Raises:
+            ValueError: With the names.
+        """
         unknown = {name for name in names if not isinstance(plain.get(name), nn.Parameter)}
         if unknown:
             raise ValueError(f"{type(self).__name__}: the backbone has no {', '.join(sorted(unknown)[:5])}")
@@ -112,7 +123,7 @@ class PEFTMethod(WarmStart):
             )
 
     def unfreeze_trained(self, names: set[str], plain: dict[str, Tensor]) -> None:
-        """Let the named parameters and the heads train, then run the methods' ``after_adapt``."""
+        """Make the named parameters and the heads trainable, then run ``after_adapt`` of the methods."""
         for name in names:
             plain[name].requires_grad_(True)
         for head in self.heads().values():
@@ -121,8 +132,8 @@ class PEFTMethod(WarmStart):
             self.after_adapt(self.backbone)
 
     def fingerprint_frozen(self, plain: dict[str, Tensor]) -> None:
-        """Hash the frozen weights and count all parameters, those that are stored in packed form too."""
-        # a weight that trains in full is part of the delta: only what stays frozen identifies the backbone
+        """Hash the frozen weights and count all parameters, including those in packed form."""
+        # without weights that train in full: the delta contains them, and frozen weights identify the backbone
         frozen = {n: t for n, t in plain.items() if not (t.requires_grad or self.in_head(f"backbone.{n}"))}
         self.fingerprint = fingerprint(frozen)
         weights = {f"backbone.{name}": p for name, p in plain.items() if isinstance(p, nn.Parameter)}
@@ -131,10 +142,10 @@ class PEFTMethod(WarmStart):
     # merging
 
     def merge(self) -> nn.Module:
-        """The backbone as a plain model with the trained delta merged in; this module stays as it is.
+        """Merge the trained delta into a plain copy of the backbone; this module does not change.
 
         Returns:
-            A copy of the backbone in fp32 and eval mode. Modules that cannot be merged are still in it, as extra keys.
+            A copy of the backbone in fp32 and eval mode. Modules that cannot be merged stay in it, as extra keys.
 
         Raises:
             TypeError: If no plain model gives the same output.
@@ -142,7 +153,7 @@ class PEFTMethod(WarmStart):
         if not self.mergeable:
             raise TypeError(f"{self.method_name()} cannot be merged because {self.unmergeable}")
         self.configure_model()
-        backbone = deepcopy(self.backbone).float()  # merging in bf16 would round the frozen weights
+        backbone = deepcopy(self.backbone).float()  # because a merge in bf16 would round the frozen weights
         with torch.no_grad():
             self.before_merge(backbone)
             self.merge_into(backbone)

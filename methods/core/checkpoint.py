@@ -1,4 +1,4 @@
-"""Checkpoints that hold only what trains."""
+"""Delta checkpoints: files with the trained tensors only."""
 
 from inspect import signature
 from pathlib import Path
@@ -13,16 +13,16 @@ from methods.core.precision import KeepsPrecision, updates_statistics
 
 
 class DeltaCheckpoint(KeepsPrecision):
-    """An adapted task whose checkpoints and adapter folders hold the delta alone, and load strictly."""
+    """An adapted task whose checkpoints and adapter folders contain only the delta. They load strictly."""
 
     fingerprint: str = ""  # hash of the frozen weights
-    selection: dict[str, Tensor] | None = None  # chosen indices, of methods that choose from data
-    warm_start_options: tuple[str, ...] = ()  # options that no file of trained values needs
+    selection: dict[str, Tensor] | None = None  # chosen indices, for methods that choose from data
+    warm_start_options: tuple[str, ...] = ()  # options of the start, which files of trained values leave out
     started_from: dict[str, str] | None = None  # path and hash of the run that this one started from
 
     @classmethod
     def own_classes(cls) -> list[type]:
-        """The classes of ``methods/`` that are mixed in, without those of ``methods/core``."""
+        """Mixed-in classes of ``methods/``, without those of ``methods/core``."""
         return [c for c in cls.__mro__ if c.__module__.startswith("methods.") and not in_core(c)]
 
     @classmethod
@@ -81,9 +81,9 @@ class DeltaCheckpoint(KeepsPrecision):
         checkpoint["state_dict"] = state
         about = {"counts": self.parameter_counts(), "manifest": manifest(state), "selection": self.selection}
         checkpoint["peft"] = self.description() | about
-        # the file holds the values of the run it started from, and must load where that run is not to be had
+        # without init_from, because the checkpoint already contains those values and must load without the other run
         options = {name: value for name, value in self.hparams.items() if name not in self.warm_start_options}
-        # PEFTMethod.load_from_checkpoint finds the class by these two, whether the run began in the CLI or a notebook
+        # PEFTMethod.load_from_checkpoint finds the class by these two keys, for runs of the CLI and of a notebook
         checkpoint["hyper_parameters"] = options | {
             "_class_path": f"{type(self).__module__}.{type(self).__qualname__}",
             "_instantiator": "lightning.pytorch.cli.instantiate_module",
@@ -100,7 +100,7 @@ class DeltaCheckpoint(KeepsPrecision):
         files.to_current_format(checkpoint)
         selection = checkpoint["peft"]["selection"]
         if self.adapted and not (self.selection is None and selection is None):
-            self.build()  # the backbone is adapted to another selection: adapt a new one
+            self.build()  # a new backbone, because this one is adapted to another selection
             self.plain_keys = None
         self.selection = selection
         self.forget_warm_start()  # because the checkpoint holds later values
@@ -110,18 +110,18 @@ class DeltaCheckpoint(KeepsPrecision):
         delta = self.delta_state_dict()
         files.check_delta(delta, checkpoint["state_dict"])
         frozen = {name: tensor for name, tensor in self.state_dict().items() if name not in delta}
-        checkpoint["state_dict"] = frozen | checkpoint["state_dict"]  # loading stays strict
+        checkpoint["state_dict"] = frozen | checkpoint["state_dict"]  # all keys, so that loading stays strict
         super().on_load_checkpoint(checkpoint)
 
     @classmethod
     def from_delta(cls, source: str | Path | dict[str, Any]) -> Self:
-        """Build the module that a checkpoint describes, and load it.
+        """Build the module of a checkpoint and load its delta.
 
         Args:
-            source: A checkpoint file, an adapter folder, or what ``read_checkpoint`` returned for one.
+            source: A checkpoint file, an adapter folder, or the result of ``read_checkpoint``.
 
         Raises:
-            FileNotFoundError: If there is nothing at the path, or the weights of the backbone are missing.
+            FileNotFoundError: If the path does not exist, or the weights of the backbone are missing.
             ValueError: If the file is damaged or does not fit.
         """
         checkpoint = source if isinstance(source, dict) else files.read_checkpoint(source)
@@ -131,10 +131,10 @@ class DeltaCheckpoint(KeepsPrecision):
         return module.eval()
 
     def load_delta(self, source: str | Path | dict[str, Any]) -> None:
-        """Load a checkpoint file, an adapter folder, or what ``read_checkpoint`` returned for one.
+        """Load the delta of a checkpoint file, an adapter folder or a result of ``read_checkpoint``.
 
         Raises:
-            FileNotFoundError: If there is nothing at the path.
+            FileNotFoundError: If the path does not exist.
             ValueError: If the file is damaged or does not fit.
         """
         checkpoint = dict(source) if isinstance(source, dict) else files.read_checkpoint(source)
@@ -143,5 +143,5 @@ class DeltaCheckpoint(KeepsPrecision):
 
 
 def in_core(cls: type) -> bool:
-    """Whether a class is part of the contract and no method."""
+    """Whether a class is part of the contract of methods, not a method."""
     return cls.__module__.startswith("methods.core.")

@@ -1,4 +1,4 @@
-"""Join methods with a task into one class."""
+"""Composition of methods and a task into one class."""
 
 import sys
 from inspect import signature
@@ -11,15 +11,15 @@ Method = TypeVar("Method", bound=PEFTMethod)
 
 
 def compose(method: type[Method], *more: type[PEFTMethod], task: type[Task]) -> type[Method]:
-    """Join methods with a task: ``compose(SSF, task=Classification)`` is ``class X(SSF, Classification)``.
+    """Compose methods and a task: ``compose(SSF, task=Classification)`` is ``class X(SSF, Classification)``.
 
     Args:
         method: First method; its hooks run outermost.
-        more: Methods stacked on it.
+        more: Further methods, stacked.
         task: The task.
 
     Returns:
-        The class. Its module is ``methods`` and its name joins those of its bases, ``methods.SSFClassification``.
+        The class. Its module is ``methods``; its name joins the names of its bases, ``methods.SSFClassification``.
 
     Raises:
         TypeError: If two of the classes declare the same argument, because the second would keep its default silently.
@@ -34,23 +34,23 @@ def compose(method: type[Method], *more: type[PEFTMethod], task: type[Task]) -> 
         for argument in signature(base.__init__).parameters if "__init__" in vars(base) else ():  # type: ignore[misc]
             if argument not in ("self", "kwargs") and owners.setdefault(argument, base) is not base:
                 raise TypeError(f"{name}: {owners[argument].__name__} and {base.__name__} both declare {argument!r}")
-    # jsonargparse prints the first docstring line of the class, which is the method's
+    # with the docstring of the method, because jsonargparse prints the first line of it
     cls = type(name, bases, {"__module__": "methods", "__qualname__": name, "__doc__": method.__doc__})
     setattr(package, name, cls)
     return cls
 
 
 def is_own(cls: type[Any]) -> bool:
-    """Whether a class belongs to this project's methods or tasks."""
+    """Whether a class is one of this project's methods or tasks."""
     return cls.__module__.startswith(("methods.", "lightning_modules."))
 
 
 def find(name: str, methods: dict[str, type[PEFTMethod]]) -> type | None:
-    """Composed class of a joined name such as ``VeLoRALoRASegmentation``; None if a part of it is unknown.
+    """Composed class of a joined name such as ``VeLoRALoRASegmentation``; None if a part of the name is unknown.
 
     Args:
         name: Names of methods and a task, joined.
-        methods: Every method.
+        methods: Classes of all methods.
     """
     for task in TASKS.values():
         rest, found = name.removesuffix(task.__name__), []

@@ -1,8 +1,8 @@
-"""Base of methods inside whose backbone nothing trains."""
+"""Base of methods that train nothing inside the backbone."""
 
 from callbacks.features.reusable import ReusableFeatures
 from methods.core.base import PEFTMethod
 
 
 class FrozenBackbone(PEFTMethod, ReusableFeatures):
-    """A method that reads features of a frozen backbone, so that they can be cached."""
+    """A method over a frozen backbone, whose features can be cached."""

@@ -1,4 +1,4 @@
-"""Members of one run that share a frozen backbone: what all of them answer alike."""
+"""Verbs of a task for several models (members) that share one frozen backbone."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from lightning_modules.batch import Batch
 
 
 class Members(ReusableFeatures):
-    """A task made of several models over one frozen backbone; the verbs of the task are those of a member."""
+    """A task of several models over one frozen backbone. Each verb of the task calls the verb of a member."""
 
     mergeable = False
     members: nn.ModuleList
@@ -23,24 +23,24 @@ class Members(ReusableFeatures):
 
     @property
     def chosen(self) -> Any:
-        """The member that is exported."""
+        """Exported member."""
         name = self.best_member if self.export_member == "best" else self.export_member
         return self.members[list(self.settings).index(name)]
 
-    # verbs of a task: the members'
+    # verbs of a task
 
     @property
     def backbone(self) -> Any:
         return self.each()[0].backbone
 
     def build(self) -> None:
-        """ParallelSettings build their backbones themselves."""
+        """Nothing to build, because each member builds its own backbone."""
 
     def heads(self) -> dict[str, nn.Module]:
         return self.each()[0].heads()
 
     def forward(self, inputs: Any) -> Any:
-        """Outputs of the member that is exported."""
+        """Outputs of the exported member."""
         return self.chosen(inputs)
 
     def predict_from(self, features: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Several settings of a method in one run, over one forward pass of the frozen backbone they share."""
+"""Several settings of a method in one run, with one forward pass of the shared frozen backbone."""
 
 from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
@@ -27,17 +27,18 @@ OPTIMIZATION = [name for name in signature(Optimized.__init__).parameters if nam
 
 
 class ParallelSettings(Members):
-    """Train several settings of a method at once, each as if it were alone.
+    """Trains several settings of a method at once. Each setting (a member) trains as in a run of its own.
 
-    The frozen backbone sees every image once. The losses are summed, so that each member has its own gradient, and
-    each has its own parameter groups. A member without a seed of its own ends where its solo run would, bit for bit;
-    ``seed`` draws other initial values, while the order of the images stays that of the run. (With ddp Lightning seeds
-    once more before a solo run draws its values: there the two are equal from equal initial values.)
+    Each image passes the frozen backbone once. The losses are summed, so that each member has its own gradient, and
+    each has its own parameter groups. A member without a ``seed`` gives the same result as a run of its own, bit for
+    bit. A ``seed`` changes the initial values, but not the order of the images. (With DDP, Lightning seeds once more
+    before a single run draws its initial values; the results are then equal only from equal initial values.)
 
     Args:
         model: The method with the options that all members share.
-        members: Options of each member, with a ``name`` and a ``seed`` if wanted; or a grid, lists of values by option.
-        export_member: Name of the member that the adapter folder holds; ``best`` chooses by the headline metric.
+        members: A list with the options of each member, and a ``name`` and a ``seed`` if wanted. Or a grid: lists of
+            values by option.
+        export_member: Name of the member in the adapter folder; ``best`` for the member with the best headline metric.
     """
 
     not_options = ("model",)
@@ -66,7 +67,7 @@ class ParallelSettings(Members):
             raise ValueError(f"members read different features of the backbone ({'; '.join(sorted(layers))})")
         trained = sum(sum(member.parameter_counts().values()) for member in others)
         self.total_parameters = first.total_parameters + trained
-        # what members share, for callbacks and datamodules
+        # attributes that callbacks and datamodules use, equal for all members
         self.headline, self.unit = first.headline, first.unit  # type: ignore[misc]
         self.plain_keys, self.fingerprint = first.plain_keys, first.fingerprint
         for name in ("pretrained", "backbone_name", "backbone_args", "num_classes", "input_config", "mixup"):
@@ -74,7 +75,7 @@ class ParallelSettings(Members):
         self.init_metrics()
 
     def new_member(self, cls: type[PEFTMethod], setting: dict[str, Any]) -> PEFTMethod:
-        """A member as a run of its own would begin with it."""
+        """Build a member with the initial values of a run of its own."""
         with unchanged(self):
             torch.manual_seed(setting.get("seed", run_seed()))
             member = cls(**(self.options | options_of(setting)))
@@ -82,21 +83,21 @@ class ParallelSettings(Members):
         return member
 
     def shared_features(self, inputs: Any) -> Features:
-        """Features of inputs, if they are not features already."""
+        """Features of inputs; inputs that are features already stay as they are."""
         if isinstance(inputs, Features):
             return inputs
         with torch.no_grad(), self.mixed_dtypes():
             return Features(self.frozen_features(inputs))
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
-        """Loss of every member; their sum is minimised, because a mean would divide every gradient."""
+        """Loss of each member. Their sum is minimised, because a mean would divide each gradient."""
         batch = self.each()[0].augment(batch)
         features = self.shared_features(batch.inputs)
         pairs = zip(self.settings, self.each(), strict=True)
         return {f"loss/{name}": total(member.losses(member(features), batch.targets)) for name, member in pairs}
 
     def evaluate(self, batch: Batch) -> Any:
-        """Outputs of all members in validation, and of the exported one in a test."""
+        """Outputs of all members in a validation, of the exported member in a test."""
         if self.trainer.testing:
             return self.chosen(batch.inputs)
         features = self.shared_features(batch.inputs)
@@ -115,11 +116,11 @@ class ParallelSettings(Members):
         super().setup(stage)
         reason = None
         if self.trainer.gradient_clip_val and self.trainer.gradient_clip_algorithm != "value":
-            reason = "gradient clipping by norm takes the norm of all members together; clip by value, or not at all"
+            reason = "gradient clipping by norm uses the norm of all members together; clip by value, or not at all"
         elif self.trainer.precision not in ("32-true", "64-true", "bf16-mixed"):
-            reason = f"precision {self.trainer.precision} would let one overflow skip the step of all; use bf16-mixed"
+            reason = f"with precision {self.trainer.precision} one overflow skips the step of all; use bf16-mixed"
         elif any(isinstance(callback, EarlyStopping) for callback in callbacks_of(self.trainer)):
-            reason = "early stopping of one would stop all; leave it out"
+            reason = "early stopping of one member would stop all; leave it out"
         if reason is not None and stage == "fit":
             raise ValueError(f"members: {reason}")
         for member in self.each():
@@ -132,7 +133,7 @@ class ParallelSettings(Members):
             member.on_fit_start()
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of every member, with its rate."""
+        """Parameter groups of all members, each with the learning rate of its member."""
         return [{"lr": member.lr} | group for member in self.each() for group in member.param_groups()]
 
     def lr_factors(self) -> list[Callable[[int], float]]:
@@ -143,13 +144,13 @@ class ParallelSettings(Members):
             member.on_validation_start()
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics of every member, and those of the best one under the names of a solo run."""
+        """Log the metrics of each member, and those of the best member under the names of a single run."""
         found: dict[str, dict[str, Tensor]] = {}
         for name, member in zip(self.settings, self.each(), strict=True):
             found[name] = member.val_metrics.compute()
             member.val_metrics.reset()
         key, sign = f"val/{self.headline.name}", 1 if self.headline.higher_is_better else -1
-        self.best_member = max(found, key=lambda name: sign * float(found[name][key]))  # of equal ones the first
+        self.best_member = max(found, key=lambda name: sign * float(found[name][key]))  # the first of equal values
         self.log_dict({f"{key}/{name}": v for name, values in found.items() for key, v in values.items()})
         self.log_dict(found[self.best_member], prog_bar=True)
         self.log("val/best_member", float(list(self.settings).index(self.best_member)))
@@ -157,7 +158,7 @@ class ParallelSettings(Members):
     # checkpoints and costs
 
     def delta_state_dict(self) -> dict[str, Tensor]:
-        """What all members trained."""
+        """Deltas of all members."""
         deltas = [member.delta_state_dict() for member in self.each()]
         return {f"members.{i}.{name}": tensor for i, delta in enumerate(deltas) for name, tensor in delta.items()}
 
@@ -165,7 +166,7 @@ class ParallelSettings(Members):
         return sum(member.storage_bytes() for member in self.each())
 
     def parameter_counts(self) -> dict[str, int]:
-        """Trained parameters of all members."""
+        """Number of trained parameters of all members, by part."""
         counts = [member.parameter_counts() for member in self.each()]
         return {part: sum(count[part] for count in counts) for part in counts[0]}
 
@@ -181,7 +182,7 @@ class ParallelSettings(Members):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]
-        self.each()[0].on_save_checkpoint(checkpoint)  # class, options, identity and weights that all of them share
+        self.each()[0].on_save_checkpoint(checkpoint)  # class, options, identity and weights are equal for all members
         checkpoint["state_dict"] = {name: state[name] for name in self.delta_state_dict()}
         checkpoint["peft"]["manifest"] = manifest(checkpoint["state_dict"])
         checkpoint["hyper_parameters"] |= self.options
@@ -192,7 +193,7 @@ class ParallelSettings(Members):
         files.to_current_format(checkpoint)
         here = {name: options_of(setting) for name, setting in self.settings.items()}
         if checkpoint.get("members") != here:
-            raise ValueError(f"members: {checkpoint.get('members', 'none')} in the checkpoint, {here} here")
+            raise ValueError(f"members: {checkpoint.get('members', 'none')} in the checkpoint, {here} in this run")
         files.check_backbone(self.each()[0].description(), checkpoint["peft"])
         delta = self.delta_state_dict()
         files.check_delta(delta, checkpoint["state_dict"])
@@ -202,7 +203,7 @@ class ParallelSettings(Members):
 
 
 def share_frozen(source: nn.Module, target: nn.Module) -> None:
-    """Let every frozen parameter of ``target`` be that of ``source``."""
+    """Replace each frozen parameter of ``target`` by that of ``source``."""
     for name, parameter in list(target.named_parameters()):
         if not parameter.requires_grad:
             path, _, leaf = name.rpartition(".")

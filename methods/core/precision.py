@@ -1,4 +1,4 @@
-"""Trained tensors stay in fp32, and BatchNorm statistics of a frozen backbone stay fixed."""
+"""Precision of trained tensors and BatchNorm statistics of a frozen backbone."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +13,14 @@ BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
 def kept_in_fp32(module: nn.Module) -> list[nn.Parameter]:
-    """Parameters of one module that no cast touches: trained ones, and their partners in the affine map of a norm."""
+    """Parameters of one module that stay in fp32: trained ones, and frozen ones of the same norm."""
     parameters = list(module.parameters(recurse=False))
     trained = [p for p in parameters if p.requires_grad]
     return parameters if trained and all(p.dim() <= 1 for p in parameters) else trained
 
 
 def updates_statistics(module: nn.Module) -> bool:
-    """Whether a module is a BatchNorm that trains in full, so that its statistics change too."""
+    """Whether a module is a BatchNorm that trains in full, so that its statistics change in training."""
     parameters = list(module.parameters(recurse=False))
     is_batch_norm = isinstance(module, BATCH_NORM)
     return is_batch_norm and bool(parameters) and all(p.requires_grad for p in parameters)
@@ -38,10 +38,10 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 class KeepsPrecision(AdaptedTask):
-    """An adapted task that keeps trained tensors in fp32 and frozen statistics fixed."""
+    """An adapted task that keeps trained tensors in fp32 and BatchNorm statistics of the frozen backbone fixed."""
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode; BatchNorm statistics of the frozen backbone stay as they are."""
+        """Set the mode; frozen BatchNorms stay in eval mode, so that their statistics do not change."""
         super().train(mode)
         for module in self.backbone.modules() if self.adapted else ():
             if isinstance(module, BATCH_NORM) and not updates_statistics(module):
@@ -49,8 +49,8 @@ class KeepsPrecision(AdaptedTask):
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Cast or move the module; under ``bf16-true`` only frozen tensors are cast."""
-        # a bf16 scale at 1.0 cannot take an Adam step of 1e-3, therefore trained tensors keep their fp32 values
+        """Cast or move the module; a cast to bf16 or fp16 changes frozen tensors only."""
+        # because a bf16 scale of 1.0 does not change by an Adam step of 1e-3
         modules = list(self.modules()) if self.adapted else []
         kept = [(p, p.data) for module in modules for p in kept_in_fp32(module)]
         frozen = {m for m in self.backbone.modules() if not updates_statistics(m)}

@@ -18,7 +18,7 @@ class Selective(PEFTMethod, Scorable):
 
     @abstractmethod
     def score_targets(self) -> list[str]:
-        """Names (inside the backbone) of what is scored."""
+        """Names (inside the backbone) of the scored parameters or modules."""
 
     def build_scorer(self) -> Scorer:
         assert self.scorer is not None

@@ -1,4 +1,4 @@
-"""Options of the members of a run over several settings."""
+"""Options of the members of a run with several settings."""
 
 from collections.abc import Mapping, Sequence
 from inspect import signature
@@ -8,16 +8,16 @@ from typing import Any
 from callbacks.features.reusable import ReusableFeatures
 from methods.core.base import PEFTMethod
 
-# one backbone, one stream of batches, one optimizer
+# options that all members share, because there is one backbone, one sequence of batches and one optimizer
 COMMON = {"backbone", "pretrained", "backbone_args", "num_classes", "drop_path", "mixup", "cutmix"}
 COMMON |= {"optimizer", "adam_eps", "lr_interval"}
 
 
 def expand(members: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
-    """Settings by name, of a list or of a grid.
+    """Settings by name, from a list of settings or a grid.
 
     Raises:
-        ValueError: If there is none, or two have one name.
+        ValueError: If there is no setting, or two settings have the same name.
     """
     if isinstance(members, Mapping):
         scalars = [name for name, values in members.items() if not isinstance(values, (list, tuple))]
@@ -37,12 +37,12 @@ def expand(members: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]) -
 
 
 def options_of(setting: dict[str, Any]) -> dict[str, Any]:
-    """The options of the model among those of a member."""
+    """Options of the model in the setting of a member."""
     return {name: value for name, value in setting.items() if name != "seed"}
 
 
 def check_settings(model: PEFTMethod, settings: dict[str, dict[str, Any]]) -> None:
-    """Refuse options that a member cannot have for itself.
+    """Refuse options that must not differ between members.
 
     Raises:
         ValueError: If the method trains in the backbone, or an option is unknown or must be the same for all.

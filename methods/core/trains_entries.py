@@ -10,12 +10,12 @@ from methods.layers.sparse import Entries, merge_entries, train_entries
 
 
 class TrainsEntries(Selective):
-    """A method that trains chosen entries of the backbone's parameters, and nothing else of the backbone."""
+    """A method that trains chosen entries of the backbone's parameters. All other entries are frozen."""
 
     scales_over_widths = False
 
     def score_targets(self) -> list[str]:
-        """Every parameter but the classifier's."""
+        """Names of all parameters except the classifier's."""
         return [name for name, _ in self.backbone.named_parameters() if not self.in_head(f"backbone.{name}")]
 
     def entries(self) -> list[Any]:
@@ -28,7 +28,7 @@ class TrainsEntries(Selective):
         return self.lr
 
     def chosen(self) -> dict[str, Tensor]:
-        """Flat indices by parameter name."""
+        """Flat indices of the chosen entries by parameter name."""
         assert self.selection is not None
         return self.selection
 
@@ -41,7 +41,7 @@ class TrainsEntries(Selective):
         super().merge_into(backbone)
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Entries of matrices decay as matrices do, entries of vectors do not."""
+        """Parameter groups; entries of matrices have weight decay, entries of vectors do not."""
         decay = {True: self.weight_decay, False: 0.0}
         own = {id(e.values) for e in self.entries()}
         groups = super().param_groups()

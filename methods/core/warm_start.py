@@ -1,4 +1,4 @@
-"""Starting from what another run of the same method trained (PVP, Song et al., 2023, arXiv:2304.13639)."""
+"""Warm start from the trained values of another run of the same method (PVP, Song et al., 2023, arXiv:2304.13639)."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from checkpoints import delta as files
 from checkpoints.fingerprint import fingerprint
 from methods.core.checkpoint import DeltaCheckpoint
 
-# parts of the names of options that decide how initial values are drawn; a run may differ in them from its start
+# options with such a part in their name decide how initial values are drawn; the two runs may differ in them
 ABOUT_DRAWING = ("dropout", "drop_path", "_init", "_std", "_xavier")
 
 
@@ -18,11 +18,11 @@ class WarmStart(DeltaCheckpoint):
     """An adapted task that can start from the trained values of another run.
 
     Args:
-        init_from: Adapter folder or checkpoint of another run of the same method. Trained values start from it, and
-            its selection is taken over.
-        init_head: Whether the classifier starts from it too; its classes must be the same.
-        init_other_backbone: Whether the other run may have had other frozen weights of the same shapes, such as those
-            of another pre-training.
+        init_from: Adapter folder or checkpoint of another run of the same method. It gives the initial trained values
+            and the selection.
+        init_head: Whether the classifier starts from the other run too; both runs must have the same classes.
+        init_other_backbone: Whether the frozen weights of the other run may differ from those of this run, such as
+            weights of another pre-training. Their shapes must be equal.
     """
 
     warm_start_options: tuple[str, ...] = ("init_from", "init_head", "init_other_backbone")
@@ -36,7 +36,7 @@ class WarmStart(DeltaCheckpoint):
     ) -> None:
         super().__init__(**kwargs)
         if init_from is None and (init_head or init_other_backbone):
-            raise ValueError("init_head and init_other_backbone say how to start from another run: give init_from too")
+            raise ValueError("init_head and init_other_backbone are options of a start from another run: set init_from")
         self.init_from, self.init_head, self.init_other_backbone = init_from, init_head, init_other_backbone
 
     def free_options(self) -> set[str]:
@@ -45,7 +45,7 @@ class WarmStart(DeltaCheckpoint):
         return drawn | set(self.warm_start_options)
 
     def resize_warm_start(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors of the other run in the sizes of this one. By default they must have them."""
+        """Resize the tensors of the other run to the sizes of this run. By default they stay as they are."""
         return tensors
 
     def forget_warm_start(self) -> None:
@@ -55,8 +55,8 @@ class WarmStart(DeltaCheckpoint):
         """Checkpoint of the run to start from; None if there is none.
 
         Raises:
-            FileNotFoundError: If there is nothing at ``init_from``.
-            ValueError: If the file is damaged, of another method, or of other options of this one.
+            FileNotFoundError: If ``init_from`` does not exist.
+            ValueError: If the file is damaged, or is of another method or of other options of this method.
         """
         if self.init_from is None:
             return None
@@ -66,7 +66,7 @@ class WarmStart(DeltaCheckpoint):
             raise ValueError(f"init_from={self.init_from!r} was trained with {there}, this run trains {here}")
         options, saved = dict(self.hparams), start["hyper_parameters"]
         differences = [
-            f"{name}: {saved.get(name, default)!r} there, {options[name]!r} here"
+            f"{name}: {saved.get(name, default)!r} in that run, {options[name]!r} in this run"
             for name, default in self.method_options().items()
             if name in options and saved.get(name, default) != options[name] and name not in self.free_options()
         ]
@@ -78,13 +78,13 @@ class WarmStart(DeltaCheckpoint):
         return start
 
     def load_warm_start(self, start: dict[str, Any]) -> None:
-        """Copy what the other run trained; its head only with ``init_head``, its optimizer never.
+        """Copy the trained values of the other run; its head only with ``init_head``, its optimizer never.
 
         Args:
-            start: What ``read_warm_start`` returned.
+            start: Result of ``read_warm_start``.
 
         Raises:
-            ValueError: If it was trained on other weights or other classes, or a tensor does not fit.
+            ValueError: If the other run had other frozen weights or other classes, or a tensor does not fit.
         """
         path = self.init_from
         expected = self.without_head(self.delta_state_dict())
@@ -105,19 +105,35 @@ class WarmStart(DeltaCheckpoint):
         self.check_ranks(self.started_from["sha256"])
 
     def without_head(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors that start from the other run: without those of the heads, unless ``init_head``."""
+        """Tensors without those of the heads; with ``init_head`` all of them."""
         return {name: tensor for name, tensor in tensors.items() if self.init_head or not self.in_head(name)}
 
     def check_head(self, there: dict[str, Any]) -> None:
-        """Refuse the head of a run whose identity, such as the names of its classes, is another one."""
+        """Refuse the head of a run with another identity, such as other names of classes.
+
+        Args:
+            there: Identity of the other run.
+
+        Raises:
+            ValueError: With both values.
+        """
         for name, value in self.identity().items():
             if value and there.get(name) and value != there[name]:
                 label = name.removeprefix("class_names") or "classes"
                 shown = [", ".join(map(str, v)) if isinstance(v, list) else str(v) for v in (there[name], value)]
-                raise ValueError(f"init_head: the {label} are {shown[0][:200]} there, {shown[1][:200]} here")
+                raise ValueError(
+                    f"init_head: the {label} are {shown[0][:200]} in that run, {shown[1][:200]} in this run"
+                )
 
     def check_ranks(self, sha256: str) -> None:
-        """Refuse to go on where the ranks have read different files."""
+        """Refuse different files on different ranks.
+
+        Args:
+            sha256: Hash of the values that this rank has read.
+
+        Raises:
+            ValueError: If another rank has another hash.
+        """
         trainer = self._trainer
         if trainer is not None and trainer.world_size > 1:
             digest = torch.tensor(int(sha256[:15], 16), device=trainer.strategy.root_device)

@@ -1,9 +1,9 @@
 """Exponents of width parameterizations, kinds of layers, and optimizer groups that follow from both.
 
-Everett et al., "Scaling Exponents Across Parameterizations and Optimizers", ICML 2024, arXiv:2407.05872. With k the
-width relative to that of a base model, a layer computes ``k^-a W z`` from weights of standard deviation
-``std0 k^-b``, and W learns at the rate ``lr k^-c``; its gradient has entries of size ``k^-g``. The exponents are
-derived from the paper's definitions, not copied from its tables. At k = 1 every parameterization is the model as it is.
+Everett et al., "Scaling Exponents Across Parameterizations and Optimizers", ICML 2024, arXiv:2407.05872. Let k be the
+width relative to that of a base model. A layer computes ``k^-a W z`` with initial weights of standard deviation
+``std0 k^-b``. W trains with the rate ``lr k^-c``, and its gradient has entries of size ``k^-g``. The exponents are
+derived from the paper's definitions, not copied from its tables. At k = 1 no parameterization changes the model.
 """
 
 import re
@@ -15,19 +15,19 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-LAYERS = ("embedding", "hidden", "readout")  # wide are: the output alone, both sides, the input alone
-CONSTANT = "constant"  # no side is wide, such as the bias of the head
+LAYERS = ("embedding", "hidden", "readout")  # the width changes: the output; input and output; the input
+CONSTANT = "constant"  # the width changes neither, such as for the bias of the head
 PARAMETERIZATIONS: dict[str, dict[str, tuple[float, float]]] = {  # (a, b) of each kind of layer
     "standard": {"embedding": (0.0, 0.0), "hidden": (0.0, 0.5), "readout": (0.0, 0.5)},
     "ntk": {"embedding": (0.0, 0.0), "hidden": (0.5, 0.0), "readout": (0.5, 0.0)},
     "mup": {"embedding": (-0.5, 0.5), "hidden": (0.0, 0.5), "readout": (0.5, 0.5)},
     "mean_field": {"embedding": (0.0, 0.0), "hidden": (0.5, 0.0), "readout": (1.0, 0.0)},
 }
-# how the size of an update depends on that of the gradient
+# families of optimizers with the same dependence of the update on the size of the gradient
 FAMILIES = {"sgd": "sgd", "adam": "adam", "adamw": "adam", "adam_atan2": "adam", "adafactor": "adafactor"}
-DECOUPLED = ("adamw", "adam_atan2", "adafactor")  # weight decay apart from the gradient
+DECOUPLED = ("adamw", "adam_atan2", "adafactor")  # weight decay is not part of the gradient
 ALIGNMENTS = {"full": 1.0, "none": 0.5}
-# parameters that are added or looked up rather than multiplied with features: each row is a vector as wide as they are
+# parameters that are added to features or looked up, not multiplied with them: each row is as wide as the features
 ROWS = re.compile(r"(token|pos|prompt|table|latent|query)[^.]*$")
 WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 Shapes = Mapping[str, torch.Size]
@@ -35,7 +35,7 @@ Shapes = Mapping[str, torch.Size]
 
 @dataclass(frozen=True)
 class Exponents:
-    """How one kind of layer depends on the width: multiplier -a, initial std -b, learning rate -c, gradient -g."""
+    """Exponents of the width for one kind of layer: multiplier -a, initial std -b, learning rate -c, gradient -g."""
 
     a: float = 0.0
     b: float = 0.0
@@ -43,23 +43,23 @@ class Exponents:
     g: float = 0.0
 
     def without_multiplier(self, family: str) -> "Exponents":
-        """Of the same function with the multiplier inside the parameter, for parameters that no layer multiplies."""
+        """Exponents of an equal function with the multiplier inside the parameter, for layers without a multiplier."""
         lr = {"sgd": 2 * self.a, "adam": self.a, "adafactor": 0.0}[family]
         return Exponents(0.0, self.a + self.b, self.c + lr, self.g - self.a)
 
 
 def exponents(parameterization: str, optimizer: str, alignment: str, omega: float = 0.5) -> dict[str, Exponents]:
-    """The exponents of every kind of layer.
+    """Exponents of each kind of layer.
 
     Args:
         parameterization: A key of ``PARAMETERIZATIONS``.
         optimizer: A key of ``FAMILIES``.
-        alignment: ``full`` if updates align with the features as well as they can (rates fall faster), ``none`` if
-            not at all.
+        alignment: ``full`` for updates that align with the features (rates fall faster), ``none`` for updates that do
+            not align.
         omega: Alignment of the readout's initial weights with the change of its features, 0.5 to 1.
 
     Raises:
-        ValueError: If there are no exponents for one of them.
+        ValueError: If there are no exponents for one of the arguments.
     """
     known: dict[str, tuple[str, Mapping[str, Any]]] = {
         "parameterization": (parameterization, PARAMETERIZATIONS),
@@ -76,7 +76,7 @@ def exponents(parameterization: str, optimizer: str, alignment: str, omega: floa
         raise ValueError(f"omega={omega}: expected 0.5 (none) to 1 (full)")
     layers, family, alpha = PARAMETERIZATIONS[parameterization], FAMILIES[optimizer], ALIGNMENTS[alignment]
     q = sum(layers["readout"])
-    residual = max(0.0, omega - q)  # what the rates leave to the features before the readout
+    residual = max(0.0, omega - q)  # exponent by which changes of the features before the readout must shrink
     most = {"embedding": residual, "hidden": alpha + residual, "readout": alpha}
     found = {}
     for layer, (a, b) in layers.items():
@@ -86,7 +86,15 @@ def exponents(parameterization: str, optimizer: str, alignment: str, omega: floa
 
 
 def layer_of(name: str, shape: torch.Size, base: torch.Size, owner: nn.Module, overrides: Mapping[str, str]) -> str:
-    """Which kind of layer a parameter belongs to, by the dimensions that differ from the base model."""
+    """Kind of layer of a parameter, by the dimensions that differ from the base model.
+
+    Args:
+        name: Name of the parameter.
+        shape: Its shape.
+        base: Its shape in the base model.
+        owner: Its module.
+        overrides: Kinds by regular expressions of names, which come before the shapes.
+    """
     for pattern, layer in overrides.items():
         if re.search(pattern, name):
             return layer
@@ -96,13 +104,13 @@ def layer_of(name: str, shape: torch.Size, base: torch.Size, owner: nn.Module, o
     matrix = isinstance(owner, WEIGHTED) and name.endswith("weight")
     vector = len([size for size in shape if size > 1]) <= 1
     if not matrix and (vector or isinstance(owner, nn.Embedding) or ROWS.search(name)):
-        return "embedding"  # also biases, norms and scales: vectors that nothing sums over
+        return "embedding"  # also biases, norms and scales, because no product sums over these vectors
     first = 0 if matrix else len(shape) - 2  # (out, in, *kernel), or (..., out, in)
     return "hidden" if len(wide) > 1 else "embedding" if wide[0] <= first else "readout"
 
 
 def ratio_of(layer: str, shape: torch.Size, base: torch.Size, owner: nn.Module) -> float:
-    """Width of a parameter relative to the base model: of its fan-in, or of the fan-out of an embedding."""
+    """Relative width of a parameter: its fan-in over that in the base model; for an embedding its fan-out."""
     ratios = [here / there for here, there in zip(shape, base, strict=True) if here != there]
     if not ratios or layer == CONSTANT:
         return 1.0
@@ -110,10 +118,16 @@ def ratio_of(layer: str, shape: torch.Size, base: torch.Size, owner: nn.Module) 
 
 
 def base_shape(shape: torch.Size, name: str, shapes: Shapes, widths: Mapping[int, float]) -> torch.Size:
-    """The shape of a parameter in the base model; where it has none, every size that is a width of the backbone scales.
+    """Shape of a parameter in the base model.
+
+    Args:
+        shape: Shape of the parameter.
+        name: Its name.
+        shapes: Shapes of the base model by name. If the name is missing, the sizes in ``widths`` are scaled.
+        widths: Sizes that depend on the width, with their ratio to the base model.
 
     Raises:
-        ValueError: If the parameter has another number of dimensions there.
+        ValueError: If the parameter has another number of dimensions in the base model.
     """
     if name not in shapes:
         return torch.Size(round(size / widths.get(size, 1.0)) for size in shape)
@@ -123,7 +137,7 @@ def base_shape(shape: torch.Size, name: str, shapes: Shapes, widths: Mapping[int
 
 
 def widths_of(model: nn.Module, shapes: Shapes) -> dict[int, float]:
-    """Sizes that the width of the backbone decides, and their ratio to the base model's."""
+    """Sizes that depend on the width of the backbone, with their ratio to the base model."""
     pairs = Counter(
         (here, here / there)
         for name, parameter in model.named_parameters()
@@ -150,11 +164,11 @@ def build_param_groups(
     wd_mode: Literal["coupled", "independent"] = "coupled",
     layer_types: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Optimizer groups with a learning rate for each kind of layer: every trainable parameter is in exactly one.
+    """Parameter groups with a learning rate for each kind of layer; each trainable parameter is in exactly one.
 
     Args:
         model: The model.
-        base_shapes: Shapes of the base model's parameters by name. Parameters that it lacks are compared by size.
+        base_shapes: Shapes of the base model's parameters by name; see ``base_shape`` for missing names.
         parameterization: See ``exponents``.
         optimizer: See ``exponents``.
         alignment: See ``exponents``.
@@ -162,16 +176,16 @@ def build_param_groups(
         omega: See ``exponents``.
         constants: Factors of ``lr`` by kind of layer, tuned at the base width.
         eps: Adam's epsilon at the base width.
-        eps_mode: Whether epsilon shrinks with the gradients of each kind of layer.
-        weight_decay: Decay of matrices; vectors and scalars are never decayed.
-        wd_mode: ``independent`` keeps lr times decay at its value at the base width.
-        layer_types: Kinds of layers by regular expressions of parameter names, over what the shapes say.
+        eps_mode: ``constant``: one epsilon. ``per_layer``: epsilon shrinks with the gradients of each kind of layer.
+        weight_decay: Decay of matrices; vectors and scalars have none.
+        wd_mode: ``coupled``: one weight decay. ``independent``: lr times decay keeps its value at the base width.
+        layer_types: Kinds of layers by regular expressions of parameter names; they come before the shapes.
 
     Returns:
         Groups with ``params``, ``name``, ``layer_type``, ``k``, ``lr``, ``weight_decay`` and, for Adam, ``eps``.
 
     Raises:
-        ValueError: On names that are not known or a base model that does not fit.
+        ValueError: If a name is unknown or the base model does not fit.
     """
     table, family = exponents(parameterization, optimizer, alignment, omega), FAMILIES[optimizer]
     table[CONSTANT] = Exponents()
@@ -189,7 +203,7 @@ def build_param_groups(
         base = base_shape(parameter.shape, name, base_shapes, widths)
         layer = layer_of(name, parameter.shape, base, owner, layer_types or {})
         k = ratio_of(layer, parameter.shape, base, owner)
-        # a layer that a method made has no multiplier, nor has a vector: the same function without one
+        # vectors and the layers of a method have no multiplier, so they use the exponents without one
         multiplied = name.endswith("weight") and "multiplier" in owner._modules
         e = table[layer] if multiplied else table[layer].without_multiplier(family)
         decay = weight_decay if parameter.squeeze().dim() > 1 else 0.0

@@ -1,8 +1,8 @@
-"""Low-bit matrices for adapters (Jie et al., ICCV 2023, arXiv:2307.16867), and the file that holds them.
+"""Low-bit matrices for adapters (Jie et al., ICCV 2023, arXiv:2307.16867), and their bytes in a file.
 
-A matrix is standardised by its own mean and standard deviation, every value is snapped to one of ``2^bits`` levels made
-for the standard normal distribution, and the result is mapped back. What is stored are the indices of the levels and
-the two moments. The bytes of a file are those of the official code.
+A matrix is standardised by its mean and standard deviation. Every value is replaced by the nearest of ``2^bits``
+levels, which are made for the standard normal distribution. Then the result is mapped back. A file stores the indices
+of the levels and the two moments. Its bytes are equal to those of the official code.
 """
 
 import struct
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from checkpoints.packed import Record
 
-BITS = (1, 2, 4, 8, 32)  # 32 is not quantised at all
+BITS = (1, 2, 4, 8, 32)  # 32: not quantised
 EPS = 1e-5
 
 Codebook = Literal["l1_optimal", "official"]
@@ -25,13 +25,13 @@ Codebook = Literal["l1_optimal", "official"]
 
 @cache
 def codebook(bits: int, kind: Codebook, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The ``2^bits`` levels, ascending, and the thresholds between them.
+    """Levels (2^bits,), ascending, and the thresholds between them.
 
-    Every level is the median of its cell, which minimises E|x - Q(x)| over the standard normal. ``official`` starts
-    the iteration from zeros as the published code does, from where 8 bits are far from converged after its 500 passes.
+    Each level is the median of its cell, which minimises E|x - Q(x)| over the standard normal. ``official`` starts the
+    iteration from zeros, as the published code does. With 8 bits, its 500 passes are far from convergence.
     """
     count = 2**bits
-    with torch.inference_mode(False):  # made once: it must also serve a training step
+    with torch.inference_mode(False):  # because the cached result must also serve a training step
         levels = torch.zeros(count, dtype=torch.float64, device="cpu")
         if kind == "l1_optimal":
             levels = sqrt(2) * torch.special.ndtri(
@@ -45,12 +45,12 @@ def codebook(bits: int, kind: Codebook, device: torch.device) -> tuple[Tensor, T
         return levels.float().to(device), thresholds.float().to(device)
 
 
-class Snap(torch.autograd.Function):
-    """The level of every value; the gradient passes straight through."""
+class NearestLevel(torch.autograd.Function):
+    """Nearest level of each value; the gradient passes unchanged (straight-through estimator)."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, levels: Tensor, thresholds: Tensor) -> Tensor:
-        return levels[torch.bucketize(values, thresholds)].to(values.dtype)  # on a threshold: the lower level
+        return levels[torch.bucketize(values, thresholds)].to(values.dtype)  # a value on a threshold: the lower level
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
@@ -58,22 +58,22 @@ class Snap(torch.autograd.Function):
 
 
 def standardise(latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The latent in units of its standard deviation, its mean and its standard deviation (divisor m - 1)."""
+    """Standardised latent, its mean and its standard deviation (divisor m - 1)."""
     mean, std = latent.mean(), latent.std()
     return (latent - mean) / (std + EPS), mean, std
 
 
 def effective(latent: Tensor, bits: int, kind: Codebook) -> Tensor:
-    """What a latent matrix stands for. Mean and standard deviation get gradients too."""
+    """Low-bit matrix of a latent matrix. Mean and standard deviation get gradients too."""
     normal, mean, std = standardise(latent)
-    return Snap.apply(normal, *codebook(bits, kind, latent.device)) * std + mean
+    return NearestLevel.apply(normal, *codebook(bits, kind, latent.device)) * std + mean
 
 
 # the file
 
 
 def write_record(latent: Tensor, bits: int, kind: Codebook) -> bytes:
-    """The codes of a latent with mean and standard deviation, or its own fp32 values for 32 bits."""
+    """Bytes of a latent: its codes, mean and standard deviation; for 32 bits its fp32 values."""
     latent = latent.detach().cpu().float()
     if bits == 32:
         return latent.contiguous().numpy().astype("<f4").tobytes()
@@ -83,7 +83,7 @@ def write_record(latent: Tensor, bits: int, kind: Codebook) -> bytes:
 
 
 def read_record(data: bytes, record: Record, kind: Codebook) -> Tensor:
-    """The matrix that a record stands for, to be used as it is: snapping it again would change its moments.
+    """Low-bit matrix of a record. Do not quantise it again, because that would change its moments.
 
     Raises:
         ValueError: If the record is damaged.
@@ -104,27 +104,27 @@ def read_record(data: bytes, record: Record, kind: Codebook) -> Tensor:
 
 
 def pack(index: Tensor, bits: int) -> bytes:
-    """Indices, row-major, as bytes; the first stands in the lowest bits."""
+    """Indices, row-major, as bytes; the first index of a byte is in its lowest bits."""
     groups = F.pad(index.flatten(), (0, -index.numel() % (8 // bits))).view(-1, 8 // bits)
     return (groups << torch.arange(0, 8, bits)).sum(dim=1).to(torch.uint8).numpy().tobytes()
 
 
 def unpack(data: bytes, bits: int) -> Tensor:
-    """The indices in bytes, those of the padding included."""
+    """Indices in bytes, with those of the padding."""
     values = torch.frombuffer(bytearray(data), dtype=torch.uint8).int()
     return ((values[:, None] >> torch.arange(0, 8, bits)) & (2**bits - 1)).flatten()
 
 
 def write_payload(tensors: Mapping[str, Tensor], records: list[Record], kind: Codebook) -> bytes:
-    """All records, one after another: the layout ``raw``."""
+    """Bytes of all records, one after another (the layout ``raw``)."""
     return b"".join(write_record(tensors[record.name], record.bits, kind) for record in records)
 
 
 def read_payload(payload: bytes, records: list[Record], kind: Codebook) -> dict[str, Tensor]:
-    """The matrices of a payload.
+    """Matrices of a payload by name.
 
     Raises:
-        ValueError: If its length is not that of the records, or a record is damaged.
+        ValueError: If the length of the payload is not that of the records, or a record is damaged.
     """
     expected = sum(record.nbytes for record in records)
     if len(payload) != expected:

@@ -1,4 +1,4 @@
-"""Low-rank updates of frozen linear layers, and the layers that have one; LoRA, DoRA, QLoRA and FacT build on them."""
+"""Low-rank updates ``W + scale B A`` of frozen linear layers; LoRA, DoRA, QLoRA and FacT use them."""
 
 from math import sqrt
 from typing import Any, Literal
@@ -10,11 +10,11 @@ from torch.nn import functional as F
 from backbones.inject import Backbone, modules_with, swap_class
 
 Rows = tuple[tuple[int, int], ...]
-"""Blocks of output channels that are updated, each from its first row to before its last."""
+"""Updated blocks of output channels, each as (first row, last row + 1)."""
 
 
 def merged_weight(weight: Tensor, A: Tensor, B: Tensor, rows: Rows, scale: float) -> Tensor:
-    """``W + scale B A`` in the precision of A; A (K r, in) and B (K size, r) hold a pair for each block of rows."""
+    """Weight ``W + scale B A`` in the precision of A. A (K r, in) and B (K size, r) hold a pair per block of rows."""
     result = weight.to(A.dtype, copy=True)
     for (first, last), a, b in zip(rows, A.chunk(len(rows)), B.chunk(len(rows)), strict=True):
         result[first:last].addmm_(b, a, alpha=scale)
@@ -24,9 +24,9 @@ def merged_weight(weight: Tensor, A: Tensor, B: Tensor, rows: Rows, scale: float
 def low_rank_gradients(
     g: Tensor, x: Tensor, A: Tensor, B: Tensor, rows: Rows, scale: float, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of A, B and h from the gradient g (T, out) of ``scale B (mask * h)``; h = A x^T (K r, T) is made anew.
+    """Gradients of A, B and h from the gradient g (T, out) of ``scale B (mask * h)``; h = A x^T (K r, T) is recomputed.
 
-    With T as the last dimension of h, each of these products is 2 to 5 times faster on a CPU than its transpose.
+    T is the last dimension of h, because on a CPU these products are then 2 to 5 times faster than their transposes.
     """
     h = A.to(x.dtype) @ x.T
     d_b, d_h = hidden_gradients(g, h if mask is None else h * mask, B, rows, scale, mask)
@@ -36,7 +36,7 @@ def low_rank_gradients(
 def hidden_gradients(
     g: Tensor, h: Tensor, B: Tensor, rows: Rows, scale: float, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Those of B and h for an h (K r, T) that is there, masked already."""
+    """Gradients of B and h from the gradient g (T, out) of ``scale B h``, for a kept h (K r, T), masked already."""
     blocks = [g[:, first:last] for first, last in rows]
     d_h = torch.cat([b.T @ block.T for b, block in zip(B.to(g.dtype).chunk(len(rows)), blocks, strict=True)]) * scale
     d_b = torch.cat([(part @ block).T for part, block in zip(h.chunk(len(rows)), blocks, strict=True)]) * scale
@@ -44,20 +44,20 @@ def hidden_gradients(
 
 
 def add_update(y: Tensor, h: Tensor, B: Tensor, rows: Rows, scale: float) -> None:
-    """``y += scale B h`` in place, for y (..., out) and h (K r, T)."""
+    """Add ``scale B h`` to y in place, for y (..., out) and h (K r, T)."""
     flat = y.view(-1, y.shape[-1])
     for (first, last), part, b in zip(rows, h.chunk(len(rows)), B.to(h.dtype).chunk(len(rows)), strict=True):
         flat[:, first:last].addmm_(part.T, b.T, alpha=scale)
 
 
 class MergedLowRank(torch.autograd.Function):
-    """``y = x (W + scale B A)^T + b``: one product in the forward pass, and only x is kept for the backward pass."""
+    """``y = x (W + scale B A)^T + b`` in one product; keeps only x for the backward pass."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, rows: Rows, scale: float
     ) -> Tensor:
-        x = x.to(compute_dtype(x))  # autocast would cast inside the product, and x would be kept in fp32
+        x = x.to(compute_dtype(x))  # otherwise autocast casts inside the product, and x is kept in fp32
         ctx.save_for_backward(x, weight, A, B)
         ctx.rows, ctx.scale = rows, scale
         return F.linear(x, merged_weight(weight, A, B, rows, scale).to(x.dtype), bias)
@@ -74,7 +74,7 @@ class MergedLowRank(torch.autograd.Function):
 
 
 class AddedLowRank(torch.autograd.Function):
-    """``y += scale B (mask * A x)`` in place; x and the mask (K r, T) are kept for the backward pass."""
+    """``y += scale B (mask * A x)`` in place; keeps x and the mask (K r, T) for the backward pass."""
 
     @staticmethod
     def forward(
@@ -97,21 +97,21 @@ class AddedLowRank(torch.autograd.Function):
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of a matrix product with x."""
+    """Dtype of a matrix product with x, under autocast too."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 class LowRank(nn.Module):
-    """Low-rank update ``scale B A`` of a weight (out, in), or of blocks of its rows with an A and a B each.
+    """Low-rank update ``scale B A`` of a weight (out, in), or of blocks of its rows, each with its own A and B.
 
     Args:
         linear: The layer.
         rank: Rank r of each update.
         scale: Factor of each update.
-        rows: Blocks of rows, of one size; the whole weight by default.
-        dropout: Probability of a zero while training.
-        dropout_at: Whether zeros fall on the r channels between A and B (``hidden``) or on the ``input`` of A.
+        rows: Blocks of rows, all of one size; the whole weight by default.
+        dropout: Dropout probability in training.
+        dropout_at: Place of dropout. ``hidden``: the r channels between A and B. ``input``: the input of A.
     """
 
     def __init__(
@@ -127,34 +127,34 @@ class LowRank(nn.Module):
         self.rows = rows or ((0, linear.out_features),)
         self.scale, self.dropout, self.dropout_at = scale, dropout, dropout_at
         size = self.rows[0][1] - self.rows[0][0]
-        bound = 1 / sqrt(linear.in_features)  # Kaiming uniform with a = sqrt 5, as every linear layer of torch starts
+        bound = 1 / sqrt(linear.in_features)  # Kaiming uniform with a = sqrt 5, the init of torch's linear layers
         self.A = nn.Parameter(torch.empty(len(self.rows) * rank, linear.in_features).uniform_(-bound, bound))
         self.B = nn.Parameter(torch.zeros(len(self.rows) * size, rank))
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """A (K r, in) and B (K size, r) of K blocks of rows."""
+        """Matrices A (K r, in) and B (K size, r) of K blocks of rows."""
         return self.A, self.B
 
     def merge_into(self, weight: Tensor) -> Tensor:
-        """The weight with the update added, in fp32."""
+        """Weight with the update added, in fp32."""
         return merged_weight(weight, *self.factors(), self.rows, self.scale)
 
     @property
     def drops(self) -> bool:
         return self.training and self.dropout > 0
 
-    def seen(self, x: Tensor) -> Tensor:
-        """What A sees of the layer's input x."""
+    def drop_input(self, x: Tensor) -> Tensor:
+        """Input of A: the layer's input x, with dropout if its place is ``input``."""
         return F.dropout(x, self.dropout) if self.drops and self.dropout_at == "input" else x
 
     def mask(self, y: Tensor, channels: int) -> Tensor | None:
-        """Zeros and scaled ones for the channels (K r) between A and B, (K r, T), in the dtype of y (..., out)."""
+        """Dropout mask (K r, T) of the channels between A and B, in the dtype of y (..., out); None without dropout."""
         if not (self.drops and self.dropout_at == "hidden"):
             return None
         return F.dropout(y.new_ones(channels, y.numel() // y.shape[-1]), self.dropout)
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
-        """Add the update for x (..., in), in place, to the layer's own output y (..., out)."""
+        """Add the update for x (..., in) to the output y (..., out) of the frozen layer, in place."""
         A, B = self.factors()
         return AddedLowRank.apply(y, x, A, B, self.mask(y, A.shape[0]), self.rows, self.scale)
 
@@ -165,16 +165,16 @@ class LoRALinear(nn.Linear):
     lora: LowRank
 
     def dense(self) -> Tensor:
-        """The frozen weight (out, in)."""
+        """Frozen weight (out, in)."""
         return self.weight
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """The product of x and the frozen weight alone."""
+        """Product of x with the frozen weight, without the update."""
         return F.linear(x, self.weight, bias)
 
     def forward(self, input: Tensor) -> Tensor:
         if self.lora.drops:
-            return self.lora(self.product(input, self.bias), self.lora.seen(input))
+            return self.lora(self.product(input, self.bias), self.lora.drop_input(input))
         return MergedLowRank.apply(input, self.weight, self.bias, *self.lora.factors(), self.lora.rows, self.lora.scale)
 
 

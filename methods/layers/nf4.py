@@ -1,8 +1,8 @@
 """NF4: four-bit storage of weights whose values are normally distributed (Dettmers et al., arXiv:2305.14314).
 
-A weight is cut row-major into blocks of 64; each keeps its largest magnitude (absmax) and, for every value, the nearest
-of 16 quantiles of a normal distribution. Double quantisation stores the absmax values in 8 bits too. The bytes are
-those of bitsandbytes.
+A weight is cut row-major into blocks of 64 values. A block stores its largest magnitude (absmax) and, for each value,
+the index of the nearest of 16 quantiles of a normal distribution. Double quantisation stores the absmax values in 8
+bits too. The bytes are equal to those of bitsandbytes.
 """
 
 from functools import cache
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BLOCK = 64  # values that share an absmax
-NESTED_BLOCK = 256  # absmax values that share one of their own
+NESTED_BLOCK = 256  # absmax values that share a second absmax
 # fmt: off
 CODE = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -24,14 +24,14 @@ CODE = (
 
 @cache
 def code(device: torch.device) -> Tensor:
-    """The 16 values (16,)."""
-    with torch.inference_mode(False):  # made once: it must also serve a training step
+    """Quantiles (16,) of the code."""
+    with torch.inference_mode(False):  # because the cached result must also serve a training step
         return torch.tensor(CODE, device=device, dtype=torch.float32)
 
 
 @cache
 def pairs(device: torch.device) -> Tensor:
-    """The two values of every byte, (256, 2); the first stands in the high four bits."""
+    """Two values (256, 2) of each byte; the first has the high four bits."""
     with torch.inference_mode(False):
         byte = torch.arange(256, device=device)
         return code(device)[torch.stack([byte >> 4, byte & 15], dim=1)]
@@ -39,10 +39,10 @@ def pairs(device: torch.device) -> Tensor:
 
 @cache
 def nested_code(device: torch.device) -> Tensor:
-    """The 256 values of the 8-bit code for absmax values, (256,), ascending from -0.99 to 1.
+    """Values (256,) of the 8-bit code for absmax values, ascending from -0.99 to 1.
 
-    Its resolution grows with the magnitude: the decade below ``10^-i`` (i = 0 to 6) holds ``2^(6-i)`` values of either
-    sign, the midpoints of equal steps over 0.1 to 1; 0 and 1 complete them.
+    The resolution grows with the magnitude: the decade below ``10^-i`` (i = 0 to 6) has ``2^(6-i)`` values of either
+    sign, the midpoints of equal steps over 0.1 to 1. The values 0 and 1 are added.
     """
     with torch.inference_mode(False):
         values = [torch.tensor([0.0, 1.0])]
@@ -54,7 +54,7 @@ def nested_code(device: torch.device) -> Tensor:
 
 
 def nearest(values: Tensor, table: Tensor) -> Tensor:
-    """Index of the nearest entry of an ascending table, for every value."""
+    """Index of the nearest entry of an ascending table for each value."""
     return torch.bucketize(values, (table[:-1] + table[1:]) / 2)
 
 
@@ -63,14 +63,14 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     values = weight.detach().float().flatten()
     blocks = F.pad(values, (0, -len(values) % BLOCK)).view(-1, BLOCK)
     absmax = blocks.abs().amax(dim=1)
-    scaled = blocks / absmax.where(absmax > 0, 1)[:, None]  # a block of zeros stays one
+    scaled = blocks / absmax.where(absmax > 0, 1)[:, None]  # no division by zero in a block of zeros
     index = nearest(scaled, code(weight.device)).to(torch.uint8).flatten()
     packed = index[0::2] << 4 | index[1::2]
     return packed[: (len(values) + 1) // 2], absmax
 
 
 def dequantize(packed: Tensor, absmax: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """The weight that bytes and absmax stand for."""
+    """Weight of the given shape from its bytes and absmax."""
     values = F.embedding(packed.int(), pairs(packed.device)).flatten()
     blocks = F.pad(values, (0, -len(values) % BLOCK)).view(-1, BLOCK) * absmax[:, None]
     return blocks.flatten()[: torch.Size(shape).numel()].view(shape).to(dtype)
@@ -78,7 +78,7 @@ def dequantize(packed: Tensor, absmax: Tensor, shape: tuple[int, ...], dtype: to
 
 def quantize_absmax(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Bytes (n,), absmax of their blocks (ceil(n / 256),) and offset (1,) of n absmax values."""
-    # in double precision: a mean in fp32 depends on the order of its sum, which differs between devices
+    # in double precision, because an fp32 mean depends on the order of the sum, which differs between devices
     offset = absmax.double().mean().float().view(1)
     blocks = F.pad(absmax - offset, (0, -len(absmax) % NESTED_BLOCK)).view(-1, NESTED_BLOCK)
     absmax2 = blocks.abs().amax(dim=1)
@@ -87,6 +87,6 @@ def quantize_absmax(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def dequantize_absmax(index: Tensor, absmax2: Tensor, offset: Tensor) -> Tensor:
-    """The absmax values (n,) that ``quantize_absmax`` has stored."""
+    """Absmax values (n,) from the results of ``quantize_absmax``."""
     scales = absmax2.repeat_interleave(NESTED_BLOCK)[: len(index)]
     return F.embedding(index.int(), nested_code(index.device)[:, None]).flatten() * scales + offset

@@ -1,8 +1,8 @@
-"""Chosen entries of frozen tensors that train, and nothing else of them: the form that all selective methods share.
+"""Sparse trainable entries of frozen tensors, for all methods that choose single entries.
 
-A chosen entry costs its value, gradient and optimizer state (and an index); weight decay, moments and DDP traffic never
-see the entries beside it. ``train_entries`` makes a backbone's modules use such values, ``merge_entries`` writes them
-into plain weights.
+A chosen entry costs its value, gradient, optimizer state and index. Entries that are not chosen cost nothing and have
+neither weight decay nor moments. ``train_entries`` makes the modules of a backbone use trained entries,
+``merge_entries`` writes them into plain weights.
 """
 
 from typing import Any
@@ -16,17 +16,17 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from backbones.anatomy import reads_bare_weight
 from backbones.inject import Backbone, check_free, merge_parametrized, parametrize_in_place, swap_class
 
-# above this share of a matrix its whole gradient is faster than one dot product per entry: measured on a CPU at
-# 384x1536, 192x768, 768x192 and 768x3072; for GPUs estimated from their ratio of arithmetic to memory traffic
+# for a larger share of chosen entries, the whole gradient of a matrix is faster than one dot product per entry:
+# measured on a CPU at 384x1536, 192x768, 768x192 and 768x3072; for GPUs estimated from arithmetic and memory traffic
 DENSE_SHARE = {"cpu": 2e-2, "cuda": 2e-3}
-CHUNK = {"cpu": 2**18, "cuda": 2**26}  # elements gathered at a time: a CPU's cache holds them
+CHUNK = {"cpu": 2**18, "cuda": 2**26}  # elements gathered at a time, so that they fit into the cache of a CPU
 
 
 class Entries(nn.Module):
     """Trained values (n,) of chosen entries of a frozen tensor.
 
     Args:
-        tensor: The frozen tensor, whose values they start from.
+        tensor: The frozen tensor, which gives the initial values.
         indices: Flat positions of the entries (n,), ascending and unique.
     """
 
@@ -34,35 +34,35 @@ class Entries(nn.Module):
         super().__init__()
         indices = indices.to(tensor.device, torch.int32)
         self.values = nn.Parameter(tensor.detach().flatten()[indices.long()].float())
-        # rebuilt from the selection, which the checkpoint holds already
+        # not saved, because the selection in the checkpoint gives them
         self.register_buffer("indices", indices, persistent=False)
         self.of_matrix = tensor.squeeze().dim() > 1
 
     def forward(self, tensor: Tensor) -> Tensor:
-        """The tensor with the trained values in their places; only they get a gradient."""
+        """Tensor with the trained values in their places; only these values get a gradient."""
         flat = tensor.flatten().index_copy(0, self.indices.long(), self.values.to(tensor.dtype))  # type: ignore[operator]
         return flat.view_as(tensor)
 
 
-def filled(weight: Tensor, indices: Tensor, values: Tensor) -> Tensor:
-    """A copy of ``weight`` with ``values`` at flat ``indices``."""
+def with_entries(weight: Tensor, indices: Tensor, values: Tensor) -> Tensor:
+    """Copy of ``weight`` with ``values`` at flat ``indices``."""
     return weight.flatten().index_copy(0, indices.long(), values.to(weight.dtype)).view_as(weight)
 
 
 class EntriesLinear(torch.autograd.Function):
-    """``y = x W^T + b`` where some entries of W train; W with them filled in is rebuilt rather than kept.
+    """``y = x W^T + b`` where some entries of W train; the full W is rebuilt in the backward pass, not kept.
 
-    d values = (g^T x)[entries]: of the whole product where they are many, entry by entry where they are few. Then only
-    those columns of x are kept that have an entry.
+    d values = (g^T x)[entries]. For many entries the whole product is computed, for few entries one dot product each.
+    For very few entries, only the columns of x with an entry are kept.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, values: Tensor, indices: Tensor) -> Tensor:
-        y = F.linear(x, filled(weight, indices, values), bias)
+        y = F.linear(x, with_entries(weight, indices, values), bias)
         ctx.few = len(indices) <= DENSE_SHARE.get(x.device.type, 0) * weight.numel()
         ctx.gathered = ctx.few and 2 * len(indices) <= weight.shape[1]
         kept = x.index_select(-1, indices.long() % weight.shape[1]) if ctx.gathered else x
-        # under autocast the product ran in the type of y, and so does its gradient
+        # in the type of y, because under autocast the product and its gradient have this type
         ctx.save_for_backward(kept.to(y.dtype), weight, values, indices)
         return y
 
@@ -70,20 +70,21 @@ class EntriesLinear(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, values, indices = ctx.saved_tensors
         flat_g, flat_x = g.flatten(0, -2), x.flatten(0, -2)
-        d_x = g @ filled(weight, indices, values).to(g.dtype) if ctx.needs_input_grad[0] else None
+        d_x = g @ with_entries(weight, indices, values).to(g.dtype) if ctx.needs_input_grad[0] else None
         d_bias = flat_g.sum(0, dtype=torch.float32).to(weight.dtype) if ctx.needs_input_grad[2] else None
         if ctx.few:
             rows, columns = indices.long() // weight.shape[1], indices.long() % weight.shape[1]
-            d_values = dots(flat_g, flat_x, rows, torch.arange(len(rows), device=x.device) if ctx.gathered else columns)
+            columns = torch.arange(len(rows), device=x.device) if ctx.gathered else columns
+            d_values = product_entries(flat_g, flat_x, rows, columns)
         else:
             d_values = (flat_g.t() @ flat_x).flatten()[indices.long()].float()
         return d_x, None, d_bias, d_values, None
 
 
-def dots(g: Tensor, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Entries (rows, columns) of ``g^T x`` for g (T, out) and x (T, in), one dot product over T each, in fp32."""
+def product_entries(g: Tensor, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Entries (rows, columns) of ``g^T x`` for g (T, out) and x (T, in): one dot product over T each, in fp32."""
     total = torch.zeros(len(rows), device=g.device)
-    # in slices of T: entries of one row of g and x lie together, where a gather finds them fast
+    # in slices of T, because a gather is fast within one row of g and x, whose entries are neighbours in memory
     step = max(CHUNK.get(g.device.type, 2**18) // len(rows), 1)
     for part_g, part_x in zip(g.split(step), x.split(step), strict=True):
         total += part_x.index_select(1, columns).float().mul_(part_g.index_select(1, rows)).sum(0)
@@ -91,13 +92,13 @@ def dots(g: Tensor, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 class EntriesConv2d(torch.autograd.Function):
-    """The same for a convolution; its whole weight gradient is formed and dropped again."""
+    """Convolution with bias b where some entries of W train; the backward pass computes the whole gradient of W."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, values: Tensor, indices: Tensor, options: Any
     ) -> Tensor:
-        y = F.conv2d(x, filled(weight, indices, values), bias, *options)
+        y = F.conv2d(x, with_entries(weight, indices, values), bias, *options)
         ctx.save_for_backward(x.to(y.dtype), weight, values, indices)
         ctx.options = options
         return y
@@ -107,14 +108,14 @@ class EntriesConv2d(torch.autograd.Function):
         x, weight, values, indices = ctx.saved_tensors
         d_x = None
         if ctx.needs_input_grad[0]:
-            d_x = conv2d_input(x.shape, filled(weight, indices, values).to(g.dtype), g, *ctx.options)
+            d_x = conv2d_input(x.shape, with_entries(weight, indices, values).to(g.dtype), g, *ctx.options)
         d_bias = g.sum((0, 2, 3), dtype=torch.float32).to(weight.dtype) if ctx.needs_input_grad[2] else None
         d_values = conv2d_weight(x, weight.shape, g, *ctx.options).flatten()[indices.long()].float()
         return d_x, None, d_bias, d_values, None, None
 
 
 class SparseModule(nn.Module):
-    """A module some entries of whose ``weight`` or ``bias`` train, as ``weight_entries`` and ``bias_entries``."""
+    """Module with trained entries of ``weight`` (child ``weight_entries``) and ``bias`` (child ``bias_entries``)."""
 
     weight: Tensor
     bias: Tensor | None
@@ -122,25 +123,25 @@ class SparseModule(nn.Module):
     bias_entries: Entries | None
 
     def effective(self, name: str) -> Tensor | None:
-        """The parameter with its trained entries in place."""
+        """Parameter with its trained entries in place."""
         entries, tensor = self._modules.get(f"{name}_entries"), getattr(self, name)
         return tensor if entries is None else entries(tensor)
 
 
 class SparseLinear(SparseModule, nn.Linear):  # type: ignore[misc]
-    """A linear layer some entries of which train."""
+    """Linear layer with trained entries."""
 
     def forward(self, input: Tensor) -> Tensor:
         entries, bias = self._modules.get("weight_entries"), self.effective("bias")
         if entries is None:
             return F.linear(input, self.weight, bias)
-        # as one matrix: torch 2.11 makes a view of more dimensions inside, which nothing may then be added to in place
+        # as one matrix, because torch 2.11 returns a view for more dimensions, and in-place addition to it fails
         y = EntriesLinear.apply(input.flatten(0, -2), self.weight, bias, entries.values, entries.indices)
         return y.view(*input.shape[:-1], self.out_features)
 
 
 class SparseConv2d(SparseModule, nn.Conv2d):
-    """A convolution some entries of which train."""
+    """Convolution with trained entries."""
 
     def forward(self, input: Tensor) -> Tensor:
         entries, bias = self._modules.get("weight_entries"), self.effective("bias")
@@ -151,20 +152,20 @@ class SparseConv2d(SparseModule, nn.Conv2d):
 
 
 class SparseLayerNorm(SparseModule, nn.LayerNorm):  # type: ignore[misc]
-    """A LayerNorm some entries of whose affine map train."""
+    """LayerNorm with trained entries of its affine map."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.layer_norm(input, self.normalized_shape, self.effective("weight"), self.effective("bias"), self.eps)
 
 
 class SparseTimmLayerNorm(SparseModule, LayerNorm):  # type: ignore[misc]
-    """The same for timm's LayerNorm."""
+    """timm's LayerNorm with trained entries of its affine map."""
 
     forward = SparseLayerNorm.forward  # type: ignore[assignment]
 
 
 class SparseLayerNorm2d(SparseModule, LayerNorm2d):  # type: ignore[misc]
-    """The same for timm's LayerNorm over the channels of (B, C, H, W) maps."""
+    """timm's LayerNorm over the channels of (B, C, H, W) maps, with trained entries of its affine map."""
 
     def forward(self, x: Tensor) -> Tensor:
         return SparseLayerNorm.forward(self, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # type: ignore[arg-type]
@@ -181,11 +182,11 @@ PLAIN = {sparse: plain for plain, sparse in SPARSE.items()}
 
 
 def train_entries(backbone: Backbone, chosen: dict[str, Tensor]) -> None:
-    """Let chosen entries of a backbone's parameters train, in place.
+    """Make chosen entries of a backbone's parameters trainable, in place.
 
     Args:
         backbone: The frozen backbone.
-        chosen: Flat indices by parameter name; an empty tensor makes no parameter.
+        chosen: Flat indices by parameter name; an empty tensor is skipped.
 
     Raises:
         ValueError: If an index is out of range, or a parameter is stored as packed bytes.
@@ -211,7 +212,7 @@ def train_entries(backbone: Backbone, chosen: dict[str, Tensor]) -> None:
 
 
 def merge_entries(backbone: Backbone) -> None:
-    """Write the trained values into their places, bit for bit, and make the modules plain again."""
+    """Write the trained entries into the plain weights, bit for bit, and make the modules plain again."""
     merge_parametrized(backbone)
     for module in [m for m in backbone.modules() if type(m) in PLAIN]:
         for kind in ("weight", "bias"):

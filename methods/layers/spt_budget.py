@@ -1,4 +1,4 @@
-"""SPT's choice among all parameters at once: the most sensitive entries, and where a whole module takes their place."""
+"""SPT's choice of entries and modules for a budget of trained parameters (arXiv:2303.08566)."""
 
 from dataclasses import dataclass
 from itertools import accumulate
@@ -12,40 +12,41 @@ from callbacks.scoring.top import largest
 
 Granularity = Literal["both", "structured_only", "unstructured_only"]
 
-STEPS = 79  # numbers of marks that are tried, in steps of 0.02 units
+STEPS = 79  # tried numbers of marked entries, in steps of 0.02 units
 
 
 class Part(NamedTuple):
-    """A tensor as the paper counts them: a parameter, or the rows of q, k or v in a fused one."""
+    """Compared tensor: a parameter, or the rows of q, k or v of a fused qkv parameter."""
 
     name: str
-    """Name with q, k and v apart, ``blocks.0.attn.q.weight``."""
+    """Name of the part, such as ``blocks.0.attn.q.weight``."""
     parameter: str
-    """Name of the real parameter, ``blocks.0.attn.qkv.weight``."""
+    """Name of its parameter, such as ``blocks.0.attn.qkv.weight``."""
     start: int
-    """First of its flat positions in the real parameter."""
+    """First flat position of the part in its parameter."""
     size: int
+    """Number of its entries."""
     vector: bool
-    """Whether it can train as a whole."""
+    """Whether it is a vector, which can train as a whole."""
     module: int
-    """Parameters of the module that can take the place of a matrix, 0 if none can."""
+    """Parameters of the module that a matrix can get; 0 if it cannot get one."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What would train at each number of marks.
+    """For each number of marked entries (a step): which modules, vectors and entries train.
 
     Args:
         parts: The pool, in order.
-        marks: Numbers of marks tried, ascending.
-        positions: Pool positions of the most sensitive entries, best first.
+        marks: Tried numbers of marked entries, ascending.
+        positions: Positions in the pool of the most sensitive entries, best first.
         owners: Index of the part of each position.
-        dense: Whether a part is replaced by a module, or trains as a whole (marks, parts).
-        unstructured: Single entries that train (marks,).
-        structured: Parameters of modules and whole vectors (marks,).
-        single: Whether single entries train at all.
-        extra: Parameters that train in any case.
-        unit: What budgets are counted in.
+        dense: Bool (steps, parts): True for a matrix with a module and for a vector that trains as a whole.
+        unstructured: Number of trained single entries (steps,).
+        structured: Number of parameters of modules and whole vectors (steps,).
+        single: Whether single entries train.
+        extra: Number of parameters that always train.
+        unit: Number of parameters in one unit of the budget.
     """
 
     parts: list[Part]
@@ -60,14 +61,14 @@ class Sweep:
     unit: float
 
     def params(self, step: int) -> int:
-        """Parameters that train at a step, without the head."""
+        """Number of trained parameters at a step, without the head."""
         return int(self.unstructured[step] + self.structured[step]) + self.extra
 
     def step_for_budget(self, budget: float) -> int:
-        """The step that comes closest to a budget; of two equally close ones, the one with more marks.
+        """Step whose number of parameters is closest to a budget; of two equally close steps the later one.
 
         Raises:
-            ValueError: If the budget is larger than the pool, or every step trains more than twice of it.
+            ValueError: If the budget is larger than the pool, or every step trains more than twice the budget.
         """
         pool = sum(part.size for part in self.parts)
         if not self.extra < budget * self.unit <= pool:
@@ -75,7 +76,7 @@ class Sweep:
                 f"a budget of {budget * self.unit:,.0f} parameters cannot be met: expected more than {self.extra} "
                 f"(the class token trains in any case) and at most the pool of {pool:,}; change spt_budget"
             )
-        # as the original: nothing is chosen before it is closer than training nothing at all
+        # as in the original, a step must be at least as close to the budget as 0 parameters
         best, chosen = 0.0, None
         for step in range(len(self.marks)):
             total = self.params(step) / self.unit
@@ -90,11 +91,11 @@ class Sweep:
         return chosen
 
     def dense_parts(self, step: int) -> list[Part]:
-        """The matrices that get a module and the vectors that train as a whole."""
+        """Matrices that get a module, and vectors that train as a whole."""
         return [part for part, dense in zip(self.parts, self.dense[step].tolist(), strict=True) if dense]
 
     def entries(self, step: int) -> dict[Part, Tensor]:
-        """Ascending flat positions, inside the part, of the marks of all other parts that have any."""
+        """Ascending flat positions of the marked entries of all other parts, inside each part."""
         count = self.marks[step] if self.single else 0
         sparse = ~self.dense[step][self.owners[:count]]
         positions = self.positions[:count][sparse].sort().values
@@ -113,22 +114,22 @@ def sweep(
     unit: float = 1e6,
     granularity: Granularity = "both",
 ) -> Sweep:
-    """Find what would train with the 0.02, 0.04, ..., 1.58 units of most sensitive entries marked.
+    """Mark the 0.02, 0.04, ..., 1.58 units of most sensitive entries, and find which parts train at each step.
 
     Args:
         parts: The pool, in order.
         scores: Sensitivity of each part, flat, fp32 and not negative.
-        alpha: A matrix gets its module from ``module / alpha`` marks on.
-        beta: A vector trains as a whole from ``size / beta`` marks on.
-        extra: Parameters that train in any case.
-        unit: What budgets are counted in.
-        granularity: Whether single entries, modules and whole vectors, or both train.
+        alpha: A matrix gets a module if it has at least ``module / alpha`` marked entries.
+        beta: A vector trains as a whole if it has at least ``size / beta`` marked entries.
+        extra: Number of parameters that always train.
+        unit: Number of parameters in one unit of the budget.
+        granularity: Trained parts; see ``spt_granularity`` of ``SPT``.
     """
     pool = sum(part.size for part in parts)
     marks = [ceil(step * 0.02 * unit) for step in range(1, STEPS + 1)]
     marks = [count for count in marks if count <= pool]
     positions, owners = largest(scores, marks[-1] if marks else 0)
-    # the marks of a part at a step are those of all steps before and the new ones
+    # a part keeps the marks of earlier steps, so counts are cumulative
     new = torch.tensor(marks, dtype=torch.int64).diff(prepend=torch.zeros(1, dtype=torch.int64))
     cells = torch.arange(len(marks)).repeat_interleave(new) * len(parts) + owners
     counts = torch.bincount(cells, minlength=len(marks) * len(parts)).view(len(marks), len(parts)).cumsum(0)

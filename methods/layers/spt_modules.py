@@ -1,4 +1,4 @@
-"""Modules that SPT adds to layers: low-rank updates and bottleneck adapters for blocks of rows."""
+"""Modules of SPT: low-rank updates and bottleneck adapters for blocks of rows of a layer (arXiv:2303.08566)."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from backbones.inject import AdapterModule
 from methods.layers.low_rank import AddedLowRank, LowRank
 
 Blocks = dict[str, tuple[int, int]]
-"""Rows of a layer that get a module of their own by name: all of it, or ``q``, ``k`` and ``v`` of a fused one."""
+"""Blocks of rows by name, each as (first row, last row + 1): the whole layer, or ``q``, ``k``, ``v`` of a fused one."""
 
 
 class ParallelLoRA(LowRank, AdapterModule):
@@ -21,8 +21,8 @@ class ParallelLoRA(LowRank, AdapterModule):
         linear: The layer.
         blocks: The blocks.
         rank: Rank r of each update.
-        dropout: Probability of a zero in x, which all blocks share.
-        drop_path: Probability with which a sample gets no update.
+        dropout: Dropout probability of x; all blocks share the mask.
+        drop_path: Probability that a sample gets no update.
     """
 
     def __init__(self, linear: nn.Linear, blocks: Blocks, rank: int, dropout: float, drop_path: float) -> None:
@@ -30,14 +30,14 @@ class ParallelLoRA(LowRank, AdapterModule):
         self.drop_path = drop_path
 
     def reset(self) -> None:
-        """Draw the factors as the original's runs did: with B not zero."""
+        """Draw the factors as in the published runs: with B not zero."""
         nn.init.trunc_normal_(self.A, std=0.02)
         nn.init.trunc_normal_(self.B, std=0.02)
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        x, mask = self.seen(args[0]), None
+        x, mask = self.drop_input(args[0]), None
         if self.training and self.drop_path > 0:
-            # B is linear: a sample without its h = A x has no update; each block drops samples of its own
+            # a sample gets no update if its h = A x is zero; each block draws its own samples
             samples, tokens = x.shape[0], x[0].numel() // x.shape[-1]
             keep = 1 - self.drop_path
             kept = output.new_empty(len(self.rows), 1, samples, 1).bernoulli_(keep).div_(keep)
@@ -46,7 +46,7 @@ class ParallelLoRA(LowRank, AdapterModule):
 
 
 class Bottleneck(nn.Module):
-    """``path(Up(GELU(Down(drop(x)))))`` of width ``rank``."""
+    """Bottleneck ``path(Up(GELU(Down(drop(x)))))`` of width ``rank``."""
 
     def __init__(self, dim_in: int, dim_out: int, rank: int, dropout: float, drop_path: float) -> None:
         super().__init__()
@@ -60,14 +60,14 @@ class Bottleneck(nn.Module):
 
 
 class Adapters(AdapterModule):
-    """``y + A(y)`` for blocks of a layer's output y; on ``proj`` ``y + A(x)``, where x is its input.
+    """``y + A(y)`` for blocks of a layer's output y; for ``proj`` ``y + A(x)`` with the layer's input x.
 
     Args:
         linear: The layer.
         blocks: The blocks.
         rank: Width of each bottleneck.
-        dropout: Probability of a zero in what a bottleneck sees.
-        drop_path: Probability with which a sample gets no update.
+        dropout: Dropout probability of the input of a bottleneck.
+        drop_path: Probability that a sample gets no update.
     """
 
     def __init__(self, linear: nn.Linear, blocks: Blocks, rank: int, dropout: float, drop_path: float) -> None:
@@ -82,7 +82,7 @@ class Adapters(AdapterModule):
             self.blocks[block] = Bottleneck(dim_in, dim, rank, zeros, drop_path)
 
     def reset(self) -> None:
-        """Draw the weights as the original's runs did: with ``up`` not zero."""
+        """Draw the weights as in the published runs: with ``up`` not zero."""
         for linear in [module for module in self.modules() if isinstance(module, nn.Linear)]:
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
@@ -96,13 +96,13 @@ class Adapters(AdapterModule):
 
 
 class TokenDtype(AdapterModule):
-    """Tokens in the dtype of the frozen weights, also where an fp32 class token that trains was joined to them."""
+    """Casts tokens to the dtype of the frozen weights, because a trained fp32 class token makes all of them fp32."""
 
     like: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("like", torch.empty(0), persistent=False)  # is cast as frozen weights are
+        self.register_buffer("like", torch.empty(0), persistent=False)  # cast together with the frozen weights
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         return output.to(self.like.dtype)

@@ -1,7 +1,7 @@
-"""Sub-token compression of what a layer keeps for its gradient (VeLoRA, Miles et al., NeurIPS 2024, arXiv:2405.17991).
+"""Sub-token compression of saved activations (VeLoRA, Miles et al., NeurIPS 2024, arXiv:2405.17991).
 
-A tensor x of C channels is cut into G sub-tokens of M channels for each token; z holds the product of every sub-token
-and a unit vector v, and stands for x in the gradient as ``x^ = z v``. What needs no x stays exact.
+Each token of a tensor x with C channels is cut into G sub-tokens of M channels. z holds the product of each sub-token
+with a unit vector v. In the gradient, ``x^ = z v`` takes the place of x. Gradients that do not need x stay exact.
 """
 
 from typing import Any, Literal
@@ -13,33 +13,33 @@ from torch.nn import functional as F
 from methods.layers.low_rank import Rows, add_update, compute_dtype, hidden_gradients, merged_weight
 
 Init = Literal["batch_average_once", "batch_average", "running_average", "random", "svd"]
-SVD_ROWS = 2048  # sub-tokens that a singular vector is made from
+SVD_ROWS = 2048  # largest number of sub-tokens for a singular vector
 
 
 def sub_tokens(x: Tensor, size: int) -> Tensor:
-    """x (..., C) cut into its T G sub-tokens (T G, M) of M channels; zeros fill the last one of a token."""
+    """Sub-tokens (T G, M) of x (..., C) with T tokens; zeros fill the last sub-token of a token."""
     missing = -x.shape[-1] % size
     return (F.pad(x, (0, missing)) if missing else x).reshape(-1, size)
 
 
 def project(x: Tensor, v: Tensor) -> Tensor:
-    """``z = <v, sub-token>`` of x (..., C), (T, G): what is kept in place of x."""
+    """Projection z (T, G) with ``z = <v, sub-token>`` of x (..., C), kept in place of x."""
     return (sub_tokens(x, len(v)) @ v.to(x.dtype)).view(-1, -(-x.shape[-1] // len(v)))
 
 
 def spread(z: Tensor, v: Tensor, width: int) -> Tensor:
-    """``z_j v`` side by side for the groups j of z (..., G): (..., C) in fp32."""
+    """Reconstruction (..., C) in fp32 from z (..., G): the vectors ``z_j v`` side by side."""
     return (z.float()[..., None] * v).flatten(-2)[..., :width]
 
 
 def unit(vector: Tensor) -> Tensor:
-    """The vector (M,) at length 1; of zeros, the one whose entries are all equal."""
+    """Vector (M,) scaled to length 1; a vector of zeros becomes one with equal entries."""
     norm = vector.norm()
     return torch.where(norm > 0, vector / norm.clamp_min(1e-12), len(vector) ** -0.5)
 
 
 class CompressedLinear(torch.autograd.Function):
-    """``y = x W^T + b``, keeping z: d W = s (g^T z) spread by v, all else as ever."""
+    """``y = x W^T + b``; saves only z: d W = s spread(g^T z, v) is approximate, other gradients are exact."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, v: Tensor, s: float) -> Tensor:
@@ -58,7 +58,7 @@ class CompressedLinear(torch.autograd.Function):
 
 
 class CompressedMergedLowRank(torch.autograd.Function):
-    """``y = x (W + scale B A)^T + b`` keeping z and h = A x; d A is approximate, and d W if W trains."""
+    """``y = x (W + scale B A)^T + b``; saves z and h = A x. d A is approximate, and d W if W trains."""
 
     @staticmethod
     def forward(
@@ -90,7 +90,7 @@ class CompressedMergedLowRank(torch.autograd.Function):
 
 
 class CompressedAddedLowRank(torch.autograd.Function):
-    """``y += scale B (mask * A x)`` in place, keeping z, h and the mask."""
+    """``y += scale B (mask * A x)`` in place; saves z, h and the mask. d A is approximate."""
 
     @staticmethod
     def forward(
@@ -123,7 +123,7 @@ class CompressedAddedLowRank(torch.autograd.Function):
 
 
 class CompressedScaleShift(torch.autograd.Function):
-    """``y = scale x + shift`` in place of x (..., C), keeping its z: d scale = s sum_t g x^, all else as ever."""
+    """``y = scale x + shift``, written into x (..., C); saves only z: d scale = s sum_t g x^ is approximate."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, v: Tensor, s: float) -> Tensor:
@@ -142,12 +142,12 @@ class CompressedScaleShift(torch.autograd.Function):
 
 
 class Direction(nn.Module):
-    """The unit vector v (M,) of one layer; zeros until the first batch says where it points.
+    """Unit vector v (M,) of one layer; zeros until it is computed from the first batch.
 
     Args:
         size: Channels M of a sub-token.
         s: Factor of the approximate gradient.
-        init: How v is made from what the layer sees.
+        init: Source of v; see ``velora_init`` of ``VeLoRA``.
         decay: Weight of the old v in a running average.
     """
 
@@ -157,17 +157,17 @@ class Direction(nn.Module):
         super().__init__()
         self.register_buffer("v", unit(torch.rand(size)) if init == "random" else torch.zeros(size))
         self.s, self.init, self.decay = s, init, decay
-        self.due = init != "random"  # whether the next input counts
-        self.sums: Tensor | None = None  # what it said, for the ranks to add up
+        self.observes_next = init != "random"  # whether v is computed from the next input
+        self.sums: Tensor | None = None  # statistics of the observed input, which are summed over ranks
 
     def forward(self, x: Tensor) -> Tensor:
-        """The vector to project x (..., C) on."""
-        if self.due:
+        """Vector v for the projection of x (..., C)."""
+        if self.observes_next:
             self.observe(x.detach())
         return self.v
 
     def observe(self, x: Tensor) -> None:
-        """Take the mean of the sub-tokens of x (its direction is the sum's), or their product with themselves."""
+        """Compute v from x (..., C), by the mean of its sub-tokens or, for ``svd``, by their Gram matrix (M, M)."""
         with torch.autocast(x.device.type, enabled=False), torch.no_grad():
             tokens = sub_tokens(x, len(self.v))
             if self.init == "svd":
@@ -175,10 +175,11 @@ class Direction(nn.Module):
                 self.sums = tokens.T @ tokens
             else:
                 self.sums = tokens.mean(0, dtype=torch.float32)
-            self.point(self.sums)
-        self.due = False  # a recomputed forward pass must not count twice
+            self.set_from(self.sums)
+        self.observes_next = False  # so that a recomputed forward pass does not count twice
 
-    def point(self, sums: Tensor) -> None:
+    def set_from(self, sums: Tensor) -> None:
+        """Set v from statistics of sub-tokens: their mean (M,), or for ``svd`` their Gram matrix (M, M)."""
         if self.init == "svd":
             first = torch.linalg.eigh(sums)[1][:, -1]  # the first right singular vector of the sub-tokens
             self.v.copy_(unit(first if first.sum() >= 0 else -first))
@@ -189,10 +190,10 @@ class Direction(nn.Module):
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self.due = not bool(self.v.any())
+        self.observes_next = not bool(self.v.any())
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Direction":
         values = self.v
         super()._apply(fn, recurse)
-        self.v = values.to(self.v.device)  # of a bf16 v, which a cast of the model would make, the length is not 1
+        self.v = values.to(self.v.device)  # in its own dtype, because a v cast to bf16 does not have length 1
         return self

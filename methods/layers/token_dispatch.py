@@ -1,4 +1,4 @@
-"""Token dispatch: who skips a branch of a block, what runs for the others, and the adapter that runs for all."""
+"""Token dispatch: which tokens skip a branch of a block, and an adapter that runs for all tokens (arXiv:2403.11808)."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from backbones.inject import AdapterModule
 
 
 class Adapter(nn.Module):
-    """Bottleneck ``scale * up(drop(relu(down(x))))`` of tokens (B, N, D), zero at first.
+    """Bottleneck ``scale * up(drop(relu(down(x))))`` of tokens (B, N, D); its initial output is zero.
 
     Args:
         dim: Channels D of a token.
@@ -27,16 +27,16 @@ class Adapter(nn.Module):
             nn.init.zeros_(zero)
 
     def forward(self, x: Tensor, stream: Tensor) -> Tensor:
-        """Update of tokens x; ``stream`` is the whole sequence, for adapters that look at all of it."""
+        """Update of tokens x. ``stream`` is the whole sequence; ``MixedAdapter`` uses it."""
         return self.scale * self.up(self.dropout(torch.relu(self.down(x))))
 
 
 class MixedAdapter(nn.Module):
-    """An adapter whose weights are, for each image, a mixture of those of several (Eq. 7 of the paper).
+    """Adapter whose weights are mixed for each image from those of several adapters (Eq. 7 of the paper).
 
     Args:
         experts: Number E of adapters.
-        router: ``softmax`` or ``linear``: what becomes of the E outputs of the router.
+        router: Weights of the mixture: ``softmax`` of the E outputs of the router, or ``linear`` for the outputs.
         dim: Channels D of a token.
         hidden: Width d of the bottlenecks.
         scale: Factor s.
@@ -52,7 +52,7 @@ class MixedAdapter(nn.Module):
         nn.init.zeros_(self.router.bias)
 
     def forward(self, x: Tensor, stream: Tensor) -> Tensor:
-        """Update of tokens x; the mixture follows from the mean token of ``stream``."""
+        """Update of tokens x. The mean token of ``stream`` decides the mixture."""
         alpha = self.router(stream.mean(1))
         alpha = alpha.softmax(-1) if self.softmax else alpha
         hidden = self.dropout(torch.relu(self.linear(x, alpha, "down")))
@@ -69,29 +69,29 @@ class MixedAdapter(nn.Module):
 class Dispatch(AdapterModule):
     """Sends patch tokens through a branch or past it, and adds an adapter's update to all tokens.
 
-    ``enter`` stands before the branch's norm and ``hook`` behind its drop path, so that for the stream x (B, T, D) a
-    branch f becomes ``M * f(x) + A(x)``, with M (B, T) 1 for tokens that are kept and 0 for those that skip; prefix
-    tokens are always kept. In evaluation f runs for the kept tokens of the whole batch, as the rows of one matrix.
+    ``pre_hook`` runs before the branch's norm, ``hook`` after its drop path. For the stream x (B, T, D) a branch f
+    becomes ``M * f(x) + A(x)``. The mask M (B, T) is 1 for kept tokens and 0 for skipped ones; prefix tokens are always
+    kept. In an evaluation, f runs for the kept tokens of the whole batch, as the rows of one matrix.
 
     Args:
         dim: Channels D of a token.
         adapter: The adapter A.
         temperature: Temperature tau of the relaxed decisions.
-        prefix: Number of class and register tokens, which stand first.
-        skip: ``auto``, ``dense`` or ``gather``.
+        prefix: Number of class and register tokens at the start of the sequence.
+        skip: Computation of an evaluation: ``auto``, ``dense`` or ``gather``; see ``dyt_skip`` of ``DyT``.
     """
 
-    mask_keys = True  # attention: skipping tokens are no keys while training
-    prefix_only = False  # nobody reads the patch tokens behind this branch: in evaluation all of them skip
+    mask_keys = True  # attention: no token attends to skipped tokens in training
+    prefix_only = False  # whether all patch tokens skip in an evaluation, because their outputs are not used
 
     def __init__(self, dim: int, adapter: nn.Module, temperature: float, prefix: int, skip: str) -> None:
         super().__init__()
         self.adapter, self.dispatcher = adapter, nn.Linear(dim, 1)
         self.temperature, self.prefix, self.skip = temperature, prefix, skip
         self.complete = False  # whether all tokens are kept
-        self.record: list[Tensor] | None = None  # where masks are collected
-        # between the hooks of one forward pass: the stream x, the mask M, the rows of the kept tokens in (B T, D), and
-        # which of the gathered tokens (B, K) are no padding
+        self.record: list[Tensor] | None = None  # list that collects the masks
+        # kept between the hooks of one forward pass: the stream x, the mask M, the rows of the kept tokens in
+        # (B T, D), and a mask of the gathered tokens (B, K) that is False for padding
         self.stream: Tensor | None = None
         self.mask: Tensor | None = None
         self.rows: Tensor | None = None
@@ -99,15 +99,15 @@ class Dispatch(AdapterModule):
         nn.init.trunc_normal_(self.dispatcher.weight, std=0.02)
         nn.init.zeros_(self.dispatcher.bias)
 
-    # who skips
+    # which tokens skip
 
     def decide(self, x: Tensor) -> Tensor:
-        """The mask M (B, T) of a stream x: bool, or while training 0 and 1 with the gradient of a sigmoid."""
+        """Mask M (B, T) of a stream x: bool, or in training 0 and 1 with the gradient of a sigmoid."""
         patches = x[:, self.prefix :]
         if self.drops_patches:
             mask = torch.zeros(patches.shape[:2], dtype=torch.bool, device=x.device)
         else:
-            # in fp32: near 0 a rounded logit would be another decision
+            # in fp32, because a rounded logit near 0 could change the decision
             with torch.autocast(x.device.type, enabled=False):
                 logits = self.dispatcher(patches.float()).squeeze(-1)
             if self.training:
@@ -121,7 +121,7 @@ class Dispatch(AdapterModule):
         return torch.cat([mask.new_ones(len(x), self.prefix), mask], dim=1)
 
     def noise(self, logits: Tensor) -> Tensor:
-        """The difference of two Gumbel(0, 1) draws, for each token."""
+        """Difference of two Gumbel(0, 1) draws for each token."""
         first, second = -torch.empty_like(logits).exponential_().log(), -torch.empty_like(logits).exponential_().log()
         return first - second
 
@@ -131,18 +131,18 @@ class Dispatch(AdapterModule):
 
     @property
     def gathers(self) -> bool:
-        # how many rows there are depends on the data, which a compiled graph cannot hold
+        # a compiled graph needs fixed shapes, and the number of kept rows depends on the data
         automatic = self.skip == "auto" and not torch.compiler.is_compiling()
         return not self.training and (self.skip == "gather" or automatic)
 
-    # what runs
+    # tokens that run
 
-    def enter(self, module: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
-        """Pre-hook: what the branch reads of the stream, None for all of it."""
+    def pre_hook(self, module: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
+        """Tokens of the stream that the branch gets; None for all of them."""
         x = args[0]
-        self.stream, self.mask, self.rows, self.valid = x, None, None, None  # also after a pass that failed
+        self.stream, self.mask, self.rows, self.valid = x, None, None, None  # removes the values of a failed pass
         if self.drops_patches:
-            self.decide(x)  # for the record
+            self.decide(x)  # adds the mask to ``record``
             return x[:, : self.prefix]
         if self.complete:
             return None
@@ -150,7 +150,7 @@ class Dispatch(AdapterModule):
         return self.gather(x, self.mask) if self.gathers else None
 
     def gather(self, x: Tensor, mask: Tensor) -> Tensor:
-        """The kept tokens (K, D) of all images."""
+        """Kept tokens (K, D) of all images."""
         self.rows = mask.flatten().nonzero().squeeze(1)
         return x.flatten(0, 1).index_select(0, self.rows)
 
@@ -170,29 +170,29 @@ class Dispatch(AdapterModule):
 
 
 class AttentionDispatch(Dispatch):
-    """The same for attention, which runs among the kept tokens of each image: queries, keys and values.
+    """Dispatch of the attention: queries, keys and values are the kept tokens of each image.
 
-    Images keep different numbers of tokens, so K is the largest of them and the others are padded with tokens that
-    are nobody's keys.
+    Images keep different numbers of tokens. K is the largest number; the other images are padded with tokens that are
+    masked as keys.
     """
 
     def gather(self, x: Tensor, mask: Tensor) -> Tensor:
         counts = mask.sum(1)
         longest = max(int(counts.max()), 1)
-        first = mask.int().argsort(dim=1, descending=True, stable=True)[:, :longest]  # kept tokens stand first
+        first = mask.int().argsort(dim=1, descending=True, stable=True)[:, :longest]  # kept tokens come first
         self.valid = torch.arange(longest, device=x.device) < counts.unsqueeze(1)
         self.rows = (first + x.shape[1] * torch.arange(len(x), device=x.device).unsqueeze(1))[self.valid]
         return x.gather(1, first.unsqueeze(-1).expand(-1, -1, x.shape[2]))
 
-    def keys(
+    def attention_pre_hook(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Pre-hook of the attention: who may be attended to."""
+        """Arguments of the attention, with a mask of the keys."""
         keys = self.valid
         if keys is None and self.mask is not None and (self.mask_keys or not self.training):
             keys = self.mask.detach() > 0
         if keys is not None:
-            # an image without a kept token has no output to spoil, but no key at all would give NaN
+            # an image without a kept token gets all keys, otherwise its softmax would give NaN; its output is not used
             keys = keys | ~keys.any(1, keepdim=True)
             kwargs["attn_mask"] = keys[:, None, None]
         return args, kwargs
@@ -204,9 +204,9 @@ class AttentionDispatch(Dispatch):
 
 
 class LayerDispatch(AttentionDispatch):
-    """The same for a whole block: its update of the stream is what is masked, and A stands beside the block."""
+    """Dispatch of a whole block: masks the block's residual update; the adapter runs in parallel."""
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         x = self.stream
         assert x is not None
-        return x + super().hook(module, args, output - args[0])  # args: what ``enter`` made of them
+        return x + super().hook(module, args, output - args[0])  # args[0] is the output of ``pre_hook``

@@ -193,7 +193,7 @@ def test_unknown_name_names_its_neighbours() -> None:
 
 
 def test_bare_name_with_pretrained_weights_is_refused() -> None:
-    with pytest.raises(ValueError, match=rf"names no weights .* say one of: {TAG}"):
+    with pytest.raises(ValueError, match=rf"names no weights .* expected one of: {TAG}"):
         build_backbone(BACKBONE, True, {})
     build_backbone(BACKBONE, False, dict(TINY))
 

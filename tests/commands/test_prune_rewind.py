@@ -225,8 +225,8 @@ def test_refusals(whole: Path, options: list[str], launched: list[str], capsys: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prompt_length": 5}, "prompt_length 4 there, 5 here"),
-        ({"prompt_layout": "contiguous"}, "prompt_layout interleaved there, contiguous here"),
+        ({"prompt_length": 5}, "prompt_length 4, expected 5"),
+        ({"prompt_layout": "contiguous"}, "prompt_layout interleaved, expected contiguous"),
         ({"pretrained": False}, "is of another model: fingerprint"),
     ],
 )

@@ -315,7 +315,7 @@ every_layer = pytest.mark.parametrize("kind", [LowBitLinear, LowBitLowRank])
 
 def fresh(layer: Any) -> list[Tensor]:
     with torch.no_grad():
-        return list(layer.make())
+        return list(layer.quantised_latents())
 
 
 @every_layer
@@ -330,7 +330,7 @@ def test_an_evaluation_makes_its_matrices_once(kind: type[LowBit], quiet: Any) -
     layer.train()
     with quiet():
         assert all(a is not b for a, b in zip(layer.matrices(), layer.matrices(), strict=True))
-        assert layer.made is None
+        assert layer.cached is None
 
 
 def step(layer: Any) -> None:
@@ -393,18 +393,18 @@ def test_averages_that_are_swapped_in(build: Build) -> None:
         model.eval()
         with torch.no_grad():
             for layer in layers:
-                assert all(torch.equal(a, b) for a, b in zip(layer.matrices(), layer.make(), strict=True))
+                assert all(torch.equal(a, b) for a, b in zip(layer.matrices(), layer.quantised_latents(), strict=True))
         model.train()
 
 
 @every_form
 def test_bf16_quantises_in_fp32(form: str, build: Build) -> None:
     model = adapted(build, bi_form=form, bi_bits=8)
-    expected = [layer.make() for layer in model.modules() if isinstance(layer, LowBit)]
+    expected = [layer.quantised_latents() for layer in model.modules() if isinstance(layer, LowBit)]
     model.to(torch.bfloat16)
-    found = [layer.make() for layer in model.modules() if isinstance(layer, LowBit)]
+    found = [layer.quantised_latents() for layer in model.modules() if isinstance(layer, LowBit)]
     with torch.autocast("cpu", torch.bfloat16):
-        found += [layer.make() for layer in model.modules() if isinstance(layer, LowBit)]
+        found += [layer.quantised_latents() for layer in model.modules() if isinstance(layer, LowBit)]
     for one, other in zip(found, [*expected, *expected], strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 

@@ -60,7 +60,7 @@ def test_prefix_tokens_are_images_of_one_pixel(prefix: int) -> None:
     pixels = [op.conv(hidden[:, :, i, None, None]).flatten(2) for i in range(prefix)]
     patches = F.conv2d(hidden[:, :, prefix:].reshape(2, 4, 2, 3), op.conv.weight, op.conv.bias, padding=1).flatten(2)
     expected = op.up(gelu(torch.cat([*pixels, patches], dim=2).transpose(1, 2)))
-    op.read(op, (), u)
+    op.keep_output(op, (), u)
     torch.testing.assert_close(op.hook(torch.nn.Identity(), (), torch.zeros_like(u)), expected)
 
 
@@ -97,7 +97,7 @@ def test_bypass_is_dropped_on_its_own(build: Build) -> None:
     from timm.layers import DropPath
 
     path = DropPath(0.5).train()
-    op.read(path, (), torch.randn(64, 17, 48))
+    op.keep_output(path, (), torch.randn(64, 17, 48))
     branch = path.forward(torch.ones(64, 17, 48))
     update = op.hook(path, (), branch) - branch
     kept = torch.stack([branch.flatten(1).any(1), update.flatten(1).abs().sum(1) > 1e-3])

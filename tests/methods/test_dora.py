@@ -130,9 +130,9 @@ def test_one_look_at_the_magnitudes_per_step(build: Build) -> None:
     model.configure_model()
     updates = [module for module in model.modules() if isinstance(module, Decomposed)]
     model.on_train_batch_start(None, 0)
-    assert [update.looked for update in updates] == [True] * len(updates)
+    assert [update.divisible_in_step for update in updates] == [True] * len(updates)
     model.on_train_batch_end(None, None, 0)
     updates[0].magnitude.data[0] = 0.0
     model.on_train_batch_start(None, 0)
-    assert [update.looked for update in updates] == [None] * len(updates)
+    assert [update.divisible_in_step for update in updates] == [None] * len(updates)
     assert [update.divisible for update in updates] == [False, *[True] * (len(updates) - 1)]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from callbacks.measures import SavedBytes
 from lightning_modules.classification import Classification
 from methods import PEFTMethod, compose
-from methods.last import LAST
+from methods.last import LAST, Tap
 from tests.support.batches import as_batch
 from tests.support.golden import Golden
 
@@ -189,5 +189,5 @@ def test_taps_keep_nothing(build: Build) -> None:
     model: Any = build("last")
     model.configure_model()
     model(torch.randn(2, 3, 32, 32))
-    kept: list[Tensor | None] = [m.seen for m in model.backbone.modules() if hasattr(m, "seen")]
+    kept: list[Tensor | None] = [m.kept for m in model.backbone.modules() if isinstance(m, Tap)]
     assert kept == [None, None, None]

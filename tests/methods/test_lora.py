@@ -227,7 +227,7 @@ def test_refuses_a_layer_that_is_never_called() -> None:
         backbone="beit_base_patch16_224", backbone_args={"depth": 1, "embed_dim": 48}, pretrained=False, num_classes=3
     )
     assert isinstance(model.backbone, timm.models.Beit)
-    with pytest.raises(ValueError, match=r"reads the bare weight of blocks\.0\.attn\.qkv"):
+    with pytest.raises(ValueError, match=r"uses the weight of blocks\.0\.attn\.qkv"):
         model.configure_model()
 
 

@@ -48,7 +48,7 @@ def test_blend_before_the_classifier(backbone: str, file: Path) -> None:
         plain.features.load_state_dict({k[9:]: t for k, t in torch.load(file, weights_only=True).items()})
         side = F.linear(F.adaptive_avg_pool2d(plain.features(images), 6).flatten(1), net.project.weight)
         share = torch.tensor(0.7).sigmoid()
-        net.read(images)
+        net.compute(images)
         features = model.backbone.forward_head(model.backbone.forward_features(images), pre_logits=True).flatten(1)
         expected = F.linear(share * features + (1 - share) * side, head.weight, head.bias)
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)

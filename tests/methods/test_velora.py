@@ -48,7 +48,7 @@ def check_functions(golden: Golden) -> None:
     for kind in ("batch_average_once", "batch_average", "running_average"):
         direction = Direction(case[kind].shape[1], 1.0, kind, decay)  # type: ignore[arg-type]
         for x, expected in zip(case["x"], case[kind], strict=True):
-            direction.due |= kind != "batch_average_once"
+            direction.observes_next |= kind != "batch_average_once"
             torch.testing.assert_close(direction(x), expected, atol=1e-6, rtol=0)
 
 
@@ -313,7 +313,7 @@ def test_says_where_nothing_is_saved(
     model.configure_model()
     names = model.idle()
     assert len(names) == idle
-    assert all(not d.v.any() and d.due for d in model.directions().values())  # it looked, and drew nothing
+    assert all(not d.v.any() and d.observes_next for d in model.directions().values())  # it looked, and drew nothing
     if idle:
         with pytest.warns(UserWarning, match=rf"nothing is saved at {names[0]}.*keeps the same tensor"):
             trainer(max_steps=1).fit(build(stack, **options), datamodule=data())
@@ -329,9 +329,9 @@ def test_every_init_fits(build: Build, data: Data, trainer: Any) -> None:
 @pytest.mark.parametrize(
     ("stack", "options", "message"),
     [
-        ("velora", {}, "VeLoRA saves memory of linear layers and scale-shifts that train, and here are none"),
+        ("velora", {}, "VeLoRA saves memory of trained linear layers and scale-shifts, and this model has none"),
         ("bitfit+velora", {}, "a frozen layer keeps no input. Stack it on"),
-        ("lora+velora", {"velora_targets": ["fc1"]}, "fc1 does not train .* saves nothing there.*what trains: qkv"),
+        ("lora+velora", {"velora_targets": ["fc1"]}, "fc1 does not train .* saves nothing for it.*trained are: qkv"),
         ("lora+velora", {"velora_targets": ["fc3"]}, "no linear layer's name ends with 'fc3'; near: fc"),
         ("lora+velora", {"velora_targets": ["head"]}, "no linear layer's name ends with 'head'"),
         ("lora+velora", {"velora_targets": []}, "velora_targets is empty"),

@@ -162,10 +162,10 @@ def test_dropout_differs_between_images(build: Build) -> None:
     model.configure_model()
     block = model.train().backbone.blocks[0]
     x = torch.zeros(2, 17, 48)
-    first, second = block.prompt.insert(block, (x,))[0][:, 17:]
+    first, second = block.prompt.pre_hook(block, (x,))[0][:, 17:]
     assert not torch.equal(first, second)
     model.eval()
-    first, second = block.prompt.insert(block, (x,))[0][:, 17:]
+    first, second = block.prompt.pre_hook(block, (x,))[0][:, 17:]
     assert torch.equal(first, second)
 
 

@@ -325,7 +325,10 @@ def test_a_checkpoint_brings_its_multipliers(
         ),
         ({"width_parameterization": "mup", "width_base": {"depth": 3}}, "in width alone, not in depth"),
         ({"width_parameterization": "mup", "width_base": {"width": 3}}, "timm makes no such model"),
-        ({"width_parameterization": "mup", "width_base": {"embed_dim": 48}}, r"heads of \{8\} there, \{16\} here"),
+        (
+            {"width_parameterization": "mup", "width_base": {"embed_dim": 48}},
+            r"head size \{8\} in the base model, \{16\} in the model",
+        ),
         (
             {"width_parameterization": "mup", "width_lr_constants": {"hidden": 0.0}},
             r"width_lr_constants\['hidden'\]=0\.0: expected a positive",

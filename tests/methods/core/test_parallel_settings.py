@@ -125,7 +125,7 @@ def test_best_member_is_exported(build: Build, data: Data, trainer: MakeTrainer,
         one_member(checkpoint, "other")
     with pytest.raises(ValueError, match="this checkpoint holds 2 members: give the adapter folder"):
         build("last").on_load_checkpoint(checkpoint)
-    with pytest.raises(ValueError, match=r"members: .* in the checkpoint, .* here"):
+    with pytest.raises(ValueError, match=r"members: .* in the checkpoint, .* in this run"):
         ParallelSettings(build("last"), {"lr": [1, 2]}).on_load_checkpoint(checkpoint)
 
 
@@ -172,9 +172,9 @@ def test_refused(method: str, members: Any, message: str, build: Build) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gradient_clip_val": 1.0}, "members: gradient clipping by norm takes the norm of all members together"),
+        ({"gradient_clip_val": 1.0}, "members: gradient clipping by norm uses the norm of all members together"),
         ({"precision": "bf16-true"}, "members: precision bf16-true"),
-        ({"callbacks": [EarlyStopping("val/loss")]}, "members: early stopping of one would stop all"),
+        ({"callbacks": [EarlyStopping("val/loss")]}, "members: early stopping of one member would stop all"),
     ],
 )
 def test_refused_trainers(options: Any, message: str, build: Build, data: Data, trainer: MakeTrainer) -> None:

@@ -87,7 +87,7 @@ def test_head_of_other_classes_is_refused(build: Build, tmp_path: Path) -> None:
     save(source, tmp_path)
     model: Any = build("ssf", init_from=str(tmp_path), init_head=True)
     model.class_names = ["a", "c", "b"]
-    with pytest.raises(ValueError, match="the classes are a, b, c there, a, c, b here"):
+    with pytest.raises(ValueError, match="the classes are a, b, c in that run, a, c, b in this run"):
         model.configure_model()
     model = build("ssf", num_classes=4, init_from=str(tmp_path), init_head=True)
     with pytest.raises(ValueError, match=re.escape("backbone.head.weight has shape (3, 48), expected (4, 48)")):
@@ -101,13 +101,18 @@ def test_head_of_other_classes_is_refused(build: Build, tmp_path: Path) -> None:
             "lora",
             {},
             {"lora_rank": 4, "lora_alpha": 2.0},
-            "lora_alpha: 1.0 there, 2.0 here; lora_rank: 8 there, 4 here",
+            "lora_alpha: 1.0 in that run, 2.0 in this run; lora_rank: 8 in that run, 4 in this run",
         ),
-        ("vpt", {"prompt_length": 3}, {}, "prompt_length: 3 there, 10 here"),
-        ("vpt", {}, {"prompt_deep": False}, "prompt_deep: True there, False here"),
+        ("vpt", {"prompt_length": 3}, {}, "prompt_length: 3 in that run, 10 in this run"),
+        ("vpt", {}, {"prompt_deep": False}, "prompt_deep: True in that run, False in this run"),
         ("vpt", {}, {"prompt_length": 20, "prompt_resize": "truncate"}, "has shape (10, 48), expected (20, 48)"),
         ("lora", {}, {"pretrained": False}, "trained on other weights: vit_tiny_patch16_224 (sha256"),
-        ("hst", {}, {"hst_dims": [32, 48, 64, 96]}, "hst_dims: [32, 48, 64, 72] there, [32, 48, 64, 96] here"),
+        (
+            "hst",
+            {},
+            {"hst_dims": [32, 48, 64, 96]},
+            "hst_dims: [32, 48, 64, 72] in that run, [32, 48, 64, 96] in this run",
+        ),
     ],
 )
 def test_every_difference_is_named(

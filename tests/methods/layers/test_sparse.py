@@ -9,7 +9,7 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from methods.layers.sparse import CHUNK, EntriesLinear, dots, merge_entries, train_entries
+from methods.layers.sparse import CHUNK, EntriesLinear, merge_entries, product_entries, train_entries
 from tests.conftest import perturb
 
 
@@ -103,7 +103,7 @@ def test_entry_by_entry_is_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CHUNK, "cpu", 64)  # several chunks
     g, x = torch.randn(30, 7), torch.randn(30, 11)
     rows, columns = torch.randint(7, (20,)), torch.randint(11, (20,))
-    torch.testing.assert_close(dots(g, x, rows, columns), (g.t() @ x)[rows, columns])
+    torch.testing.assert_close(product_entries(g, x, rows, columns), (g.t() @ x)[rows, columns])
 
 
 def test_few_entries_keep_few_columns() -> None:

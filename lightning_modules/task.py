@@ -25,7 +25,7 @@ class Headline(NamedTuple):
     """The number that a task is judged by: ``val/<name>`` is monitored, ``test/<name>`` is reported.
 
     Args:
-        name: Name of the metric, such as ``acc1``.
+        name: Name of the metric, such as ``box_map``.
         higher_is_better: Whether a larger value is better.
         label: Name in tables and on axes, with its unit.
         scale: Factor of the shown value; 100 for a share that is shown as percent.

@@ -127,8 +127,8 @@ def test_every_kind_of_import_is_found() -> None:
         ("methods/a.py", "from methods.core.base import PEFTMethod", True),
         ("callbacks/a.py", "from methods.core.base import PEFTMethod", False),
         ("callbacks/a.py", "def f():\n    from methods.core.base import PEFTMethod", False),
-        ("callbacks/a.py", "from datamodules.samples import Samples", False),
-        ("callbacks/a.py", "def f():\n    from datamodules.samples import Samples", True),
+        ("callbacks/a.py", "from datamodules.samples import Samples", True),
+        ("datamodules/a.py", "from callbacks.cost import Cost", False),
         ("commands/a.py", "from train import main", False),
     ],
 )

@@ -156,7 +156,7 @@ def test_identity(build: Build) -> None:
     assert model.identity() == {"class_names": ["a", "b", "c"]}
     model.adopt({})  # without a trained order nothing is compared
     assert model.identity() == {"class_names": []}
-    with pytest.raises(ValueError, match="other classes than the checkpoint: , a, b here, b, a there"):
+    with pytest.raises(ValueError, match="other classes than the checkpoint: , a, b in the data, b, a in the"):
         check_classes(["", "a", "b"], ["b", "a"])
 
 
@@ -182,7 +182,7 @@ def checkpoint(build: Build, data: Data, trainer: MakeTrainer, tmp_path: Path) -
 def reordered(monkeypatch: pytest.MonkeyPatch) -> str:
     """The data have their classes in another order; the message about it."""
     monkeypatch.setattr(ImageDataset, "class_names", ["tulip", "daisy", "rose"])
-    return "other classes than the checkpoint: tulip, daisy, rose here, daisy, rose, tulip there"
+    return "other classes than the checkpoint: tulip, daisy, rose in the data, daisy, rose, tulip in the"
 
 
 def test_class_names_are_saved(checkpoint: Path) -> None:

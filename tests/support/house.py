@@ -16,7 +16,8 @@ from typing import NamedTuple
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("checkpoints", "backbones"),
     ("lightning_modules",),
-    ("datamodules", "callbacks"),
+    ("datamodules",),
+    ("callbacks",),
     ("methods",),
     ("commands",),
     ("train",),

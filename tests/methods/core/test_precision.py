@@ -1,0 +1,63 @@
+"""Dtypes of trained tensors, and statistics of a frozen backbone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from methods import PEFTMethod
+from methods.core.precision import default_dtype, kept_in_fp32, updates_statistics
+from tests.conftest import random_tiny
+
+Build = Callable[..., PEFTMethod]
+
+
+def test_partners_in_a_norm_keep_fp32() -> None:
+    """A frozen weight beside a trained bias: the norm would otherwise mix two dtypes in one call."""
+    norm, linear = nn.LayerNorm(4), nn.Linear(4, 4)
+    norm.weight.requires_grad_(False)
+    linear.weight.requires_grad_(False)
+    assert [id(p) for p in kept_in_fp32(norm)] == [id(norm.weight), id(norm.bias)]
+    assert [id(p) for p in kept_in_fp32(linear)] == [id(linear.bias)]
+    assert kept_in_fp32(norm.requires_grad_(False)) == []
+
+
+def test_statistics_of_a_batch_norm() -> None:
+    norm = nn.BatchNorm2d(2)
+    assert updates_statistics(norm)
+    norm.weight.requires_grad_(False)
+    assert not updates_statistics(norm)
+    assert not updates_statistics(nn.BatchNorm2d(2, affine=False))
+    assert not updates_statistics(nn.LayerNorm(2))
+
+
+def test_default_dtype_comes_back() -> None:
+    with default_dtype(torch.float64):
+        assert torch.ones(1).dtype is torch.float64
+    with pytest.raises(KeyError), default_dtype(torch.float64):
+        raise KeyError
+    assert torch.ones(1).dtype is torch.float32
+
+
+def test_cast_leaves_what_trains(build: Build) -> None:
+    model = build("ssf")
+    model.configure_model()
+    model.to(torch.bfloat16)
+    dtypes = {p.dtype for p in model.parameters() if p.requires_grad}
+    assert dtypes == {torch.float32}
+    assert model.backbone.blocks[0].attn.qkv.weight.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize(("method", "moves"), [("linear_probe", False), ("full", True)])
+def test_batch_norms_of_a_frozen_backbone_stay(method: str, moves: bool) -> None:
+    options: dict[str, Any] = {"backbone": "resnet18", "backbone_args": {}}
+    model = random_tiny(method, **options)
+    model.configure_model()
+    model.train()
+    norm = model.backbone.bn1
+    before = norm.running_mean.clone()
+    model(torch.randn(4, 3, 32, 32))
+    assert norm.training is moves
+    assert torch.equal(norm.running_mean, before) is not moves

@@ -80,7 +80,6 @@ def test_type_of_the_module_in_callbacks() -> None:
     assert not offenders, shown("pl_module has a type: LightningModule, Task or PEFTMethod", offenders)
 
 
-@pytest.mark.xfail(strict=False, reason="datamodules, callbacks and commands are being rebuilt")
 def test_ignored_types() -> None:
     offenders = house.ignored_types(SOURCES)
     assert len(offenders) <= MAX_IGNORED_TYPES, shown(f"at most {MAX_IGNORED_TYPES} 'type: ignore'", offenders)

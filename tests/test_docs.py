@@ -40,13 +40,7 @@ def test_links(page: Path) -> None:
             assert anchor in anchors, f"{page.name}: {file} has no heading {anchor}"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("map.md", marks=pytest.mark.xfail(strict=False, reason="commands are being rebuilt")),
-        "glossary.md",
-    ],
-)
+@pytest.mark.parametrize("name", ["map.md", "glossary.md"])
 def test_names(name: str) -> None:
     """Paths exist, and a word in camel case, with or without a method behind it, is defined in the sources."""
     defined, missing = defined_names(), []

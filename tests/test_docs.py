@@ -40,7 +40,6 @@ def test_links(page: Path) -> None:
             assert anchor in anchors, f"{page.name}: {file} has no heading {anchor}"
 
 
-@pytest.mark.xfail(strict=False, reason="datamodules and commands are being rebuilt")
 @pytest.mark.parametrize("name", ["map.md", "glossary.md"])
 def test_names(name: str) -> None:
     """Paths exist, and a word in camel case, with or without a method behind it, is defined in the sources."""

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from commands.lightning.recipes import RECIPES
-from lightning_modules.classification import Classification
-from methods import METHODS, compose
+from lightning_modules import Task
+from methods import METHODS
 from tests.conftest import ROOT
 from train import LIGHTNING, main
 
@@ -73,13 +73,16 @@ def test_header_shows_the_command(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_has_its_values_and_no_more(method: str) -> None:
-    """Only what differs from the signature, so that a default stands in one place."""
+    """Options of the method alone, and only those that differ from the signature, so that a default stands once."""
     path = ROOT / f"configs/method/{method}.yaml"
     assert path.is_file(), f"{method} has no config"
-    options = yaml.safe_load(path.read_text())["model"]["init_args"]
-    cls = compose(METHODS[method], task=Classification)
-    parameters = {n: p for base in reversed(cls.__mro__) for n, p in signature(base.__init__).parameters.items()}
-    for name, value in options.items():
+    config = yaml.safe_load(path.read_text())
+    assert config.keys() == {"model"}, "options of the trainer and of data stand in recipes"
+    assert config["model"].keys() == {"init_args"}
+    bases = [base for base in reversed(METHODS[method].__mro__) if not issubclass(Task, base)]
+    parameters = {name: p for base in bases for name, p in signature(base.__init__).parameters.items()}
+    for name, value in config["model"]["init_args"].items():
+        assert name in parameters, f"{name} is no option of the method: optimizer, schedule and task stand in recipes"
         assert value != parameters[name].default, f"{name}: {value} is the default"
 
 

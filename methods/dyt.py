@@ -91,32 +91,14 @@ class DyT(PEFTMethod):
         self.dyt_experts, self.dyt_router, self.dyt_attention_mask = dyt_experts, dyt_router, dyt_attention_mask
         self.dyt_skip, self.dyt_drop_last, self.dyt_sync_rate = dyt_skip, dyt_drop_last, dyt_sync_rate
         self.last_kept = torch.zeros(())  # share of patch tokens that ran in the last training batch
-        self.blocks(self.backbone)  # refuses an unsuitable backbone before any image is read
+        dispatchable_blocks(self.backbone, dyt_place)  # refuses an unsuitable backbone before any image is read
 
     def configure_callbacks(self) -> list[Callback]:
         return [*super().configure_callbacks(), KeptTokens()]
 
-    def blocks(self, backbone: Backbone) -> list[Any]:
-        """Blocks of a backbone with one sequence of tokens.
-
-        Raises:
-            ValueError: If tokens of this backbone cannot skip ``dyt_place``.
-        """
-        if not hasattr(backbone, "num_prefix_tokens"):
-            raise ValueError(
-                f"DyT drops tokens from one sequence, and {type(backbone).__name__} has windows or no tokens: use a ViT"
-            )
-        blocks = transformer_blocks(backbone)
-        if self.dyt_place != "mlp" and not all(isinstance(block, Block) for block in blocks):
-            raise ValueError(
-                f"dyt_place={self.dyt_place!r}: the attention of {type(backbone).__name__} rotates tokens by their "
-                "place in the full sequence; expected dyt_place=mlp"
-            )
-        return blocks
-
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
-        blocks = self.blocks(backbone)
+        blocks = dispatchable_blocks(backbone, self.dyt_place)
         for block in blocks:
             if self.dyt_place in ("attention", "attention_mlp"):
                 attention = self.new(AttentionDispatch, backbone)
@@ -227,3 +209,26 @@ class DyT(PEFTMethod):
             metric.update(values)
             self.log(f"{split}/kept/{name}", metric, on_step=False, on_epoch=True)
         return outputs
+
+
+def dispatchable_blocks(backbone: Backbone, place: str) -> list[Any]:
+    """Blocks of a backbone with one sequence of tokens.
+
+    Args:
+        backbone: The backbone.
+        place: Option ``dyt_place``.
+
+    Raises:
+        ValueError: If tokens of this backbone cannot skip ``place``.
+    """
+    if not hasattr(backbone, "num_prefix_tokens"):
+        raise ValueError(
+            f"DyT drops tokens from one sequence, and {type(backbone).__name__} has windows or no tokens: use a ViT"
+        )
+    blocks = transformer_blocks(backbone)
+    if place != "mlp" and not all(isinstance(block, Block) for block in blocks):
+        raise ValueError(
+            f"dyt_place={place!r}: the attention of {type(backbone).__name__} rotates tokens by their "
+            "place in the full sequence; expected dyt_place=mlp"
+        )
+    return blocks

@@ -18,7 +18,7 @@ from lightning_modules.batch import Batch
 from methods.core.selective import Selective
 from methods.layers.sparse import SPARSE, merge_entries, train_entries
 from methods.layers.spt_budget import Granularity, Part, sweep
-from methods.layers.spt_modules import Adapters, Blocks, ParallelLoRA, TokenDtype
+from methods.layers.spt_modules import Adapters, Blocks, ParallelLoRA, TokenDtype, module_size
 
 CANDIDATES = ("q", "k", "v", "proj", "fc1", "fc2")  # linear layers that can get a module
 
@@ -94,17 +94,12 @@ class SPT(Selective):
                 for kind, tensor in module.named_parameters(recurse=False):
                     size, vector, added = tensor.numel() // len(blocks), tensor.dim() == 1, 0
                     if not vector and path in candidates and block in CANDIDATES:
-                        added = self.module_size(block, tensor.shape[1], len(tensor) // len(blocks))
+                        added = module_size(
+                            self.spt_kind, self.spt_rank, block, tensor.shape[1], len(tensor) // len(blocks)
+                        )
                     name = f"{above}.{block}.{kind}".removeprefix(".")
                     parts.append(Part(name, f"{path}.{kind}", i * size, size, vector, added))
         return parts
-
-    def module_size(self, block: str, dim_in: int, dim_out: int) -> int:
-        """Number of parameters of a module for the block of rows ``block``."""
-        if self.spt_kind == "lora":
-            return self.spt_rank * (dim_in + dim_out)
-        seen = dim_in if block == "proj" else dim_out
-        return self.spt_rank * (seen + dim_out) + self.spt_rank + dim_out
 
     def score_targets(self) -> list[str]:
         """Names of the scored parameters of the backbone, in model order."""

@@ -29,6 +29,7 @@ from methods.layers.sub_tokens import (
     Direction,
     Init,
     unit,
+    without_effect,
 )
 from methods.qlora import QLoRALinear
 from methods.ssf import SSFLinear
@@ -252,29 +253,11 @@ class VeLoRA(PEFTMethod):
 
     def idle(self) -> list[str]:
         """Layers where compression saves nothing, because another op stores the tensor or the layer is never called."""
-        kept: set[int] = set()
-        inputs: dict[nn.Module, Tensor] = {}
-
-        def keep(tensor: Tensor) -> Tensor:
-            kept.add(tensor.untyped_storage().data_ptr())
-            return tensor.detach()
-
-        directions = self.directions()
-        flags = [direction.observes_next for direction in directions.values()]
-        hooks = [d.register_forward_pre_hook(lambda d, args: inputs.update({d: args[0]})) for d in directions.values()]
         with unchanged(self), torch.enable_grad():
             self.eval()
             for layer in modules_with(self.backbone, "velora"):
                 layer.training = True
-            for direction in directions.values():
-                direction.observes_next = False
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                output: Any = self(self.example_batch().inputs)
-        del output
-        for direction, flag, hook in zip(directions.values(), flags, hooks, strict=True):
-            direction.observes_next = flag
-            hook.remove()
-        return [n for n, d in directions.items() if d not in inputs or inputs[d].untyped_storage().data_ptr() in kept]
+            return without_effect(self.directions(), lambda: self(self.example_batch().inputs))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)

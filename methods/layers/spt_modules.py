@@ -106,3 +106,19 @@ class TokenDtype(AdapterModule):
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         return output.to(self.like.dtype)
+
+
+def module_size(kind: str, rank: int, block: str, dim_in: int, dim_out: int) -> int:
+    """Number of parameters of a module for a block of rows.
+
+    Args:
+        kind: ``lora`` or ``adapter``.
+        rank: Rank of a LoRA or width of an adapter.
+        block: Name of the block of rows, such as ``q``; the adapter at ``proj`` reads the layer's input.
+        dim_in: Inputs of the layer.
+        dim_out: Rows of the block.
+    """
+    if kind == "lora":
+        return rank * (dim_in + dim_out)
+    read = dim_in if block == "proj" else dim_out
+    return rank * (read + dim_out) + rank + dim_out

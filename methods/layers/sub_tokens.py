@@ -4,6 +4,7 @@ Each token of a tensor x with C channels is cut into G sub-tokens of M channels.
 with a unit vector v. In the gradient, ``x^ = z v`` takes the place of x. Gradients that do not need x stay exact.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -197,3 +198,30 @@ class Direction(nn.Module):
         super()._apply(fn, recurse)
         self.v = values.to(self.v.device)  # in its own dtype, because a v cast to bf16 does not have length 1
         return self
+
+
+def without_effect(directions: dict[str, Direction], forward: Callable[[], Any]) -> list[str]:
+    """Names of directions whose input autograd keeps in full during a forward pass, or that the pass never calls.
+
+    Args:
+        directions: Directions by name; none of them computes its v in the pass.
+        forward: The forward pass; its result holds the graph.
+    """
+    kept: set[int] = set()
+    inputs: dict[nn.Module, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.add(tensor.untyped_storage().data_ptr())
+        return tensor.detach()
+
+    flags = {direction: direction.observes_next for direction in directions.values()}
+    hooks = [d.register_forward_pre_hook(lambda d, args: inputs.update({d: args[0]})) for d in flags]
+    for direction in flags:
+        direction.observes_next = False
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = forward()
+    del output
+    for (direction, flag), hook in zip(flags.items(), hooks, strict=True):
+        direction.observes_next = flag
+        hook.remove()
+    return [n for n, d in directions.items() if d not in inputs or inputs[d].untyped_storage().data_ptr() in kept]

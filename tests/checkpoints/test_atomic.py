@@ -22,7 +22,9 @@ def test_a_full_disk_leaves_the_file_before(tmp_path: Path, monkeypatch: pytest.
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"step": torch.tensor(1)}, path)
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match=r"cannot write .*last\.ckpt .*No space left on device.*; the file before it is"):
+    with pytest.raises(
+        OSError, match=r"cannot write .*last\.ckpt .*No space left on device.*; the old file is unchanged"
+    ):
         AtomicCheckpointIO().save_checkpoint({"step": torch.tensor(2)}, path)
     with pytest.raises(OSError, match="no file was left there"):
         AtomicCheckpointIO().save_checkpoint({"step": torch.tensor(2)}, tmp_path / "best.ckpt")

@@ -94,7 +94,7 @@ def failure(rank: int, failing: list[int]) -> str:
 
 @pytest.mark.parametrize("failing", [[], [0], [1], [0, 1]], ids=str)
 def test_all_ranks_fail_together(failing: list[int], two_ranks: TwoRanks) -> None:
-    other = "ValueError: scoring failed on another rank; its message says why" if failing else "passed"
+    other = "ValueError: scoring failed on another rank; see the message of that rank" if failing else "passed"
     expected = [f"KeyError: 'rank {rank}'" if rank in failing else other for rank in (0, 1)]
     assert two_ranks(failure, failing) == expected
 

@@ -60,7 +60,7 @@ def test_a_resumed_fit_leaves_the_initial_values(build: Any, data: Any, trainer:
     "model", [lambda build: build("ssf"), lambda build: build("e2vpt", prompt_length=0)], ids=["ssf", "no prompts"]
 )
 def test_models_that_cannot_be_pruned(model: Callable[[Any], Any], build: Any, data: Any, trainer: Any) -> None:
-    with pytest.raises(ValueError, match="nothing of this model can be pruned and fit anew"):
+    with pytest.raises(ValueError, match="nothing of this model can be pruned and fitted once more"):
         trainer(callbacks=[Rewind()]).fit(model(build), datamodule=data())
 
 

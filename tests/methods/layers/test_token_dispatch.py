@@ -78,7 +78,7 @@ def dispatched(kind: type[Dispatch], skip: str) -> tuple[nn.Sequential, Dispatch
     nn.init.normal_(op.dispatcher.weight)
     nn.init.normal_(op.adapter.up.weight)
     attach(branch[1], "dispatch", op)
-    branch[0].register_forward_pre_hook(op.enter)
+    branch[0].register_forward_pre_hook(op.pre_hook)
     return branch.eval(), op
 
 
@@ -116,6 +116,6 @@ def test_an_image_without_a_kept_token_attends_to_something() -> None:
     """No key at all gives NaN in a softmax."""
     op = AttentionDispatch(8, Adapter(8, 2, 1.0, 0.0), 5.0, 0, "dense").eval()
     op.mask = torch.tensor([[True, False, True], [False, False, False]])
-    _, options = op.keys(nn.Identity(), (), {})
+    _, options = op.attention_pre_hook(nn.Identity(), (), {})
     assert options["attn_mask"].shape == (2, 1, 1, 3)
     assert options["attn_mask"].flatten(1).tolist() == [[True, False, True], [True, True, True]]

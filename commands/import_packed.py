@@ -95,7 +95,7 @@ def import_packed(
         for name, tensor in model.stored().items():
             tensor.copy_(tensors.get(name, torch.zeros_like(tensor)))  # a 1-bit classifier has no bias
     checkpoint: dict[str, Any] = {"state_dict": model.state_dict()}
-    model.class_names = classes
+    model.adopt({"class_names": classes})
     model.on_save_checkpoint(checkpoint)
     write_adapter(output, checkpoint)
     print(f"wrote {output / 'adapter_model.safetensors'} and adapter_config.json")

@@ -72,7 +72,7 @@ def import_peft(
             values[f"backbone.{name}.lora.magnitude"] = layer.magnitude
     check_delta(model.delta_state_dict(), values)
     checkpoint: dict[str, Any] = {"state_dict": model.state_dict() | values}
-    model.class_names = class_names or []
+    model.adopt({"class_names": class_names})
     model.on_save_checkpoint(checkpoint)
     write_adapter(output, checkpoint)
     print(f"wrote {output / 'adapter_model.safetensors'} and adapter_config.json")

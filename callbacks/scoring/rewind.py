@@ -54,7 +54,7 @@ class Rewind(ScoreBeforeFit):
             assert self.fitted is not None
             with unchanged(pl_module):  # because building a model draws random numbers
                 model = type(pl_module).from_delta(self.fitted)
-            model.trainer = trainer
+            model.trainer = trainer  # as Lightning does before it runs a model
             scores = self.cached_scores(trainer, model)
             selection = self.select(trainer, pl_module, scores)
             self.kept = model.description() | {"fitted": self.fitted} | {"selection": plain(selection)}
@@ -62,7 +62,7 @@ class Rewind(ScoreBeforeFit):
                 text = json.dumps(self.kept | {"scores": plain(scores)}, sort_keys=True)
                 write_atomically(Path(self.plan), lambda path: path.write_text(text))
         self.check(pl_module)
-        pl_module.selection = tensors(self.kept["selection"])
+        pl_module.use_selection(tensors(self.kept["selection"]))
         pl_module.forget_warm_start()  # because the initial values of the first fit contain it
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

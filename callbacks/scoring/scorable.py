@@ -47,6 +47,10 @@ class Scorable(AdaptedTask):
         It has no side effects. Ties go to the lower index.
         """
 
+    def use_selection(self, selection: dict[str, Tensor]) -> None:
+        """Take over what was chosen; the backbone is adapted with it."""
+        self.selection = selection
+
     @abstractmethod
     def score_rows(self, scores: dict[str, Tensor]) -> list[Scored]:
         """Rows for the picture and the table of a pass, with scores and numbers of selected parameters."""

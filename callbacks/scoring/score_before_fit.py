@@ -70,7 +70,7 @@ class ScoreBeforeFit(Callback):
             torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
         scores = self.cached_scores(trainer, pl_module)
-        pl_module.selection = self.select(trainer, pl_module, scores)
+        pl_module.use_selection(self.select(trainer, pl_module, scores))
         self.report(trainer, pl_module, scores, time.perf_counter() - start)
 
     def check_trainer(self, trainer: Trainer, pl_module: Scorable) -> None:

@@ -1,6 +1,5 @@
 """Trainer with a method for each subcommand."""
 
-import warnings
 from typing import Any
 
 from lightning import LightningDataModule, Trainer
@@ -14,11 +13,4 @@ class GraftTrainer(Trainer):
     def score(self, model: PEFTMethod, datamodule: LightningDataModule, **kwargs: Any) -> None:
         """Score weights or channels, and draw what the method would choose."""
         self.limit_train_batches = self.limit_val_batches = 0
-        model.configure_optimizers = no_optimizer  # type: ignore[method-assign]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*returned `None`, this fit will run with no optimizer")
-            self.fit(model, datamodule=datamodule)
-
-
-def no_optimizer() -> None:
-    """Replaces ``configure_optimizers`` while ``score`` runs, because nothing trains."""
+        self.fit(model, datamodule=datamodule)

@@ -112,6 +112,7 @@ def test_identity_average_and_class_path() -> None:
     to_format_2(translated)
     assert translated == {
         "identity": {"class_names": ["a", "b"]},
+        "ema_decay": 0.9,
         "peft": {"format": 2, "method": "LoRA"},
         "hyper_parameters": {"lr": 0.1, "_class_path": "methods.LoRAClassification"},
     }

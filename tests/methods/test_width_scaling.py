@@ -323,7 +323,7 @@ def test_a_checkpoint_brings_its_multipliers(
             {"width_parameterization": "mup", "width_base": 50},
             "width_base=50: expected a multiple of the size of a head, 16",
         ),
-        ({"width_parameterization": "mup", "width_base": {"depth": 3}}, "in width alone, not in depth"),
+        ({"width_parameterization": "mup", "width_base": {"depth": 3}}, "in width only, not in depth"),
         ({"width_parameterization": "mup", "width_base": {"width": 3}}, "timm makes no such model"),
         (
             {"width_parameterization": "mup", "width_base": {"embed_dim": 48}},

@@ -173,7 +173,7 @@ def test_refused(method: str, members: Any, message: str, build: Build) -> None:
     ("options", "message"),
     [
         ({"gradient_clip_val": 1.0}, "members: gradient clipping by norm uses the norm of all members together"),
-        ({"precision": "bf16-true"}, "members: precision bf16-true"),
+        ({"precision": "bf16-true"}, "members: with precision bf16-true one overflow skips"),
         ({"callbacks": [EarlyStopping("val/loss")]}, "members: early stopping of one member would stop all"),
     ],
 )

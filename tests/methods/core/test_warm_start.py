@@ -151,7 +151,7 @@ def test_damaged_files_are_refused(build: Build, tmp_path: Path) -> None:
         build("ssf", init_from=str(tmp_path / "cut.ckpt")).configure_model()
     with pytest.raises(FileNotFoundError, match=r"init_from='nowhere': no such file"):
         build("ssf", init_from="nowhere").configure_model()
-    with pytest.raises(ValueError, match="give init_from too"):
+    with pytest.raises(ValueError, match="set init_from"):
         build("ssf", init_head=True)
 
 

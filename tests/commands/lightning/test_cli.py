@@ -1,0 +1,73 @@
+"""Fits and evaluations through the command line."""
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import CLASSES, ROOT
+from tests.support.command_line import Answer, folders
+
+
+def test_data_of_one_class(images: Path, model: list[str], call: Callable[..., Answer], tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/rose").symlink_to(images / "train/rose")
+    answer = call("fit", *model, "--data", "ImageDataset", "--data.root", tmp_path / "images", "--run_root", tmp_path)
+    assert answer.code == 1
+    assert "num_classes=1: expected at least 2 classes" in answer.err
+
+
+@pytest.mark.parametrize("place", ["checkpoints/best.ckpt", "adapter"])
+@pytest.mark.parametrize("command", ["test", "validate", "predict"])
+def test_evaluation_without_a_model(
+    command: str, place: str, fitted: Path, base: list[str], call: Callable[..., Answer], tmp_path: Path
+) -> None:
+    assert call(command, "--ckpt_path", fitted / place, *base, "--run_root", tmp_path).code == 0
+    (folder,) = folders(tmp_path)
+    assert folder.name.startswith(f"{command}-")
+    if command == "predict":
+        with (folder / "predictions.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 15
+        assert {row["class"] for row in rows} <= set(CLASSES)
+    else:
+        metric = {"test": "test/acc1", "validate": "val/acc1"}[command]
+        first, second = (json.loads((path / "result.json").read_text()) for path in (fitted, folder))
+        expected = first["best/val/acc1"] if command == "validate" else first[metric]
+        assert second[metric] == pytest.approx(expected)
+
+
+def test_an_adapter_cannot_be_resumed(fitted: Path, base: list[str], call: Callable[..., Answer]) -> None:
+    answer = call("fit", "--ckpt_path", fitted / "adapter", *base, "--run_root", fitted / "elsewhere")
+    assert answer.code == 1
+    assert "is an adapter folder: it holds no optimizer state" in answer.err
+
+
+def test_two_processes_from_the_command_line(base: list[str], model: list[str], tmp_path: Path) -> None:
+    """Lightning starts the second process with this command line: it must find the same run."""
+    options = ["--trainer.devices=2", "--trainer.strategy=ddp", "--test_after_fit=true", "--run_root", str(tmp_path)]
+    command = [sys.executable, str(ROOT / "train.py"), "fit", *model, *base, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    (folder,) = folders(tmp_path)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["world_size"] == 2
+    assert "test/acc1" in result
+
+
+def test_a_terminated_fit_says_so(model: list[str], base: list[str], tmp_path: Path) -> None:
+    """The checkpoints stay, and the exit code is that of a process which SIGTERM has ended."""
+    command = ["fit", *model, *base, "--trainer.max_epochs=100000", "--run_root", str(tmp_path)]
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", *command], cwd=ROOT, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not list(tmp_path.rglob("last.ckpt")) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.2)
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    assert torch.load(next(iter(tmp_path.rglob("last.ckpt"))), weights_only=True)["state_dict"]

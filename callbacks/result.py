@@ -108,8 +108,8 @@ def task_name(model: type) -> str:
 def revision() -> str | None:
     """Commit of this code, followed by ``-dirty`` if tracked files have changed; None if git gives no answer.
 
-    There is no error in the cases without an answer (no git, no repository, a repository of another owner), because a
-    run must not fail for them.
+    It raises no error without git, without a repository or in a repository of another user, because a run must not fail
+    for them.
     """
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:

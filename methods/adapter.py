@@ -74,9 +74,9 @@ class Adapter(PEFTMethod):
     """Bottleneck adapters (Houlsby et al., ICML 2019, arXiv:1902.00751).
 
     Args:
-        adapter_placement: Place of the adapters in each block. ``houlsby``: behind attention and behind the MLP.
-            ``pfeiffer``: behind the MLP (arXiv:2005.00247). ``noah``: behind the MLP's drop path, with QuickGELU and
-            dropout 0.1 (arXiv:2206.04673). ``adapter_plus``: behind the block, with a scale per channel and drop path
+        adapter_placement: Place of the adapters in each block. ``houlsby``: after the attention and after the MLP.
+            ``pfeiffer``: after the MLP (arXiv:2005.00247). ``noah``: after the MLP's drop path, with QuickGELU and
+            dropout 0.1 (arXiv:2206.04673). ``adapter_plus``: after the block, with a scale per channel and drop path
             0.1 (Adapter+, arXiv:2406.06820).
         adapter_dim: Width h of the bottleneck.
         adapter_dims: One width for each block, first to last, in place of ``adapter_dim``; a block with 0 has no

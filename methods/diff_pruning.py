@@ -1,6 +1,6 @@
 """Parameter-Efficient Transfer Learning with Diff Pruning (arXiv:2012.07463).
 
-``W = W0 + z * w`` with trained gates z in [0, 1], most of which training drives to 0.
+``W = W0 + z * w`` with trained gates z in [0, 1]; most gates become 0.
 """
 
 from typing import Any

@@ -33,8 +33,8 @@ class DyT(PEFTMethod):
         dyt_rate: Target r for the share of patch tokens that are kept, over all blocks. The paper takes 0.5 if the MLP
             or the attention is dispatched, and 0.7 if both are.
         dyt_place: Branch that unimportant tokens skip. ``mlp``: the MLP. ``attention``: the attention.
-            ``attention_mlp``: each of both, with a dispatcher and an adapter of its own. ``layer``: the whole block,
-            with one dispatcher and one adapter.
+            ``attention_mlp``: both, each with its own dispatcher and adapter. ``layer``: the whole block, with one
+            dispatcher and one adapter.
         dyt_rate_weight: Weight alpha of the squared distance between the kept share and r.
         dyt_temperature: Temperature tau of the relaxed decisions in training.
         dyt_teacher: Loss terms of a second forward pass, in which no token skips. ``kl``: its own loss and the

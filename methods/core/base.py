@@ -107,7 +107,7 @@ class PEFTMethod(WarmStart):
                 ) from error
 
     def check_trainable(self, names: set[str], plain: dict[str, Tensor]) -> None:
-        """Refuse names that are no parameters of the backbone, and parameters that are stored as packed bytes.
+        """Refuse unknown names of parameters, and parameters that are stored as packed bytes.
 
         Raises:
             ValueError: With the names.

@@ -118,6 +118,7 @@ def test_own_tests_and_contracts(project: Path) -> None:
     (line,) = [line for block in blocks("bash") for line in block.splitlines() if "pytest" in line]
     assert line == "python -m pytest tests -k mlp_scale"
     places = [f"tests/methods/test_{name}.py" for name in ("contract", "width_scaling", "mlp_scale", "shared_a")]
+    places += [f"tests/lightning_modules/test_{name}.py" for name in ("task_contract", "counting")]
     places.append("tests/test_configs.py")
     done = run(project, "-m", "pytest", "-v", *places, "-k", "mlp_scale or shared_a")
     assert done.returncode == 0, done.stdout + done.stderr

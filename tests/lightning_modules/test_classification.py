@@ -16,11 +16,14 @@ from datamodules import ImageDataset
 from lightning_modules.batch import Batch
 from lightning_modules.classification import check_classes
 from methods import PEFTMethod
+from tests.conftest import BACKBONE, TINY
 from tests.support.batches import as_batch
 
 Build = Callable[..., PEFTMethod]
 Data = Callable[..., ImageDataset]
 MakeTrainer = Callable[..., Trainer]
+# a tiny model, for the contract of tasks
+OPTIONS: dict[str, Any] = {"backbone": BACKBONE, "backbone_args": TINY, "pretrained": False, "num_classes": 3}
 
 
 def batch(size: int = 6) -> Batch:

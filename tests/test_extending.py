@@ -120,11 +120,13 @@ def test_own_tests_and_contracts(project: Path) -> None:
     places = [f"tests/methods/test_{name}.py" for name in ("contract", "width_scaling", "mlp_scale", "shared_a")]
     places += [f"tests/lightning_modules/test_{name}.py" for name in ("task_contract", "counting")]
     places.append("tests/test_configs.py")
-    done = run(project, "-m", "pytest", "-v", *places, "-k", "mlp_scale or shared_a")
+    done = run(project, "-m", "pytest", "-v", *places, "-k", "mlp_scale or shared_a or counting")
     assert done.returncode == 0, done.stdout + done.stderr
     for method in ("mlp_scale", "shared_a"):
         for test in ("merge", "adapter_folder", "ddp", "resume_is_exact", "parameter_count"):
             assert re.search(rf"test_contract\.py::test_{test}\[{method}.*\] PASSED", done.stdout), (method, test)
+    for test in ("test_task_contract.py::test_example_batch[counting]", "test_counting.py::test_mean_absolute_error"):
+        assert f"{test} PASSED" in done.stdout
 
 
 def test_commands(project: Path) -> None:

@@ -31,12 +31,12 @@ def main(args: list[str]) -> None:
     """Run one command line.
 
     Args:
-        args: What stands behind ``train.py`` on the command line.
+        args: Arguments of ``train.py``.
 
     Raises:
         SystemExit: With code 2 for a command line that cannot be read and 1 for a run that cannot start or go on.
     """
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # lightning calls what jsonargparse has renamed
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # lightning uses old names of jsonargparse
     command = args[0] if args else "--help"
     try:
         if command in ("-h", "--help"):

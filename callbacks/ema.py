@@ -1,4 +1,4 @@
-"""Exponential moving average of what trains."""
+"""Exponential moving average of the trained parameters."""
 
 from typing import Any
 

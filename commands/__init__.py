@@ -1,4 +1,4 @@
-"""Subcommands of ``train.py``: ``lightning`` holds those of Lightning, every other module or package is one of its own.
+"""Subcommands of ``train.py``: ``lightning`` holds those of Lightning, every other module or package is one command.
 
 A command is a typed function named as its module, whose arguments become options. A command that parses its words
 itself has a function ``main`` instead.

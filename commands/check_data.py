@@ -1,4 +1,4 @@
-"""Compare a benchmark on disk with what it should hold."""
+"""Compare a benchmark on disk with its published lists, sizes and classes."""
 
 import copy
 import hashlib
@@ -19,7 +19,7 @@ LEAK = 0.05  # dSprites and others hold some images twice by nature
 
 
 class Read(NamedTuple):
-    """What was read of an image."""
+    """Facts about an image file."""
 
     name: str
     digest: bytes = b""
@@ -28,7 +28,7 @@ class Read(NamedTuple):
 
 
 def check_data(data: LabelledImages) -> None:
-    """Read every list of a benchmark (of all its tasks if none is named), print what it holds, and say what is wrong.
+    """Read every list of a benchmark, of all its tasks if none is named, and print its content and its mistakes.
 
     Ends with exit code 1 if lists or images are missing or broken, a list has not its published length, a label is
     outside the classes, or images of the training list are in the test list.
@@ -56,7 +56,7 @@ def check_data(data: LabelledImages) -> None:
 
 
 def check_task(data: LabelledImages, task: str, table: Table) -> list[str]:
-    """Add a row for each list of a task; returns what is wrong."""
+    """Add a row for each list of a task; returns its mistakes."""
     wrong, missing = [], {}
     images: dict[str, list[Read]] = {}
     for name, expected in data.published_sizes.items():
@@ -101,7 +101,7 @@ def read(title: str, samples: LabelledSamples) -> list[Read]:
 
 
 def problems(data: LabelledImages, samples: LabelledSamples, images: list[Read], expected: int | None) -> list[str]:
-    """What is wrong with one list."""
+    """Mistakes in one list."""
     found = []
     if expected is not None and len(samples.labels) != expected:
         found.append(f"{len(samples.labels):,} images, expected {expected:,}")
@@ -117,7 +117,7 @@ def problems(data: LabelledImages, samples: LabelledSamples, images: list[Read],
 
 
 def leaks(data: LabelledImages, images: dict[str, list[Read]]) -> list[str]:
-    """Images that lie, byte for byte, in two lists that should share none; a few are only told."""
+    """Images that are, byte for byte, in two lists that should share none; a few only give a note."""
     digests = {name: {image.digest: image.name for image in part if not image.error} for name, part in images.items()}
     tune = getattr(data, "lists", {}).get("tune", {"train": "train", "val": "val"})
     found = []

@@ -70,7 +70,7 @@ def run(name: str, config: Path, run_root: Path) -> tuple[dict[str, str], Path]:
     own = config.parent / f"{name}.yaml"
     if own.exists():
         options += ["--config", str(own)]
-    root = run_folder(run_root / name)  # a new one, because a demo shows what the code of today does
+    root = run_folder(run_root / name)  # a new folder each time, because a demo shows the numbers of the present code
     before = run_once(["test", *options], root / "before", log=root / "before.txt", own_process=False)
     after = run_once(["fit", *options, "--test_after_fit=true"], root / "fit", own_process=False)
     folder = Path(after["folder"])

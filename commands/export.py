@@ -7,21 +7,21 @@ from typing import Any, Literal
 
 
 def export(ckpt_path: Path, output: Path, format: Literal["peft", "packed", "raw"] = "peft") -> None:
-    """Write what was trained in another format.
+    """Write the trained tensors in another format.
 
     Args:
         ckpt_path: Checkpoint file or adapter folder of a run.
         output: New folder for ``adapter_model.safetensors`` and ``adapter_config.json`` of peft, or new packed file.
-        format: ``peft`` is what ``peft.PeftModel`` loads onto the plain timm model. ``packed`` is one file of a low-bit
-            adapter with its settings, ``raw`` the same without them, in the bytes of the authors' code.
+        format: ``peft``: a folder that ``peft.PeftModel`` loads onto the plain timm model; ``packed``: one file of a
+            low-bit adapter with its settings; ``raw``: that file without settings, in the bytes of the authors' code.
     """
-    # imported here: the overview of train.py names this command without loading torch
+    # imported late, so that --help is fast
     from methods import PEFTMethod
 
     if output.exists() and (format != "peft" or not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"output={str(output)!r} exists and is not empty; nothing was written")
     model: Any = PEFTMethod.from_delta(ckpt_path)
-    model.before_merge(model.backbone)  # what only training needs
+    model.before_merge(model.backbone)  # parts that only training needs
     delta = {name.removeprefix("backbone."): tensor for name, tensor in model.delta_state_dict().items()}
     if format == "peft":
         export_peft(model, delta, ckpt_path, output)

@@ -22,7 +22,7 @@ def import_packed(
     """Write an adapter folder that ``train.py test``, ``predict`` and ``merge`` read.
 
     Its matrices are the quantised ones, in fp32 and without a quantiser (``bi_bits: 32``): snapped again they would
-    become others, and training cannot go on from them. A file of ``export --format packed`` says all that is needed; a
+    become others, and training cannot go on from them. A file of ``export --format packed`` holds all settings; a
     file without a header, as the authors of the method publish them, needs the options.
 
     Args:
@@ -40,7 +40,7 @@ def import_packed(
         num_classes: Outputs of the classifier.
         class_names: Names of the classes, in the order of the classifier's outputs.
     """
-    # imported here: the overview of train.py names this command without loading torch
+    # imported late, so that --help is fast
     import torch
 
     from checkpoints import packed as packed_file
@@ -82,7 +82,7 @@ def import_packed(
         model: Any = compose(BiAdapter, task=Classification)(**options)
         model.configure_model()
         records = model.records(settings["bits"], settings["bihead"])
-        # the backbone may lie elsewhere now, but must be the same
+        # the backbone may have moved, but its weights must be equal
         if "fingerprint" in header:
             check_backbone(model.description(), header)
         if header and header.get("records") != packed_file.table(records):

@@ -24,7 +24,7 @@ def import_peft(
         backbone_args: Further arguments of ``timm.create_model``.
         class_names: Names of the classes, in the order of the classifier's outputs.
     """
-    # imported here: the overview of train.py names this command without loading torch
+    # imported late, so that --help is fast
 
     from backbones.timm_models import build_backbone, head_modules
     from checkpoints.delta import check_delta, write_adapter
@@ -67,7 +67,7 @@ def import_peft(
     values = {f"backbone.{name}": tensor for name, tensor in head.items()}
     for name, layer in layers.items():
         values[f"backbone.{name}.lora.A"] = layer.A
-        values[f"backbone.{name}.lora.B"] = layer.B * (layer.scale / scale)  # one factor for all layers here
+        values[f"backbone.{name}.lora.B"] = layer.B * (layer.scale / scale)  # one factor for all layers in this project
         if layer.magnitude is not None:
             values[f"backbone.{name}.lora.magnitude"] = layer.magnitude
     check_delta(model.delta_state_dict(), values)

@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 
 def merge(ckpt_path: Path, output: Path, dtype: Literal["float32", "float16", "bfloat16"] = "float32") -> None:
-    """Write a plain timm model that computes what the trained method computes.
+    """Write a plain timm model with the outputs of the trained method.
 
     Args:
         ckpt_path: Checkpoint file or adapter folder of a run.
         output: New folder for ``model.safetensors`` and ``config.json``.
         dtype: Type of the stored weights; merging itself is done in float32.
     """
-    # imported here: the overview of train.py names this command without loading torch
+    # imported late, so that --help is fast
     import timm
     import torch
     from timm.models import save_for_hf
@@ -58,7 +58,7 @@ def merge(ckpt_path: Path, output: Path, dtype: Literal["float32", "float16", "b
         return
     print(f"timm.create_model('local-dir:{output}', pretrained=True)")
     if model.backbone_args or model.backbone_name.startswith("local-dir:"):
-        return  # its name alone does not say its shape
+        return  # the name alone does not define its shape
     architecture = merged.pretrained_cfg["architecture"]
     arguments = f"num_classes={model.num_classes}, checkpoint_path='{output / 'model.safetensors'}'"
     print(f"timm.create_model('{architecture}', {arguments})  # the same by name")

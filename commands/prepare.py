@@ -1,4 +1,4 @@
-"""Build micro-VTAB, the small datasets that ship with the project, and what its backbone was pretrained on."""
+"""Build micro-VTAB, the small datasets that ship with the project, and CIFAR-10 for its backbone."""
 
 import gzip
 import io
@@ -24,7 +24,7 @@ def prepare(
     """Write a dataset: micro-VTAB as the folders and lists of VTAB-1k, the others as parquet files of their splits.
 
     Args:
-        dataset: ``micro_vtab`` (from what is shipped, and drawn: the same images every time), ``fashion_mnist_1k`` (800
+        dataset: ``micro_vtab`` (shipped images and drawn ones, equal every time), ``fashion_mnist_1k`` (800
             training, 200 validation and all 10,000 test images, chosen as VTAB-1k does), ``digits_1k`` (800, 200 and
             797 images, in their order) or ``cifar10`` (50,000 training and 10,000 test images).
         output: Folder that is written.

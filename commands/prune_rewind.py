@@ -1,7 +1,7 @@
 """Fit, score the prompts, prune them and fit the rest again from its first values, then test.
 
 All other options are those of `python train.py fit` (--help). Every step is a command line of its own, which is
-printed; --resume RUN goes on where a run of the same command line stopped, and does no step twice.
+printed. --resume RUN continues a run of the same command line at the step where it stopped.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def points(first: dict[str, Any], search: str) -> dict[str, list[str]]:
 
     saved = read_checkpoint(first["checkpoint"])["hyper_parameters"]
     sizes = ((saved["prompt_length"], 1), (saved["prompt_segments"], E2VPT.fewest_segments))
-    # of percentages that prune the same number, one is enough
+    # one of the percentages that prune an equal number is enough
     tokens, segments = ({fewer(size, p, least): p for p in PERCENTAGES} for size, least in sizes)
     return {
         f"tokens{t}_segments{s}": [f"--model.prune_tokens={tokens[t]}", f"--model.prune_segments={segments[s]}"]

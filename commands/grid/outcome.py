@@ -1,4 +1,4 @@
-"""Outcome of a study: the cells that are missing, what searches chose, and the report."""
+"""Outcome of a study: the cells that are missing, the choices of searches, and the report."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from commands.lightning.recipes import read_recipe
 
 
 def conclude(queue: Queue) -> int:
-    """Print what came out.
+    """Print missing cells, choices and the report.
 
     Returns:
         The exit code: 1 if a cell is missing.

@@ -109,7 +109,7 @@ class Queue:
                         study.enqueue_trial(cell.values, user_attrs=attrs)
 
     def create(self, name: str, metric: dict[str, Any] | None) -> "Study":
-        """Make or load a study, whose direction is that of its metric; None if it is there already."""
+        """Make a study in the direction of its metric, or load it if it exists; without a metric it exists."""
         if metric is None or name in self.names():
             return self.study(name)
         direction: Literal["maximize", "minimize"] = "maximize" if metric["higher_is_better"] else "minimize"
@@ -216,7 +216,7 @@ class Queue:
         if chosen:  # a folder by its values, so that a point that TPE picks twice is run once
             root = self.folder / study.study_name / hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:8]
             write(root / "cell.json", json.dumps({"search": chosen}, indent=2))
-        # a run in this process shares backbone and images with the next; a failed one may have broken CUDA here
+        # runs in this process share backbone and images; after a failure CUDA may be broken in this process
         failed = any(t.user_attrs.get("cell") == attrs["cell"] and t.state.name == "FAIL" for t in study.trials)
         log = root / "log.txt"
         result = run_once([*attrs["args"], *flags(chosen)], root, log=log, own_process=failed)

@@ -1,4 +1,4 @@
-"""Where workers run: in processes here, each on a GPU of its own, or in a job array of SLURM."""
+"""Places of workers: processes on this machine, each on a GPU of its own, or a job array of SLURM."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ def worker(study: Path) -> list[str]:
 
 
 def spread(study: Path, workers: int) -> None:
-    """Let processes work on the study, each on a GPU of its own as far as there are."""
+    """Let processes work on the study, each on the next GPU in turn."""
     found, processes = gpus(), []
     with exit_on_sigterm():
         try:

@@ -13,7 +13,7 @@ def pop_flag(args: list[str], flag: str) -> tuple[str | None, list[str]]:
         flag: Name with its dashes, such as ``--method``.
 
     Returns:
-        Value of the last ``--flag value`` or ``--flag=value``, which is the one that counts, or None; and the arguments
+        Value of the last ``--flag value`` or ``--flag=value``, because the last one counts, or None; and the arguments
         without it.
     """
     for i, arg in reversed(list(enumerate(args))):

@@ -27,10 +27,10 @@ from datamodules.base import DataModule
 from methods import PEFTMethod
 from methods.core.parallel_settings import ParallelSettings
 
-# what Lightning 2.6 advertises in every run, and a warning of torch 2.13 and newer about Lightning
+# advertisements of Lightning 2.6 in every run, and a warning of torch 2.13 and newer about Lightning
 logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip: " not in record.getMessage())
 warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
-# without a network it prints several lines for each try, where one message of this project names what is missing
+# without a network it prints several lines for each try, although the error of this project is enough
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 

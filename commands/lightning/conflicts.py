@@ -1,4 +1,4 @@
-"""Command lines that contradict a checkpoint, or ask for what a method cannot do."""
+"""Command lines that contradict a checkpoint, or use a method that chooses nothing."""
 
 from pydoc import locate
 from typing import Any
@@ -35,7 +35,9 @@ def refuse_conflicts(saved: Saved, class_path: str, options: dict[str, Any], ema
     Raises:
         ValueError: With both values of every option that differs.
     """
-    starts = getattr(locate(saved.class_path), "warm_start_options", ())  # a resumed run does not start there
+    starts = getattr(
+        locate(saved.class_path), "warm_start_options", ()
+    )  # options about the start of a run, which a resumed run does not use
     before, now = saved.options | {"ema.decay": saved.ema_decay}, options | {"ema.decay": ema_decay}
     differences = [
         f"{name}: {before[name]!r} in the checkpoint, {now[name]!r} here"

@@ -1,4 +1,4 @@
-"""Options of this project beside those of Lightning: which subcommand uses them, and what they are."""
+"""Options of this project beside those of Lightning: their types, defaults and help."""
 
 from typing import Any
 
@@ -16,7 +16,8 @@ CHECKPOINT = {"monitor": HEADLINE, "mode": HEADLINE, "filename": "best", "enable
 ABOUT = (
     "Beside the options below: --method NAME[+NAME] and --task NAME stand for --model (`train.py methods` lists them); "
     "--recipe BENCHMARK/METHOD, or a file of yours, stands for a published method, data and options (`train.py "
-    "recipes`), over which what you write yourself wins."
+    "recipes`), and your own options win over it. --checkpoint.monitor headline, the default, is the validation metric "
+    "by which the task is judged; null keeps the last epoch."
 )
 HELP: dict[str, dict[str, Any]] = {
     "members": {

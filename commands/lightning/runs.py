@@ -67,7 +67,7 @@ def execute(args: list[str], log: Path | None, own_process: bool) -> None:
     """Run a command line to its end.
 
     Args:
-        args: What stands behind ``train.py``.
+        args: Arguments of ``train.py``.
         log: File to append the output to; the terminal by default.
         own_process: Whether a new process runs it.
 
@@ -131,8 +131,8 @@ def launch(args: list[str], output: TextIO | None = None) -> int:
     """Run ``train.py`` in a process of its own, which stops when this one is stopped.
 
     Args:
-        args: What stands behind ``train.py``.
-        output: File that gets what it prints; the terminal by default.
+        args: Arguments of ``train.py``.
+        output: File for its output; the terminal by default.
 
     Returns:
         Its exit code.

@@ -19,7 +19,7 @@ class Saved:
         path: Checkpoint file or adapter folder.
         class_path: Class of the model.
         options: Options of the model.
-        ema_decay: Decay of the average that the fit kept of what trains; None without an average.
+        ema_decay: Decay of the average of the trained parameters; None if the fit kept no average.
         adapter: Content of an adapter folder; None for a file, which Lightning reads again with its optimizer.
     """
 

@@ -11,6 +11,6 @@ class GraftTrainer(Trainer):
     """A Trainer that can stop where the fit would begin."""
 
     def score(self, model: PEFTMethod, datamodule: LightningDataModule, **kwargs: Any) -> None:
-        """Score weights or channels, and draw what the method would choose."""
+        """Score weights or channels, and draw the choice of the method."""
         self.limit_train_batches = self.limit_val_batches = 0
         self.fit(model, datamodule=datamodule)

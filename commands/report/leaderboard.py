@@ -68,7 +68,7 @@ class Leaderboard:
 
     @property
     def mean_names(self) -> dict[str, str]:
-        """Names of the means, and what the table calls them."""
+        """Titles of the means by their names."""
         names = {}
         if len(self.groups) > 1:
             for name, columns in self.groups.items():

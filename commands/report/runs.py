@@ -88,7 +88,7 @@ def costs(unit: str) -> dict[str, str]:
     """Titles of the costs that a report shows, by their names in results.
 
     Args:
-        unit: What the task counts, such as ``image``.
+        unit: Unit that the task counts, such as ``image``.
     """
     return {
         "cost/trainable_params": "trained parameters",

@@ -16,7 +16,7 @@ def numbers(name: str, text: str, kind: type[int] | type[float], least: float = 
     """Numbers separated by commas.
 
     Raises:
-        ValueError: If one of them is none, or below ``least``.
+        ValueError: If one of them is no number, or below ``least``.
     """
     try:
         values = [kind(part) for part in listed(name, text)]

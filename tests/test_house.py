@@ -86,7 +86,6 @@ def test_reader_of_the_seed() -> None:
     assert not offenders, shown(f"PL_GLOBAL_SEED is read in {SEED} alone", offenders)
 
 
-@pytest.mark.xfail(strict=False, reason="test files are being written")
 def test_mirrored_test_files() -> None:
     missing = [f"{s.path}: write {s.test_path}" for s in SOURCES if s.needs_test and not (ROOT / s.test_path).exists()]
     assert not missing, shown("every source file has its test file", missing)

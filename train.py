@@ -50,9 +50,8 @@ def main(args: list[str]) -> None:
             gc.enable()
             GraftCLI.run(args)
         else:
-            sys.stderr.write(
-                f"error: unknown command {command!r}; expected {', '.join([*LIGHTNING, *commands.NAMES])}\n"
-            )
+            known = ", ".join([*LIGHTNING, *commands.NAMES])
+            sys.stderr.write(f"error: unknown command {command!r}; expected {known}\n")
             sys.exit(2)
     except EXPECTED as error:
         message = own_error(error)

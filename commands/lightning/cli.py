@@ -110,8 +110,7 @@ class GraftCLI(LightningCLI):
             options.score.cache_dir = options.score.cache_dir or str(folder)
         method, backbone = options.model.class_path.rpartition(".")[2], options.model.init_args.get("backbone") or ""
         names = wandb_names(name, method, data_name(options), options.seed_everything, str(backbone))
-        for variable, value in names.items():
-            os.environ.setdefault(variable, value)
+        os.environ.update(names | dict(os.environ))  # variables of the user win
 
     def saved(self, path: str) -> Saved:
         """The checkpoint at a path, read already unless a config file names it."""

@@ -184,7 +184,7 @@ def main() -> None:
         variants.append(Variant("full", METHODS["full"], args))
     size = variants[0].model.input_config["input_size"]
     images = torch.randn(args.batch_size, *size, device=args.device)
-    batch = (images, torch.randint(100, (args.batch_size,), device=args.device))
+    batch = Batch.of(images, torch.randint(100, (args.batch_size,), device=args.device))
 
     saved = {variant.name: variant.saved_bytes(batch) for variant in variants}
     works = {variant.name: (lambda variant=variant: variant.step(batch)) for variant in variants}

@@ -1,5 +1,6 @@
-"""Low-rank updates ``W + scale B A`` of frozen linear layers; LoRA, DoRA, QLoRA and FacT use them."""
+"""Low-rank updates ``W + scale B A`` of frozen linear layers; LoRA, DoRA, QLoRA, FacT and VeRA use them."""
 
+import difflib
 from math import sqrt
 from typing import Any, Literal
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backbones.anatomy import ends, linear_layers, reads_bare_weight
 from backbones.inject import Backbone, modules_with, swap_class
 
 Rows = tuple[tuple[int, int], ...]
@@ -184,3 +186,44 @@ def merge_low_rank(backbone: Backbone) -> None:
         linear.weight.copy_(linear.lora.merge_into(linear.weight))
         del linear.lora
         swap_class(linear, nn.Linear)
+
+
+def find_targets(
+    backbone: Backbone, targets: list[str], heads: tuple[str, ...] = (), option: str = "lora_targets"
+) -> dict[str, Rows]:
+    """Find the linear layers of targets, each with the blocks of rows to update.
+
+    Args:
+        backbone: The model.
+        targets: Ends of layer names; ``q``, ``k`` and ``v`` are also the thirds of a layer named ``qkv``.
+        heads: Names of the classifier's layers, which train in full.
+        option: Name of the option that gives the targets, for messages.
+
+    Raises:
+        ValueError: If a target matches no layer, rows of another target, or a layer that the backbone never calls.
+    """
+    layers = linear_layers(backbone, heads)
+    found: dict[str, Rows] = {}
+    for target in dict.fromkeys(targets):
+        hits = {name: (0, layer.out_features) for name, layer in layers.items() if ends(name, target)}
+        for name in [name for name in layers if ends(name, "qkv") and target in ("q", "k", "v")]:
+            size = layers[name].out_features // 3
+            first = "qkv".index(target) * size
+            hits[name] = (first, first + size)
+        if not layers:
+            raise ValueError(f"{option}: {type(backbone).__name__} has no linear layers beside its classifier")
+        if not hits:
+            known = sorted({n.rpartition(".")[2] for n in layers} | {".".join(n.split(".")[-2:]) for n in layers})
+            near = difflib.get_close_matches(target, known, n=5, cutoff=0.4) or known[:5]
+            raise ValueError(f"{option}: no linear layer's name ends with {target!r}; near: {', '.join(near)}")
+        for name, (first, last) in hits.items():
+            if reads_bare_weight(backbone, name):
+                raise ValueError(
+                    f"{option}: the attention of this backbone uses the weight of {name} without calling the "
+                    "layer, so that an update has no effect; choose other layers, such as proj, fc1, fc2"
+                )
+            others = found.get(name, ())
+            if any(first < other_last and other_first < last for other_first, other_last in others):
+                raise ValueError(f"{option}: {target} covers rows of {name} twice; leave one target out")
+            found[name] = tuple(sorted((*others, (first, last))))
+    return found

@@ -35,6 +35,16 @@ def low_rank_gradients(
     return d_h @ x, d_b, d_h
 
 
+def dense_gradients(g: Tensor, x: Tensor, A: Tensor, B: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor]:
+    """Gradients of A and B from that of each block of rows (size, in), cheaper if the rank exceeds its smaller side."""
+    d_a, d_b = [], []
+    for (first, last), a, b in zip(rows, A.to(g.dtype).chunk(len(rows)), B.to(g.dtype).chunk(len(rows)), strict=True):
+        d_w = (g[:, first:last].T @ x) * scale
+        d_a.append(b.T @ d_w)
+        d_b.append(d_w @ a.T)
+    return torch.cat(d_a), torch.cat(d_b)
+
+
 def hidden_gradients(
     g: Tensor, h: Tensor, B: Tensor, rows: Rows, scale: float, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -69,7 +79,11 @@ class MergedLowRank(torch.autograd.Function):
         x, weight, A, B = ctx.saved_tensors
         d_x = g @ merged_weight(weight, A, B, ctx.rows, ctx.scale).to(g.dtype) if ctx.needs_input_grad[0] else None
         g, x = g.flatten(0, -2), x.flatten(0, -2)
-        d_a, d_b, _ = low_rank_gradients(g, x, A, B, ctx.rows, ctx.scale)
+        rank, size = B.shape[1], B.shape[0] // len(ctx.rows)
+        if rank > min(size, A.shape[1]):
+            d_a, d_b = dense_gradients(g, x, A, B, ctx.rows, ctx.scale)
+        else:
+            d_a, d_b, _ = low_rank_gradients(g, x, A, B, ctx.rows, ctx.scale)
         d_weight = g.T @ x if ctx.needs_input_grad[1] else None
         d_bias = g.sum(0) if ctx.needs_input_grad[2] else None
         return d_x, d_weight, d_bias, d_a, d_b, None, None

@@ -109,14 +109,15 @@ def test_merged_weight_is_the_equation(build: Build) -> None:
     torch.testing.assert_close(merged, plain + torch.cat([q, torch.zeros(48, 48), v]))
 
 
+@pytest.mark.parametrize("rank", [16, 256], ids="rank {}".format)  # below and above the width 48
 @pytest.mark.parametrize("target", ["attn.qkv", "attn.proj", "mlp.fc2"])
-def test_computes_what_peft_computes(target: str, build: Build) -> None:
+def test_computes_what_peft_computes(target: str, rank: int, build: Build) -> None:
     """Logits and gradients of peft's VeRA with its defaults, for equal A, B, d and b; all layers have one shape."""
-    model = build("vera", vera_targets=[target], vera_rank=16)
+    model = build("vera", vera_targets=[target], vera_rank=rank)
     plain = copy.deepcopy(model.backbone)
     model.configure_model()
     ours = {name.rpartition(".lora")[0]: u for name, u in model.backbone.named_modules() if isinstance(u, VeRAUpdate)}
-    theirs: Any = peft.get_peft_model(plain, peft.VeraConfig(r=16, target_modules=[target]))
+    theirs: Any = peft.get_peft_model(plain, peft.VeraConfig(r=rank, target_modules=[target]))
     layers = {name: theirs.base_model.model.get_submodule(name) for name in ours}
     assert len(layers) == TINY["depth"]
     (matrices,) = model.backbone.vera.values()  # type: ignore[union-attr, operator]

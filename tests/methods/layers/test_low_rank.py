@@ -13,11 +13,11 @@ from callbacks.measures import SavedBytes
 from methods.layers.low_rank import LoRALinear, LowRank, Rows, merge_low_rank, merged_weight
 
 
-def layer(rows: Rows | None, dropout: float = 0.0, dropout_at: Any = "hidden") -> Any:
+def layer(rows: Rows | None, dropout: float = 0.0, dropout_at: Any = "hidden", rank: int = 2) -> Any:
     torch.manual_seed(0)
     linear: Any = nn.Linear(12, 18)
     linear.weight.requires_grad_(False)
-    linear.lora = LowRank(linear, 2, 1.7, rows, dropout, dropout_at)
+    linear.lora = LowRank(linear, rank, 1.7, rows, dropout, dropout_at)
     nn.init.normal_(linear.lora.B)
     swap_class(linear, LoRALinear)
     return linear.double()
@@ -37,11 +37,12 @@ def by_autograd(linear: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
 
 @pytest.mark.parametrize("rows", [None, ((0, 6), (12, 18)), ((6, 12),)], ids=["whole", "q and v", "k"])
 @pytest.mark.parametrize("shape", [(5, 12), (2, 5, 12), (2, 3, 4, 12)], ids=str)
-def test_functions_against_autograd(rows: Rows | None, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("rank", [2, 15], ids="rank {}".format)  # 15 is more than each block of rows can have
+def test_functions_against_autograd(rows: Rows | None, shape: tuple[int, ...], rank: int) -> None:
     """Both training forms: W + s B A in one product, and the update added to the layer's output under dropout."""
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     for dropout in (0.0, 0.4):
-        linear = layer(rows, dropout)
+        linear = layer(rows, dropout, rank=rank)
         torch.manual_seed(7)
         y = linear(x)
         mask = None

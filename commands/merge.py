@@ -18,7 +18,6 @@ def merge(ckpt_path: Path, output: Path, dtype: Literal["float32", "float16", "b
     # imported late, so that --help is fast
     import timm
     import torch
-    from timm.models import save_for_hf
 
     from checkpoints.atomic import current_umask
     from methods import PEFTMethod
@@ -32,9 +31,8 @@ def merge(ckpt_path: Path, output: Path, dtype: Literal["float32", "float16", "b
 
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
-        names = model.class_names
         merged = merged.to(getattr(torch, dtype))
-        save_for_hf(merged, folder, model_config={"label_names": names} if names else None, safe_serialization=True)
+        model.export(merged, Path(folder))
         if not extra:
             written = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
             images = torch.rand(4, *model.input_config["input_size"]) * 2 - 1

@@ -1,9 +1,11 @@
 """Image classification."""
 
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from timm.data import Mixup
+from timm.models import save_for_hf
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -104,6 +106,11 @@ class Classification(Task):
             new = nn.Linear(width, self.num_classes)
             init_head(new, self.head_init)
             self.backbone.set_submodule(name, new)
+
+    def export(self, backbone: nn.Module, folder: Path) -> None:
+        """Write ``model.safetensors`` and ``config.json`` of a timm model, with the names of the classes."""
+        names = {"label_names": self.class_names} if self.class_names else None
+        save_for_hf(backbone, str(folder), model_config=names, safe_serialization=True)
 
     # training
 

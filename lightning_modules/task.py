@@ -7,6 +7,7 @@ the verbs. A method overrides ``features`` or adds terms to ``losses``. No class
 import random
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -120,6 +121,18 @@ class Task(Optimized, ABC):
         Raises:
             ValueError: If it differs from the identity of this module's data.
         """
+
+    def export(self, backbone: nn.Module, folder: Path) -> None:
+        """Write a plain backbone, such as a merged one, in the form of its library.
+
+        Args:
+            backbone: The backbone, with the head if that lies inside it.
+            folder: Folder of the files.
+
+        Raises:
+            TypeError: If this task has no such form.
+        """
+        raise TypeError(f"{type(self).__name__} has no form of its library for a plain model")
 
     def loss_key(self) -> str:
         """Settings that change the loss; part of the key of a score cache."""

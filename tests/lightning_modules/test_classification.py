@@ -1,11 +1,13 @@
 """Losses and metrics against numbers counted by hand."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from lightning import Trainer
 from torch import Tensor
@@ -15,6 +17,7 @@ from checkpoints.delta import read_checkpoint, write_adapter
 from datamodules import ImageDataset
 from lightning_modules.batch import Batch
 from lightning_modules.classification import check_classes
+from lightning_modules.task import Task
 from methods import PEFTMethod
 from tests.conftest import BACKBONE, TINY
 from tests.support.batches import as_batch
@@ -212,3 +215,17 @@ def test_other_class_order_in_an_adapter_folder(
         getattr(trainer(), command)(model, datamodule=data())
     monkeypatch.undo()
     getattr(trainer(), command)(model, datamodule=data())
+
+
+def test_export(build: Build, tmp_path: Path) -> None:
+    """A plain timm model with the names of its classes, which timm loads alone."""
+    model: Any = build("linear_probe").eval()
+    model.adopt({"class_names": ["a", "b", "c"]})
+    model.export(model.backbone, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["label_names"] == ["a", "b", "c"]
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(again(images), model(images))
+    with pytest.raises(TypeError, match="LinearProbeClassification has no form of its library"):
+        Task.export(model, model.backbone, tmp_path)

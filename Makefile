@@ -23,6 +23,7 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks
 
 test: lint
 	$(BIN)/python -m pytest -m "not gpu" --numprocesses $(WORKERS) --dist worksteal

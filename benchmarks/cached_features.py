@@ -76,7 +76,7 @@ def main() -> None:
     together = run(ParallelSettings(build("last", last_rank=args.rank), {"seed": list(range(args.members))}))
     count, size = args.images // args.batch_size, last.model.input_config["input_size"]
     images = [torch.randn(args.batch_size, *size, device=args.device) for _ in range(count)]
-    batches: list[Batch] = [(x, torch.randint(100, (len(x),), device=args.device)) for x in images]
+    batches = [Batch.of(x, torch.randint(100, (len(x),), device=args.device)) for x in images]
     cached, pooled = last.features(batches), probe.features(batches)
 
     def ratios(base: str, **works: Any) -> dict[str, float]:
@@ -88,7 +88,7 @@ def main() -> None:
     # an epoch on pooled features is too short for the clock: a hundred of them
     heads = ratios(
         "epochs",
-        epochs=lambda: [probe.epoch(pooled) for _ in range(100)],
+        epochs=lambda: probe.epoch(pooled * 100),
         extraction=lambda: probe.features(batches),
     )
     solo = ratios("cached", cached=lambda: together.epoch(cached), images=lambda: together.epoch(batches),

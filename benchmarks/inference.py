@@ -51,7 +51,7 @@ class Variant:
 def force(model: Any, share: float, images: Tensor, autocast: bool) -> float:
     """Set the dispatchers' biases so that a share of the patch tokens is kept; return what is kept."""
 
-    def shift(dispatcher: nn.Module, args: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+    def shift(dispatcher: Any, args: tuple[Tensor, ...], logits: Tensor) -> Tensor:
         threshold = logits.flatten().quantile(1 - share)
         dispatcher.bias.sub_(threshold)
         return logits - threshold

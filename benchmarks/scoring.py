@@ -14,6 +14,7 @@ what torch holds at once, beside models and batches.
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def gps_memory(args: argparse.Namespace) -> Row:
     floor, variant = Variant("floor", Floor, args), Variant("gps", METHODS["gps"], args)
     batch = batches_of(variant.model, args, args.batch_size)[0]
     entries = [m.values for m in variant.model.modules() if type(m).__name__ == "Entries"]
-    peaks = {v.name: peak_bytes(lambda v=v: v.step(batch), args.device) for v in (floor, variant)}
+    peaks = {v.name: peak_bytes(partial(v.step, batch), args.device) for v in (floor, variant)}
     optimizer = torch.optim.Adam(entries, lr=1e-3, foreach=False)
     variant.model.loss(batch).backward()
     optimizer.step()

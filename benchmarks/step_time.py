@@ -59,7 +59,7 @@ class Variant:
         torch.manual_seed(0)
         self.name = name
         cls = compose(method, *more, task=Classification)
-        known = {option for c in cls.__mro__ for option in signature(c.__init__).parameters}
+        known = {option for c in cls.__mro__ for option in signature(c.__init__).parameters}  # type: ignore[misc]
         options = {option: value for option, value in given.items() if option in known}
         self.model: Any = cls(backbone=args.backbone, pretrained=False, num_classes=100, **options)
         if getattr(self.model, "scorer", None) is not None:

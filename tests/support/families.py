@@ -119,7 +119,7 @@ FAMILIES: dict[str, Family] = {
     "efficientvit_msra": Family(
         "efficientvit_m0", {"img_size": 128, "embed_dim": (16, 32, 48), "depth": (1, 1, 1), "num_heads": (2, 2, 2)}, 128
     ),
-    "eva/eva02": Family("eva02_tiny_patch14_224", {**VIT, "img_size": 28}, 28),
+    "eva/eva02": Family("eva02_base_patch14_224", {**VIT, "img_size": 28}, 28),
     "eva": Family("eva_giant_patch14_224", {**VIT, "img_size": 28}, 28),
     "eva/dinov3": Family("vit_small_patch16_dinov3", {**VIT, "img_size": 32}, 32),
     "fasternet": Family("fasternet_t0", {"embed_dim": 16, "depths": FOUR, "feature_dim": 64}, 32),

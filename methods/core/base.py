@@ -47,15 +47,31 @@ class PEFTMethod(WarmStart):
     # adapting, in six steps
 
     def configure_callbacks(self) -> list[Callback]:
-        # runs before any data are read, so that a compiled backbone is refused early
+        self.refuse_compiled()
+        self.adapt_before_data()  # here, because this is the first hook of a run, before any data are read
+        callbacks = super().configure_callbacks()
+        return [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
+
+    def refuse_compiled(self) -> None:
+        """Refuse a compiled backbone, because its weights have other names.
+
+        Raises:
+            ValueError: With the name of the compiled module.
+        """
         for name, module in self.named_modules():
             if "_orig_mod" in module._modules:
                 raise ValueError(
                     f"{name} is wrapped by torch.compile, where its weights have other names: pass its original "
                     f"(_orig_mod), and compile the whole, torch.compile(model), or in place, model.{name}.compile()"
                 )
-        callbacks = super().configure_callbacks()
-        return [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
+
+    def adapt_before_data(self) -> None:
+        """Adapt the backbone if that needs no data, so that a backbone that does not fit is refused early.
+
+        Raises:
+            ValueError: With what the backbone lacks and what to use instead.
+        """
+        self.configure_model()
 
     def ready_to_adapt(self) -> bool:
         """Whether ``adapt`` can run; False while a selection is missing."""

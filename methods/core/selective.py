@@ -6,6 +6,7 @@ from lightning import Callback
 from torch import Tensor
 
 from callbacks.scoring.report import Scored
+from callbacks.scoring.rewind import Rewind
 from callbacks.scoring.scorable import Scorable
 from callbacks.scoring.score_before_fit import ScoreBeforeFit
 from callbacks.scoring.scorers import Scorer
@@ -30,6 +31,13 @@ class Selective(PEFTMethod, Scorable):
 
     def ready_to_adapt(self) -> bool:
         return self.scorer is None or self.selection is not None
+
+    def adapt_before_data(self) -> None:
+        if any(isinstance(callback, Rewind) for callback in callbacks_of(self.trainer)):
+            return  # because it gives a selection to a method that needs none before its first fit
+        super().adapt_before_data()
+        if not self.adapted:
+            self.score_targets()  # refuses a backbone without anything to score
 
     def configure_callbacks(self) -> list[Callback]:
         callbacks = super().configure_callbacks()

@@ -102,7 +102,11 @@ class WarmStart(DeltaCheckpoint):
             raise ValueError(f"init_from={path!r}: {error}") from error
         self.load_state_dict(self.state_dict() | found)
         self.started_from = {"path": str(path), "sha256": fingerprint(found)}
-        self.check_ranks(self.started_from["sha256"])
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.init_from is not None and self.started_from is not None:
+            self.check_ranks(self.started_from["sha256"])  # here, because before it the ranks are not connected
 
     def without_head(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tensors without those of the heads; with ``init_head`` all of them."""

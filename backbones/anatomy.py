@@ -1,5 +1,7 @@
 """Anatomy of a backbone: its blocks, linear layers and norms."""
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
@@ -10,6 +12,10 @@ from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.mlp_mixer import Affine
 from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.vision_transformer import Block, VisionTransformer
+import torch
+from timm.models.eva import EvaBlock
+from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from backbones.inject import Backbone
@@ -142,4 +148,44 @@ def owner(backbone: nn.Module, name: str) -> nn.Module:
     return backbone.get_submodule(name.rpartition(".")[0])
 
 
-FROZEN = ("head", "cls_token", "patch_embed", "stem", "pos_embed")  # never scored
+def stem_parameters(backbone: Backbone) -> set[str]:
+    """Names of the parameters of the stem: first convolutions, patch and position embeddings, tokens.
+
+    timm lists them for layer-wise learning rates. Parameters of the network itself, such as tokens, are also included.
+    """
+    names = [name for name, _ in backbone.named_parameters()]
+    matcher = backbone.group_matcher() if hasattr(backbone, "group_matcher") else {}
+    if callable(matcher):
+        return {name for name in names if "." not in name or matcher(name) == 0}
+    specs = [spec for group, spec in matcher.items() if group.startswith("stem") and spec is not None]
+    patterns = [part for spec in specs for part in ([spec] if isinstance(spec, str) else [part[0] for part in spec])]
+    return {name for name in names if "." not in name or any(re.match(pattern, name) for pattern in patterns)}
+
+
+def used_parameters(backbone: Backbone, forward: Callable[[], Any]) -> set[str]:
+    """Names of the parameters that an output depends on, found in the autograd graph of a forward pass, as in DDP.
+
+    Args:
+        backbone: The backbone. Its modes and gradient flags are restored.
+        forward: Function that runs the backbone and returns a tensor or a sequence of tensors.
+    """
+    names = {p: name for name, p in backbone.named_parameters()}
+    modes, flags = {m: m.training for m in backbone.modules()}, {p: p.requires_grad for p in names}
+    for parameter in names:
+        parameter.requires_grad_(parameter.is_floating_point())
+    backbone.eval()  # otherwise statistics of BatchNorm would change
+    with torch.enable_grad():
+        outputs = forward()
+    found: set[Any] = set()
+    nodes = [t.grad_fn for t in ([outputs] if isinstance(outputs, Tensor) else outputs)]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            nodes += [following for following, _ in node.next_functions]
+    backbone.train()  # some attentions keep tensors of an evaluation until the next training
+    for module, mode in modes.items():
+        module.training = mode
+    for parameter, flag in flags.items():
+        parameter.requires_grad_(flag)
+    return {names[node.variable] for node in found if getattr(node, "variable", None) in names}

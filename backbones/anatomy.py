@@ -99,13 +99,13 @@ def token_sequence(backbone: Backbone, use: str) -> TokenSequence:
         use: Method and what it does with the tokens, for the message.
 
     Raises:
-        ValueError: If the tokens of the backbone are no sequence, or change in number or width between its blocks.
+        ValueError: If the backbone belongs to another family.
     """
     if not isinstance(backbone, (VisionTransformer, VisionTransformerRelPos, Eva, Beit, NaFlexVit)):
         raise ValueError(
-            f"{use}, and {type(backbone).__name__} has no sequence of tokens that keeps its length and width from the "
-            "first block to the last: use a ViT (also DeiT, CLIP, SigLIP, DINOv2, DINOv3), EVA or BEiT, or a method "
-            "for other backbones such as ssf, lora or bitfit"
+            f"{use}, and {type(backbone).__name__} is not known to have one sequence of tokens for all of its blocks: "
+            "use a ViT (also DeiT, CLIP, SigLIP, DINOv2, DINOv3), EVA or BEiT, or a method for other backbones such as "
+            "ssf, lora or bitfit"
         )
     return TokenSequence([*backbone.blocks], backbone.embed_dim, backbone.num_prefix_tokens)
 

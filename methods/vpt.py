@@ -125,6 +125,8 @@ def resize_prompt(tokens: Tensor, length: int, how: str) -> Tensor:
 class VPT(PEFTMethod):
     """Visual prompt tuning (Jia et al., ECCV 2022, arXiv:2203.12119).
 
+    Prompts have no position: a backbone with rotary positions does not rotate them, and a position bias is 0 for them.
+
     Args:
         prompt_length: Prompt tokens per block with prompts.
         prompt_lengths: One number of prompts for each block, first to last, in place of ``prompt_length``; 0 for a

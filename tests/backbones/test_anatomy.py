@@ -147,7 +147,9 @@ def test_token_sequence(name: str, prefix: int) -> None:
 
 @pytest.mark.parametrize("family", ["swin", "swin_v2", "resnet"])
 def test_backbones_without_a_sequence_are_refused(family: str) -> None:
-    with pytest.raises(ValueError, match=r"a test reads tokens, and \w+ has no sequence of tokens .*: use a ViT"):
+    with pytest.raises(
+        ValueError, match=r"a test reads tokens, and \w+ is not known to have one sequence .*: use a ViT"
+    ):
         token_sequence(backbone(family), "a test reads tokens")
     assert has_windows(backbone(family)) == (family == "swin")
 

@@ -330,8 +330,8 @@ def test_segments_that_do_not_divide_the_width(build: Build) -> None:
 @pytest.mark.parametrize(
     ("backbone", "message"),
     [
-        ("swin_tiny_patch4_window7_224", r"E2VPT adds keys and values .* has no sequence"),
-        ("convnext_atto", r"E2VPT adds keys and values .* has no sequence"),
+        ("swin_tiny_patch4_window7_224", r"E2VPT adds keys and values .* one sequence of tokens"),
+        ("convnext_atto", r"E2VPT adds keys and values .* one sequence of tokens"),
         ("vit_small_patch16_18x2_224", "need blocks that norm their input and have one self-attention"),
         ("vit_base_patch16_rpn_224", "need blocks that norm their input and have one self-attention"),
     ],

@@ -280,7 +280,9 @@ def test_refusals(build: Build) -> None:
         build("hst", meta_tokens=-1)
     for backbone in ("swin_tiny_patch4_window7_224", "convnext_atto"):
         model = compose(HST, task=Classification)(backbone=backbone, pretrained=False)
-        with pytest.raises(ValueError, match=r"HST reads the patches of a plain ViT, and .* has no sequence of tokens"):
+        with pytest.raises(
+            ValueError, match=r"HST reads the patches of a plain ViT, and .* is not known to have one sequence"
+        ):
             model.configure_model()
     for backbone, args in (("deit_tiny_distilled_patch16_224", {}), ("vit_tiny_patch16_224", {"patch_drop_rate": 0.5})):
         model = compose(HST, task=Classification)(backbone=backbone, pretrained=False, backbone_args=args)

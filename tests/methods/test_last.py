@@ -204,7 +204,9 @@ def test_refusals(build: Build) -> None:
     with pytest.raises(ValueError, match=r"last_dropout=1\.0: expected a probability below 1"):
         build("last", last_dropout=1.0)
     model = compose(LAST, task=Classification)(backbone="convnext_atto", pretrained=False)
-    with pytest.raises(ValueError, match=r"LAST reads the tokens of a plain ViT, and ConvNeXt has no sequence"):
+    with pytest.raises(
+        ValueError, match=r"LAST reads the tokens of a plain ViT, and ConvNeXt is not known to have one sequence"
+    ):
         model.configure_model()
 
 

@@ -315,7 +315,9 @@ def test_refusals(build: Build) -> None:
     with pytest.raises(ValueError, match=r"prompt_dropout=1.0: expected a probability"):
         build("vpt", prompt_dropout=1.0)
     for backbone in ("swinv2_tiny_window8_256", "convnext_atto", "resnet18"):
-        with pytest.raises(ValueError, match=r"tokens of a ViT or the windows of a Swin, and .* has no sequence"):
+        with pytest.raises(
+            ValueError, match=r"tokens of a ViT or the windows of a Swin, and .* is not known to have one sequence"
+        ):
             compose(VPT, task=Classification)(backbone=backbone, pretrained=False)
     with pytest.raises(ValueError, match="prompt_lengths is for new prompts at every block"):
         build("vpt", prompt_lengths=[1, 1], prompt_deep=False)

@@ -3,15 +3,18 @@
 from types import NoneType
 from typing import Any, NamedTuple
 
-from timm.layers import DropPath
-from timm.models import beit
+from timm.layers import DropPath, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
+from timm.models.beit import Attention as BeitAttention
 from timm.models.beit import Beit
-from timm.models.eva import Eva, EvaBlock
+from timm.models.beit import Block as BeitBlock
+from timm.models.convnext import ConvNeXt
+from timm.models.eva import Eva, EvaAttention, EvaBlock
+from timm.models.mlp_mixer import Affine
 from timm.models.naflexvit import NaFlexVit
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from timm.models.vision_transformer import Block, VisionTransformer
 from timm.models.vision_transformer_relpos import RelPosBlock, VisionTransformerRelPos
-from torch import nn
+from torch import Tensor, nn
 
 from backbones.inject import Backbone
 
@@ -67,6 +70,75 @@ def reads_bare_weight(backbone: Backbone, name: str) -> bool:
     attention = backbone.get_submodule(name.rpartition(".")[0])
     own_bias = getattr(attention, "q_bias", None) is not None
     return ends(name, "qkv") and own_bias and not getattr(attention, "qkv_bias_separate", False)
+
+
+def call_qkv(backbone: Backbone, called: bool = True) -> None:
+    """Make the attention of BEiT, EVA and Swin V2 call its fused ``qkv`` and add the bias afterwards, or undo it.
+
+    Otherwise it reads the bare weight, and a method at ``qkv`` has no effect. The outputs are equal.
+
+    Args:
+        backbone: The network, changed in place.
+        called: Whether the layer is called. A layer that has a bias of its own is called in any case.
+    """
+    for module in backbone.modules():
+        if getattr(module, "q_bias", None) is not None and hasattr(module, "qkv_bias_separate"):
+            module.qkv_bias_separate = called or module.qkv.bias is not None
+
+
+def separate_bias(backbone: Backbone, name: str) -> tuple[nn.Parameter, nn.Parameter] | None:
+    """Biases of query and value that the attention of BEiT, EVA or Swin V2 adds to its bias-free ``qkv``."""
+    attention = backbone.get_submodule(name.rpartition(".")[0])
+    if not ends(name, "qkv") or getattr(attention, "q_bias", None) is None:
+        return None
+    return attention.q_bias, attention.v_bias
+
+
+def ignores_key_bias(backbone: Backbone, name: str) -> bool:
+    """Whether a bias of the keys changes no output of the attention with the layer ``name``.
+
+    The softmax ignores a constant that is added to all scores of a query. It is not constant if keys are rotated by
+    their position, or normalised.
+    """
+    attention = backbone.get_submodule(name.rpartition(".")[0])
+    if isinstance(attention, BeitAttention):
+        return True
+    plain = isinstance(attention, EvaAttention) and isinstance(attention.k_norm, nn.Identity)
+    return plain and getattr(backbone, "rope", None) is None
+
+
+def output_names(layer: nn.Module) -> tuple[str, str] | None:
+    """Names of the tensors in which the output of a layer is linear, like ``weight`` and ``bias``; None if it is not.
+
+    The output of a convolution with a standardised weight is linear in its gain.
+    """
+    if isinstance(layer, (ScaledStdConv2d, ScaledStdConv2dSame)):
+        return "gain", "bias"
+    if isinstance(layer, (StdConv2d, StdConv2dSame, nn.Identity)):
+        return None
+    return ("alpha", "beta") if isinstance(layer, Affine) else ("weight", "bias")
+
+
+def patch_positions(backbone: Backbone, name: str) -> Tensor | None:
+    """Position embeddings (1, N, C) that a ViT adds to the output of its patch embedding ``name``, without a norm."""
+    table = getattr(backbone, "pos_embed", None)
+    if not isinstance(backbone, (VisionTransformer, Beit, Eva)) or name != "patch_embed.proj" or table is None:
+        return None
+    return table[:, table.shape[1] - backbone.patch_embed.num_patches :]
+
+
+def final_identity(backbone: Backbone) -> str | None:
+    """Name of the identity in the place of the final norm: in a ViT with average pooling, and in a ConvNeXt."""
+    name = "norm_pre" if isinstance(backbone, ConvNeXt) else "norm"
+    known = isinstance(backbone, (ConvNeXt, VisionTransformer))
+    return name if known and isinstance(getattr(backbone, name), nn.Identity) else None
+
+
+def head_norm(backbone: Backbone) -> dict[str, nn.Module]:
+    """Norm inside the head of a ConvNeXt by name; empty for other networks."""
+    if isinstance(backbone, ConvNeXt) and isinstance(backbone.head.norm, nn.Module):
+        return {"head.norm": backbone.head.norm}
+    return {}
 
 
 def owner(backbone: nn.Module, name: str) -> nn.Module:
@@ -127,7 +199,7 @@ def drops_patches(backbone: Backbone) -> bool:
 
 def norms_first(block: Any) -> bool:
     """Whether a block of a plain vision transformer norms its input before attention reads it, and adds the result."""
-    return isinstance(block, (Block, EvaBlock, RelPosBlock, beit.Block))
+    return isinstance(block, (Block, EvaBlock, RelPosBlock, BeitBlock))
 
 
 def drop_path_rate(block: nn.Module) -> float:

@@ -33,7 +33,7 @@ class Selective(PEFTMethod, Scorable):
         return self.scorer is None or self.selection is not None
 
     def adapt_before_data(self) -> None:
-        if any(isinstance(callback, Rewind) for callback in callbacks_of(self.trainer)):
+        if self._trainer is not None and any(isinstance(c, Rewind) for c in callbacks_of(self.trainer)):
             return  # because it gives a selection to a method that needs none before its first fit
         super().adapt_before_data()
         if not self.adapted:

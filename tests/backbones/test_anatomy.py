@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from backbones.anatomy import (
+    call_qkv,
     drop_path_rate,
     drops_patches,
     ends,
@@ -75,6 +76,27 @@ def test_a_layer_is_called_unless_its_weight_is_read_bare(family: str) -> None:
     assert called == set(layers) - bare
     assert bool(bare) == (family in ("eva", "beit", "swin_v2")), "what the test is about"
     assert all(name.endswith("attn.qkv") for name in bare)
+
+
+@pytest.mark.parametrize("family", ["eva", "beit", "swin_v2"])
+def test_a_called_qkv_gives_the_same(family: str) -> None:
+    model, called = backbone(family), set()
+    names = [name for name in linear_layers(model) if reads_bare_weight(model, name)]
+    for module in model.modules():
+        if getattr(module, "q_bias", None) is not None:
+            nn.init.normal_(module.q_bias)
+    images = torch.randn(1, 3, SIZE[family], SIZE[family])
+    with torch.no_grad():
+        expected = model(images)
+        call_qkv(model)
+        for name in names:
+            model.get_submodule(name).register_forward_hook(lambda *_, name=name: called.add(name))
+        torch.testing.assert_close(model(images), expected)
+        assert called == set(names)
+        called.clear()
+        call_qkv(model, False)
+        assert torch.equal(model(images), expected)
+    assert not called
 
 
 def test_linear_layers_of_a_vit() -> None:

@@ -7,16 +7,6 @@ import timm
 import torch
 from torch import nn
 
-from backbones.anatomy import call_qkv, ends, linear_layers, owner, per_block, reads_bare_weight, transformer_blocks
-from backbones.anatomy import (
-    ends,
-    linear_layers,
-    owner,
-    per_block,
-    reads_bare_weight,
-    stem_parameters,
-    transformer_blocks,
-    used_parameters,
 from backbones.anatomy import (
     call_qkv,
     drop_path_rate,
@@ -29,9 +19,11 @@ from backbones.anatomy import (
     patch_embedding,
     per_block,
     reads_bare_weight,
+    stem_parameters,
     token_grid,
     token_sequence,
     transformer_blocks,
+    used_parameters,
 )
 
 SIZE = {"vit": 32, "eva": 28, "beit": 32, "swin": 32, "swin_v2": 64, "resnet": 32}
@@ -167,6 +159,8 @@ def test_used_parameters_leave_the_network_as_it_is() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert (model.training, model.bn1.training, model.layer1.training) == (True, False, True)
     assert {n for n, p in model.named_parameters() if p.requires_grad} == {"extra.weight", "extra.bias"}
+
+
 SEQUENCES = {
     "vit_tiny_patch16_224": 1,
     "vit_small_patch14_reg4_dinov2": 5,

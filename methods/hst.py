@@ -146,17 +146,11 @@ class SideNetwork(nn.Module):
         heads: Attention heads of each stage.
         width: Width D of the ViT.
         meta_tokens: Number M of meta tokens per ViT block.
-        drop_paths: Drop path rates of the ViT blocks of each stage.
+        rates: Drop path rates of the ViT blocks of each stage.
     """
 
     def __init__(
-        self,
-        channels: int,
-        dims: list[int],
-        heads: list[int],
-        width: int,
-        meta_tokens: int,
-        drop_paths: list[list[float]],
+        self, channels: int, dims: list[int], heads: list[int], width: int, meta_tokens: int, rates: list[list[float]]
     ) -> None:
         super().__init__()
         stem = (
@@ -168,8 +162,8 @@ class SideNetwork(nn.Module):
         downs = (Shrink(dim, nn.Conv2d(last, dim, 3, stride=2, padding=1)) for last, dim in pairwise(dims))
         shrinks = [Shrink(dims[0], *stem), *downs]
         self.stages = nn.ModuleList(
-            Stage(shrink, dim, count, width, meta_tokens, rates)
-            for shrink, dim, count, rates in zip(shrinks, dims, heads, drop_paths, strict=True)
+            Stage(shrink, dim, count, width, meta_tokens, drop_paths)
+            for shrink, dim, count, drop_paths in zip(shrinks, dims, heads, rates, strict=True)
         )
         self.apply(init_weights)
 
@@ -224,6 +218,11 @@ class HST(FrozenBackbone):
             raise ValueError(f"meta_tokens={meta_tokens}: expected a number of tokens, or 0 for none")
         self.hst_dims, self.hst_heads, self.hst_ends = list(hst_dims), list(hst_heads), hst_ends
         self.meta_tokens, self.tune_norm = meta_tokens, tune_norm
+
+    def heads(self) -> dict[str, nn.Module]:
+        heads = super().heads()
+        # without attention pooling, because the side network averages its own map
+        return {name: head for name, head in heads.items() if name.split(".")[1:2] != ["attn_pool"]}
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)

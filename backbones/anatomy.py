@@ -1,7 +1,7 @@
 """Anatomy of a backbone: its blocks, linear layers and norms."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import NoneType
 from typing import Any, NamedTuple
 
@@ -147,6 +147,11 @@ def head_norm(backbone: Backbone) -> dict[str, nn.Module]:
 def owner(backbone: nn.Module, name: str) -> nn.Module:
     """Module of the parameter ``name``."""
     return backbone.get_submodule(name.rpartition(".")[0])
+
+
+def replaceable(backbone: Backbone, names: Iterable[str]) -> list[str]:
+    """Names of parameters whose values can be replaced on reading; torch reads those of recurrent layers elsewhere."""
+    return [name for name in names if not isinstance(owner(backbone, name), nn.RNNBase)]
 
 
 def stem_parameters(backbone: Backbone) -> set[str]:

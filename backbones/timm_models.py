@@ -205,7 +205,9 @@ def reset_head(backbone: Backbone, num_classes: int, init: str) -> None:
             f"{type(backbone).__name__} has no classifier that can be replaced: use a timm model for classification, "
             "without features_only"
         )
-    backbone.reset_classifier(num_classes)
+    # otherwise RepViT would lose its second head, which the plain model has
+    distilled = "distillation" in signature(backbone.reset_classifier).parameters
+    backbone.reset_classifier(num_classes, **({"distillation": backbone.head.distillation} if distilled else {}))
     for layer in classifier_layers(backbone).values():
         init_head(layer, init)
 

@@ -14,13 +14,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from callbacks.measures import SavedBytes
+from commands.matrix.families import FAMILIES, build
+from commands.matrix.randomize import randomize
 from lightning_modules.batch import Batch
 from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod, compose
 from tests.conftest import random_tiny
-from tests.support.families import FAMILIES, build
 from tests.support.golden import LOGITS, Golden, head_parameters
-from tests.support.randomize import randomize
 
 VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
 

@@ -99,7 +99,7 @@ def test_last_blocks_and_refusals() -> None:
     vit: Any = build("vision_transformer")
     assert last_blocks(vit, 1) == [vit.blocks[-1]]
     assert len(last_blocks(build("resnet"), 2)) == 2
-    with pytest.raises(ValueError, match="this test, and ResNet has no transformer blocks .*: use a ViT, DINOv3"):
+    with pytest.raises(ValueError, match=r"this test, and ResNet has no transformer blocks .*: use a ViT, DINOv3"):
         pre_norm_blocks(build("resnet"), "this test")
     with pytest.raises(ValueError, match="2, because VisionTransformer has 2 blocks"):
         last_blocks(vit, 3)

@@ -125,7 +125,8 @@ def low_rank_layers(model: Any) -> dict[str, Any]:
     """
     from checkpoints.peft import LowRankLayer
     from methods.dora import Decomposed, DoRALinear
-    from methods.layers.low_rank import LoRALinear, LowRank
+    from methods.layers.low_rank import LowRank
+    from methods.layers.low_rank_layers import LoRALinear
 
     updated = [(n, m) for n, m in model.backbone.named_modules() if "lora" in m._modules]
     known = all(type(m) in (LoRALinear, DoRALinear) and type(m.lora) in (LowRank, Decomposed) for _, m in updated)

@@ -7,7 +7,17 @@ import timm
 import torch
 from torch import nn
 
-from backbones.anatomy import ends, linear_layers, owner, per_block, reads_bare_weight, transformer_blocks
+from backbones.anatomy import (
+    call_qkv,
+    ends,
+    linear_layers,
+    owner,
+    per_block,
+    restore_qkv,
+    stem_parameters,
+    transformer_blocks,
+    weight_layers,
+)
 
 SIZE = {"vit": 32, "eva": 28, "beit": 32, "swin": 32, "swin_v2": 64, "resnet": 32}
 
@@ -50,17 +60,32 @@ def test_other_blocks_are_refused(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["vit", "eva", "beit", "swin", "swin_v2"])
-def test_a_layer_is_called_unless_its_weight_is_read_bare(family: str) -> None:
+def test_every_layer_is_called_after_call_qkv(family: str) -> None:
+    """With the same output; ``restore_qkv`` undoes it."""
     model, called = backbone(family), set()
-    layers = linear_layers(model, heads=("head", "head.fc"))
+    layers = weight_layers(model, heads=("head", "head.fc"))
     for name, layer in layers.items():
         layer.register_forward_hook(lambda *_, name=name: called.add(name))
+    images = torch.randn(1, 3, SIZE[family], SIZE[family])
     with torch.no_grad():
-        model(torch.randn(1, 3, SIZE[family], SIZE[family]))
-    bare = {name for name in layers if reads_bare_weight(model, name)}
-    assert called == set(layers) - bare
-    assert bool(bare) == (family in ("eva", "beit", "swin_v2")), "what the test is about"
-    assert all(name.endswith("attn.qkv") for name in bare)
+        plain = model(images)
+        bare = set(layers) - called
+        assert bool(bare) == (family in ("eva", "beit", "swin_v2")), "what the test is about"
+        changed = call_qkv(model)
+        assert {id(layer) for layer in changed} == {id(layers[name]) for name in bare}
+        torch.testing.assert_close(model(images), plain)
+        assert called == set(layers)
+        restore_qkv(model)
+        called.clear()
+        assert torch.equal(model(images), plain)
+        assert called == set(layers) - bare
+
+
+def test_stem_of_a_convolutional_network() -> None:
+    model = backbone("resnet")
+    assert stem_parameters(model) == {"conv1.weight", "bn1.weight", "bn1.bias"}
+    layers = weight_layers(model, heads=("fc",))
+    assert {name.partition(".")[0] for name in layers} == {"layer1", "layer2", "layer3", "layer4"}
 
 
 def test_linear_layers_of_a_vit() -> None:

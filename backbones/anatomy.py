@@ -1,16 +1,27 @@
 """Anatomy of a backbone: its blocks, linear layers and norms."""
 
 import re
-from typing import Any
+from collections.abc import Callable
+from types import NoneType
+from typing import Any, NamedTuple
 
-from timm.models.eva import EvaBlock
-from timm.models.swin_transformer import SwinTransformerBlock
-from timm.models.vision_transformer import Block
-from torch import nn
+import torch
+from timm.layers import DropPath, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
+from timm.models.beit import Attention as BeitAttention
+from timm.models.beit import Beit
+from timm.models.beit import Block as BeitBlock
+from timm.models.convnext import ConvNeXt
+from timm.models.eva import Eva, EvaAttention, EvaBlock
+from timm.models.mlp_mixer import Affine
+from timm.models.naflexvit import NaFlexVit
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer_relpos import RelPosBlock, VisionTransformerRelPos
+from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from backbones.attention import POOLS
 from backbones.inject import Backbone
+from backbones.projections import POOLS
 
 
 def transformer_blocks(backbone: Backbone) -> list[Any]:
@@ -76,34 +87,79 @@ def weight_layers(backbone: Backbone, heads: tuple[str, ...] = ()) -> dict[str, 
 
 
 def reads_bare_weight(backbone: Backbone, name: str) -> bool:
-    """Whether a layer is a fused qkv of BEiT, EVA or Swin V2 that its attention does not call: see ``call_qkv``."""
+    """Whether a layer is a fused qkv of BEiT, EVA or Swin V2, whose attention uses its weight without calling it."""
     attention = backbone.get_submodule(name.rpartition(".")[0])
-    return ends(name, "qkv") and has_own_bias(attention) and not attention.qkv_bias_separate
+    own_bias = getattr(attention, "q_bias", None) is not None
+    return ends(name, "qkv") and own_bias and not getattr(attention, "qkv_bias_separate", False)
 
 
-def call_qkv(backbone: Backbone) -> list[Any]:
-    """Let the attention of BEiT, EVA and Swin V2 call its layer ``qkv``, and add its own bias to the output in place.
+def call_qkv(backbone: Backbone, called: bool = True) -> None:
+    """Make the attention of BEiT, EVA and Swin V2 call its fused ``qkv`` and add the bias afterwards, or undo it.
 
-    By default it reads the weight without calling the layer, so that a changed ``forward`` has no effect.
+    Otherwise it reads the bare weight, and a method at ``qkv`` has no effect. The outputs are equal.
 
-    Returns:
-        The layers, also after a second call; none in other families.
+    Args:
+        backbone: The network, changed in place.
+        called: Whether the layer is called. A layer that has a bias of its own is called in any case.
     """
-    attentions = [m for m in backbone.modules() if has_own_bias(m)]
-    for attention in attentions:
-        attention.qkv_bias_separate = True
-    return [attention.qkv for attention in attentions]
+    for module in backbone.modules():
+        if getattr(module, "q_bias", None) is not None and hasattr(module, "qkv_bias_separate"):
+            module.qkv_bias_separate = called or module.qkv.bias is not None
 
 
-def restore_qkv(backbone: Backbone) -> None:
-    """Undo ``call_qkv``."""
-    for attention in [m for m in backbone.modules() if has_own_bias(m)]:
-        attention.qkv_bias_separate = False
+def separate_bias(backbone: Backbone, name: str) -> tuple[nn.Parameter, nn.Parameter] | None:
+    """Biases of query and value that the attention of BEiT, EVA or Swin V2 adds to its bias-free ``qkv``."""
+    attention = backbone.get_submodule(name.rpartition(".")[0])
+    if not ends(name, "qkv") or getattr(attention, "q_bias", None) is None:
+        return None
+    return attention.q_bias, attention.v_bias
 
 
-def has_own_bias(attention: Any) -> bool:
-    """Whether an attention keeps the bias of its layer ``qkv`` in parameters of its own."""
-    return hasattr(attention, "qkv_bias_separate") and attention.qkv is not None and attention.q_bias is not None
+def ignores_key_bias(backbone: Backbone, name: str) -> bool:
+    """Whether a bias of the keys changes no output of the attention with the layer ``name``.
+
+    The softmax ignores a constant that is added to all scores of a query. It is not constant if keys are rotated by
+    their position, or normalised.
+    """
+    attention = backbone.get_submodule(name.rpartition(".")[0])
+    if isinstance(attention, BeitAttention):
+        return True
+    plain = isinstance(attention, EvaAttention) and isinstance(attention.k_norm, nn.Identity)
+    return plain and getattr(backbone, "rope", None) is None
+
+
+def output_names(layer: nn.Module) -> tuple[str, str] | None:
+    """Names of the tensors in which the output of a layer is linear, like ``weight`` and ``bias``; None if it is not.
+
+    The output of a convolution with a standardised weight is linear in its gain.
+    """
+    if isinstance(layer, (ScaledStdConv2d, ScaledStdConv2dSame)):
+        return "gain", "bias"
+    if isinstance(layer, (StdConv2d, StdConv2dSame, nn.Identity)):
+        return None
+    return ("alpha", "beta") if isinstance(layer, Affine) else ("weight", "bias")
+
+
+def patch_positions(backbone: Backbone, name: str) -> Tensor | None:
+    """Position embeddings (1, N, C) that a ViT adds to the output of its patch embedding ``name``, without a norm."""
+    table = getattr(backbone, "pos_embed", None)
+    if not isinstance(backbone, (VisionTransformer, Beit, Eva)) or name != "patch_embed.proj" or table is None:
+        return None
+    return table[:, table.shape[1] - backbone.patch_embed.num_patches :]
+
+
+def final_identity(backbone: Backbone) -> str | None:
+    """Name of the identity in the place of the final norm: in a ViT with average pooling, and in a ConvNeXt."""
+    name = "norm_pre" if isinstance(backbone, ConvNeXt) else "norm"
+    known = isinstance(backbone, (ConvNeXt, VisionTransformer))
+    return name if known and isinstance(getattr(backbone, name), nn.Identity) else None
+
+
+def head_norm(backbone: Backbone) -> dict[str, nn.Module]:
+    """Norm inside the head of a ConvNeXt by name; empty for other networks."""
+    if isinstance(backbone, ConvNeXt) and isinstance(backbone.head.norm, nn.Module):
+        return {"head.norm": backbone.head.norm}
+    return {}
 
 
 def owner(backbone: nn.Module, name: str) -> nn.Module:
@@ -125,4 +181,93 @@ def stem_parameters(backbone: Backbone) -> set[str]:
     return {name for name in names if "." not in name or any(re.match(pattern, name) for pattern in patterns)}
 
 
-FROZEN = ("head", "cls_token", "patch_embed", "stem", "pos_embed")  # never scored
+def used_parameters(backbone: Backbone, forward: Callable[[], Any]) -> set[str]:
+    """Names of the parameters that an output depends on, found in the autograd graph of a forward pass, as in DDP.
+
+    Args:
+        backbone: The backbone. Its modes and gradient flags are restored.
+        forward: Function that runs the backbone and returns a tensor or a sequence of tensors.
+    """
+    names = {p: name for name, p in backbone.named_parameters()}
+    modes, flags = {m: m.training for m in backbone.modules()}, {p: p.requires_grad for p in names}
+    for parameter in names:
+        parameter.requires_grad_(parameter.is_floating_point())
+    backbone.eval()  # otherwise statistics of BatchNorm would change
+    with torch.enable_grad():
+        outputs = forward()
+    found: set[Any] = set()
+    nodes = [t.grad_fn for t in ([outputs] if isinstance(outputs, Tensor) else outputs)]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            nodes += [following for following, _ in node.next_functions]
+    backbone.train()  # some attentions keep tensors of an evaluation until the next training
+    for module, mode in modes.items():
+        module.training = mode
+    for parameter, flag in flags.items():
+        parameter.requires_grad_(flag)
+    return {names[node.variable] for node in found if getattr(node, "variable", None) in names}
+
+
+class TokenSequence(NamedTuple):
+    """A sequence of tokens (B, N, C) that all blocks of a backbone read and write.
+
+    Args:
+        blocks: Blocks, first to last.
+        width: Width C of a token.
+        prefix: Number of class and register tokens, which come before the patches.
+    """
+
+    blocks: list[Any]
+    width: int
+    prefix: int
+
+
+def token_sequence(backbone: Backbone, use: str) -> TokenSequence:
+    """Token sequence of a plain vision transformer.
+
+    Args:
+        backbone: The backbone.
+        use: Method and what it does with the tokens, for the message.
+
+    Raises:
+        ValueError: If the backbone belongs to another family.
+    """
+    if not isinstance(backbone, (VisionTransformer, VisionTransformerRelPos, Eva, Beit, NaFlexVit)):
+        raise ValueError(
+            f"{use}, and {type(backbone).__name__} is not known to have one sequence of tokens for all of its blocks: "
+            "use a ViT (also DeiT, CLIP, SigLIP, DINOv2, DINOv3), EVA or BEiT, or a method for other backbones such as "
+            "ssf, lora or bitfit"
+        )
+    return TokenSequence([*backbone.blocks], backbone.embed_dim, backbone.num_prefix_tokens)
+
+
+def patch_embedding(backbone: Backbone) -> Any:
+    """Layer from images to patches of a plain vision transformer."""
+    return backbone.embeds if isinstance(backbone, NaFlexVit) else backbone.patch_embed
+
+
+def token_grid(backbone: Backbone, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the patches of a plain vision transformer, for images of a size in pixels."""
+    return patch_embedding(backbone).dynamic_feat_size(size)
+
+
+def drops_patches(backbone: Backbone) -> bool:
+    """Whether a plain vision transformer drops patches in training."""
+    return not isinstance(getattr(backbone, "patch_drop", None), (nn.Identity, NoneType))
+
+
+def norms_first(block: Any) -> bool:
+    """Whether a block of a plain vision transformer norms its input before attention reads it, and adds the result."""
+    return isinstance(block, (Block, EvaBlock, RelPosBlock, BeitBlock))
+
+
+def drop_path_rate(block: nn.Module) -> float:
+    """Probability of dropping a branch of a block for an image."""
+    return next((module.drop_prob for module in block.modules() if isinstance(module, DropPath)), 0.0)
+
+
+def has_windows(backbone: Backbone) -> bool:
+    """Whether a backbone is a Swin, with stages of windows."""
+    return isinstance(backbone, SwinTransformer)

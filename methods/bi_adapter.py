@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.anatomy import call_qkv, ends, linear_layers, restore_qkv, transformer_blocks
-from backbones.attention import attention_rows
+from backbones.anatomy import call_qkv, ends, linear_layers
+from backbones.blocks import channels_first, pre_norm_blocks, width
 from backbones.inject import Backbone, check_free, swap_class
+from backbones.projections import attention_rows
 from checkpoints import packed
 from methods.adaptformer import ParallelBottleneck
 from methods.core.base import PEFTMethod
@@ -161,10 +162,10 @@ class BiAdapter(PEFTMethod):
                 head.register_buffer("bias", zeros)
 
     def add_bottlenecks(self, backbone: Backbone) -> None:
-        for block in transformer_blocks(backbone):
+        for block in pre_norm_blocks(backbone, "Bi-AdaptFormer adds a branch to the MLP of each block"):
             check_free(block, "adapter")
-            dim = block.norm2.weight.shape[0]
-            block.adapter = op = ParallelBottleneck(dim, self.bi_dim, self.bi_scale, self.bi_dropout, bias=False)
+            sizes = (width(block), self.bi_dim, self.bi_scale, self.bi_dropout)
+            block.adapter = op = ParallelBottleneck(*sizes, bias=False, spatial=channels_first(block))
             for linear in (op.down, op.up):
                 self.quantise(linear, LowBitLinear, self.bi_bits)
             self.init_up(op.up.weight)
@@ -203,7 +204,7 @@ class BiAdapter(PEFTMethod):
 
     def merge_into(self, backbone: Backbone) -> None:
         merge_low_rank(backbone)
-        restore_qkv(backbone)
+        call_qkv(backbone, False)
         for head in [module for module in backbone.modules() if isinstance(module, LowBitLinear)]:
             head.weight.copy_(head.matrices()[0])
             if head.bias is not None:

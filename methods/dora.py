@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.anatomy import call_qkv
+from backbones.anatomy import separate_bias
 from backbones.inject import Backbone, modules_with
 from methods.layers.low_rank import LowRank, Rows, compute_dtype, low_rank_gradients, merged_weight, of_rows
 from methods.layers.low_rank_layers import LoRALinear
@@ -160,9 +160,9 @@ class DoRA(LoRA):
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
-        for layer in call_qkv(backbone):
-            if "lora" in layer._modules:
-                layer.lora.output_changes = True
+        for name, module in backbone.named_modules():
+            if isinstance(module, DoRALinear) and separate_bias(backbone, name) is not None:
+                module.lora.output_changes = True
 
     def add_update(self, name: str, layer: Any, rank: int, target: Target) -> None:
         if self.lora_dropout and (type(layer) is not nn.Linear or target.order is not None):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from backbones.anatomy import call_qkv, restore_qkv
+from backbones.anatomy import call_qkv
 from backbones.inject import Backbone, check_free
 from methods.core.base import PEFTMethod
 from methods.layers.low_rank import LowRank, Rows
@@ -131,7 +131,7 @@ class FacT(PEFTMethod):
 
     def merge_into(self, backbone: Backbone) -> None:
         merge_low_rank(backbone)
-        restore_qkv(backbone)
+        call_qkv(backbone, False)
         del backbone.fact
         super().merge_into(backbone)
 

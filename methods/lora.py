@@ -6,7 +6,7 @@
 from math import sqrt
 from typing import Any, ClassVar, Literal
 
-from backbones.anatomy import call_qkv, ends, restore_qkv
+from backbones.anatomy import call_qkv, ends
 from backbones.inject import Backbone
 from methods.core.base import PEFTMethod
 from methods.layers.low_rank import LowRank
@@ -108,5 +108,5 @@ class LoRA(PEFTMethod):
 
     def merge_into(self, backbone: Backbone) -> None:
         merge_low_rank(backbone)
-        restore_qkv(backbone)
+        call_qkv(backbone, False)
         super().merge_into(backbone)

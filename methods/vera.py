@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.anatomy import call_qkv, restore_qkv
+from backbones.anatomy import call_qkv
 from backbones.inject import Backbone, check_free
 from methods.core.base import PEFTMethod
 from methods.layers.low_rank import LowRank
@@ -134,6 +134,6 @@ class VeRA(PEFTMethod):
 
     def merge_into(self, backbone: Backbone) -> None:
         merge_low_rank(backbone)
-        restore_qkv(backbone)
+        call_qkv(backbone, False)
         del backbone.vera
         super().merge_into(backbone)

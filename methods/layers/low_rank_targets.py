@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from backbones.anatomy import ends, weight_layers
-from backbones.attention import attention_rows
 from backbones.inject import Backbone
+from backbones.projections import attention_rows
 from methods.layers.low_rank import Rows
 
 DEFAULT = ("q", "v")

@@ -9,13 +9,21 @@ from torch import nn
 
 from backbones.anatomy import (
     call_qkv,
+    drop_path_rate,
+    drops_patches,
     ends,
+    has_windows,
     linear_layers,
+    norms_first,
     owner,
+    patch_embedding,
     per_block,
-    restore_qkv,
+    reads_bare_weight,
     stem_parameters,
+    token_grid,
+    token_sequence,
     transformer_blocks,
+    used_parameters,
     weight_layers,
 )
 
@@ -60,31 +68,42 @@ def test_other_blocks_are_refused(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["vit", "eva", "beit", "swin", "swin_v2"])
-def test_every_layer_is_called_after_call_qkv(family: str) -> None:
-    """With the same output; ``restore_qkv`` undoes it."""
+def test_a_layer_is_called_unless_its_weight_is_read_bare(family: str) -> None:
     model, called = backbone(family), set()
-    layers = weight_layers(model, heads=("head", "head.fc"))
+    layers = linear_layers(model, heads=("head", "head.fc"))
     for name, layer in layers.items():
         layer.register_forward_hook(lambda *_, name=name: called.add(name))
+    with torch.no_grad():
+        model(torch.randn(1, 3, SIZE[family], SIZE[family]))
+    bare = {name for name in layers if reads_bare_weight(model, name)}
+    assert called == set(layers) - bare
+    assert bool(bare) == (family in ("eva", "beit", "swin_v2")), "what the test is about"
+    assert all(name.endswith("attn.qkv") for name in bare)
+
+
+@pytest.mark.parametrize("family", ["eva", "beit", "swin_v2"])
+def test_a_called_qkv_gives_the_same(family: str) -> None:
+    model, called = backbone(family), set()
+    names = [name for name in linear_layers(model) if reads_bare_weight(model, name)]
+    for module in model.modules():
+        if getattr(module, "q_bias", None) is not None:
+            nn.init.normal_(module.q_bias)
     images = torch.randn(1, 3, SIZE[family], SIZE[family])
     with torch.no_grad():
-        plain = model(images)
-        bare = set(layers) - called
-        assert bool(bare) == (family in ("eva", "beit", "swin_v2")), "what the test is about"
-        changed = call_qkv(model)
-        assert {id(layer) for layer in changed} == {id(layers[name]) for name in bare}
-        torch.testing.assert_close(model(images), plain)
-        assert called == set(layers)
-        restore_qkv(model)
+        expected = model(images)
+        call_qkv(model)
+        for name in names:
+            model.get_submodule(name).register_forward_hook(lambda *_, name=name: called.add(name))
+        torch.testing.assert_close(model(images), expected)
+        assert called == set(names)
         called.clear()
-        assert torch.equal(model(images), plain)
-        assert called == set(layers) - bare
+        call_qkv(model, False)
+        assert torch.equal(model(images), expected)
+    assert not called
 
 
-def test_stem_of_a_convolutional_network() -> None:
-    model = backbone("resnet")
-    assert stem_parameters(model) == {"conv1.weight", "bn1.weight", "bn1.bias"}
-    layers = weight_layers(model, heads=("fc",))
+def test_layers_between_stem_and_classifier() -> None:
+    layers = weight_layers(backbone("resnet"), heads=("fc",))
     assert {name.partition(".")[0] for name in layers} == {"layer1", "layer2", "layer3", "layer4"}
 
 
@@ -120,3 +139,84 @@ def test_owner_of_every_parameter() -> None:
         module = owner(model, name)
         assert isinstance(module, nn.Module)
         assert getattr(module, name.rpartition(".")[2]) is parameter
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("vit", {"cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"}),
+        ("swin", {f"patch_embed.{layer}.{kind}" for layer in ("proj", "norm") for kind in ("weight", "bias")}),
+        ("resnet", {"conv1.weight", "bn1.weight", "bn1.bias"}),
+    ],
+)
+def test_parameters_of_the_stem(family: str, expected: set[str]) -> None:
+    assert stem_parameters(backbone(family)) == expected
+
+
+def test_used_parameters_leave_the_network_as_it_is() -> None:
+    """A layer without a call is not used; modes, flags and statistics stay."""
+    model = backbone("resnet").train()
+    model.bn1.eval()
+    model.requires_grad_(False)
+    model.extra = nn.Linear(2, 2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    used = used_parameters(model, lambda: model(torch.zeros(1, 3, 32, 32)))
+    assert used == set(before) & {n for n, _ in model.named_parameters()} - {"extra.weight", "extra.bias"}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert (model.training, model.bn1.training, model.layer1.training) == (True, False, True)
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {"extra.weight", "extra.bias"}
+
+
+SEQUENCES = {
+    "vit_tiny_patch16_224": 1,
+    "vit_small_patch14_reg4_dinov2": 5,
+    "vit_base_patch16_siglip_224": 0,
+    "vit_small_patch16_dinov3": 5,
+    "eva02_tiny_patch14_224": 1,
+    "beit_base_patch16_224": 1,
+    "naflexvit_base_patch16_gap": 4,
+    "vit_relpos_small_patch16_224": 0,
+}
+
+
+@pytest.mark.parametrize(("name", "prefix"), SEQUENCES.items())
+def test_token_sequence(name: str, prefix: int) -> None:
+    """Every block reads and writes prefix tokens and the patches of the grid."""
+    args = {"img_size": (32, 48), "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "drop_path_rate": 0.2}
+    model: Any = timm.create_model(name, num_classes=3, **args).eval()
+    sequence = token_sequence(model, "a test reads tokens")
+    assert (sequence.width, sequence.prefix) == (48, prefix)
+    assert token_grid(model, (32, 48)) == (4, 6)
+    assert tuple(patch_embedding(model).patch_size) == (8, 8)
+    assert [drop_path_rate(block) for block in sequence.blocks] == [0, pytest.approx(0.2)]
+    shapes: list[tuple[int, ...]] = []
+    for block in sequence.blocks:
+        assert norms_first(block)
+        block.register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape)))
+        block.register_forward_hook(lambda module, args, out: shapes.append(tuple(out.shape)))
+    with torch.no_grad():
+        model(torch.randn(1, 3, 32, 48))
+    assert shapes == [(1, prefix + 24, 48)] * 4
+    assert not drops_patches(model)
+    assert not has_windows(model)
+
+
+@pytest.mark.parametrize("family", ["swin", "swin_v2", "resnet"])
+def test_backbones_without_a_sequence_are_refused(family: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"a test reads tokens, and \w+ is not known to have one sequence .*: use a ViT"
+    ):
+        token_sequence(backbone(family), "a test reads tokens")
+    assert has_windows(backbone(family)) == (family == "swin")
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3", "naflexvit_base_patch16_gap"])
+def test_dropped_patches(name: str) -> None:
+    args = {"img_size": 32, "embed_dim": 48, "depth": 1, "num_heads": 3, "patch_drop_rate": 0.5}
+    assert drops_patches(timm.create_model(name, **args))
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_rpn_224", "eva02_enormous_patch14_clip_224"])
+def test_blocks_with_norms_behind_their_branches(name: str) -> None:
+    model: Any = timm.create_model(name, img_size=28, embed_dim=48, depth=1, num_heads=3)
+    assert not norms_first(model.blocks[0])

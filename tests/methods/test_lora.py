@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from callbacks.measures import SavedBytes
+from commands.matrix.families import FAMILIES
+from commands.matrix.families import build as build_family
 from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod, compose
 from methods.layers.low_rank import LowRank
@@ -17,8 +19,6 @@ from methods.layers.low_rank_layers import add_low_rank
 from tests.conftest import BACKBONE, TINY, perturb
 from tests.methods.layers.test_low_rank import layer
 from tests.support.batches import as_batch
-from tests.support.families import FAMILIES
-from tests.support.families import build as build_family
 from tests.support.golden import LOGITS, Golden, head_parameters
 
 COUNTS = {

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from commands.matrix.families import build
 from methods.layers.low_rank_targets import Target, as_blocks, find_targets
-from tests.support.families import build
 
 
 def test_blocks_in_one_piece_need_no_order() -> None:

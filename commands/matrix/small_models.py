@@ -4,6 +4,7 @@ Importing this file registers them, then ``timm.create_model("small_focalnet")``
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -40,8 +41,16 @@ from torch import nn
 FOUR = (1, 1, 1, 1)
 MIXER = {"num_blocks": 2, "embed_dim": 48, "img_size": 64, "patch_size": 16}
 METAFORMER = {"depths": FOUR, "dims": (16, 24, 32, 48)}
+NEST = {"embed_dims": (16, 32, 48), "num_heads": (1, 2, 3), "depths": (1, 1, 2), "img_size": 32}
 # kernel, expansion, channels, share of squeeze and excitation, stride of a block
 GHOST = [[[3, 16, 16, 0, 1]], [[3, 48, 24, 0, 2]], [[5, 72, 40, 0.25, 2]], [[5, 120, 40, 0.25, 1]]]
+# inverted residuals and multi-query attention, with keys and values of full and of half resolution
+MOBILENET = [
+    ["er_r1_k3_s2_e4_c16"],
+    ["uir_r1_a3_k5_s2_e2_c16", "uir_r1_a3_k0_s1_e2_c16"],
+    ["uir_r1_a5_k5_s2_e2_c32", "mqa_r1_k3_h2_v2_s1_d16_c32", "uir_r1_a0_k0_s1_e2_c32"],
+    ["uir_r1_a5_k5_s2_e2_c48", "mqa_r1_k3_h2_s1_d16_c48", "uir_r1_a0_k0_s1_e2_c48"],
+]
 INVERTED = {"bottle_in": True, "linear_out": True}
 
 
@@ -75,7 +84,8 @@ def register(name: str, create: Callable[..., nn.Module], variant: str, **small:
     """
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return create(variant, pretrained=pretrained, **{**small, **kwargs})
+        # a copy, because timm changes the arguments of blocks
+        return create(variant, pretrained=pretrained, **{**deepcopy(small), **kwargs})
 
     entrypoint.__name__ = name
     register_model(entrypoint)
@@ -176,19 +186,22 @@ register(
     norm_layer=mlp_mixer.Affine,
     **MIXER,
 )
-register("small_mobilenetv4", mobilenetv3._gen_mobilenet_v4, "mobilenetv4_hybrid_medium", channel_multiplier=0.125)
+register(
+    "small_mobilenetv4",
+    mobilenetv3._create_mnv3,
+    "mobilenetv4_hybrid_medium",
+    block_args=decode_arch_def(MOBILENET),
+    stem_size=16,
+    num_features=64,
+    head_bias=False,
+    head_norm=True,
+    layer_scale_init_value=1e-5,
+)
 register(
     "small_mobilenetv5",
     mobilenetv5._gen_mobilenet_v5,
     "mobilenetv5_base",
-    block_args=decode_arch_def(
-        [
-            ["er_r1_k3_s2_e4_c16"],
-            ["uir_r1_a3_k5_s2_e2_c16", "uir_r1_a3_k0_s1_e2_c16"],
-            ["uir_r1_a5_k5_s2_e2_c32", "mqa_r1_k3_h2_s2_d16_c32", "uir_r1_a0_k0_s1_e2_c32"],
-            ["uir_r1_a5_k5_s2_e2_c48", "mqa_r1_k3_h2_s1_d16_c48", "uir_r1_a0_k0_s1_e2_c48"],
-        ]
-    ),
+    block_args=decode_arch_def(MOBILENET),
     stem_size=16,
     num_features=64,
     msfa_output_resolution=4,
@@ -224,15 +237,7 @@ register(
     model_cfg=mvitv2.MultiScaleVitCfg(depths=(1, 1, 2, 1), embed_dim=16),
     img_size=64,
 )
-register(
-    "small_nest",
-    nest._create_nest,
-    "nest_tiny",
-    img_size=32,
-    embed_dims=(16, 32, 48),
-    num_heads=(1, 2, 3),
-    depths=(1, 1, 2),
-)
+register("small_nest", nest._create_nest, "nest_tiny", **NEST)
 register(
     "small_resnetv2_bit",
     resnetv2._create_resnetv2_bit,

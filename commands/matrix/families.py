@@ -10,7 +10,8 @@ import timm
 import torch
 from torch import nn
 
-from tests.support import small_models  # noqa: F401  (registers them)
+from commands.matrix import small_models  # noqa: F401  (registers them)
+from commands.matrix.randomize import randomize
 
 
 class Family(NamedTuple):
@@ -119,7 +120,7 @@ FAMILIES: dict[str, Family] = {
     "efficientvit_msra": Family(
         "efficientvit_m0", {"img_size": 128, "embed_dim": (16, 32, 48), "depth": (1, 1, 1), "num_heads": (2, 2, 2)}, 128
     ),
-    "eva/eva02": Family("eva02_tiny_patch14_224", {**VIT, "img_size": 28}, 28),
+    "eva/eva02": Family("eva02_base_patch14_224", {**VIT, "img_size": 28}, 28),
     "eva": Family("eva_giant_patch14_224", {**VIT, "img_size": 28}, 28),
     "eva/dinov3": Family("vit_small_patch16_dinov3", {**VIT, "img_size": 32}, 32),
     "fasternet": Family("fasternet_t0", {"embed_dim": 16, "depths": FOUR, "feature_dim": 64}, 32),
@@ -280,3 +281,8 @@ def build(name: str) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return timm.create_model(family.model, num_classes=3, **family.args).eval()
+
+
+def network(name: str) -> nn.Module:
+    """Network of a family with values as far from zero as trained ones; see ``randomize``."""
+    return randomize(build(name), FAMILIES[name].size)

@@ -18,8 +18,10 @@ from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from timm.models.vision_transformer import Block, VisionTransformer
 from timm.models.vision_transformer_relpos import RelPosBlock, VisionTransformerRelPos
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from backbones.inject import Backbone
+from backbones.projections import POOLS
 
 
 def transformer_blocks(backbone: Backbone) -> list[Any]:
@@ -65,6 +67,22 @@ def linear_layers(backbone: Backbone, heads: tuple[str, ...] = ()) -> dict[str, 
         name: module
         for name, module in backbone.named_modules()
         if isinstance(module, nn.Linear) and name not in heads and not name.startswith(("patch_embed.", "attn_pool."))
+    }
+
+
+def weight_layers(backbone: Backbone, heads: tuple[str, ...] = ()) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Linear layers and convolutions by name that lie outside stem, pooling attention and the layers ``heads``."""
+    stem = stem_parameters(backbone)
+    pools = tuple(f"{name}." for name, module in backbone.named_modules() if isinstance(module, POOLS))
+    return {
+        name: module
+        for name, module in backbone.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+        # torch reads the weight of this class without calling the layer
+        and not isinstance(module, NonDynamicallyQuantizableLinear)
+        and name not in heads
+        and f"{name}.weight" not in stem
+        and not name.startswith(("patch_embed.", *pools))
     }
 
 

@@ -24,6 +24,7 @@ from backbones.anatomy import (
     token_sequence,
     transformer_blocks,
     used_parameters,
+    weight_layers,
 )
 
 SIZE = {"vit": 32, "eva": 28, "beit": 32, "swin": 32, "swin_v2": 64, "resnet": 32}
@@ -99,6 +100,11 @@ def test_a_called_qkv_gives_the_same(family: str) -> None:
         call_qkv(model, False)
         assert torch.equal(model(images), expected)
     assert not called
+
+
+def test_layers_between_stem_and_classifier() -> None:
+    layers = weight_layers(backbone("resnet"), heads=("fc",))
+    assert {name.partition(".")[0] for name in layers} == {"layer1", "layer2", "layer3", "layer4"}
 
 
 def test_linear_layers_of_a_vit() -> None:

@@ -26,4 +26,4 @@ lint: .venv/installed
 	$(BIN)/mypy benchmarks
 
 test: lint
-	$(BIN)/python -m pytest -m "not gpu" --numprocesses $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -m "not gpu and not matrix" --numprocesses $(WORKERS) --dist worksteal

@@ -66,7 +66,7 @@ def linear_layers(backbone: Backbone, heads: tuple[str, ...] = ()) -> dict[str, 
     return {
         name: module
         for name, module in backbone.named_modules()
-        if isinstance(module, nn.Linear) and name not in heads and not name.startswith(("patch_embed.", "attn_pool."))
+        if isinstance(module, nn.Linear) and name not in heads and not {"patch_embed", "attn_pool"} & {*name.split(".")}
     }
 
 

@@ -1,6 +1,6 @@
 """The README's table of methods is printed by a command."""
 
-from commands.methods import BEGIN, END, markdown_table
+from commands.methods.listing import BEGIN, END, markdown_table
 from methods import METHODS
 from tests.conftest import ROOT
 

@@ -15,7 +15,7 @@ from backbones.blocks import (
     pre_norm_blocks,
     width,
 )
-from commands.matrix.families import FAMILIES, build
+from commands.methods.families import FAMILIES, build
 
 FAST = [name for name, family in FAMILIES.items() if not family.slow]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from backbones.projections import attention_rows
-from commands.matrix.families import FAMILIES, build
+from commands.methods.families import FAMILIES, build
 
 # attention whose only use of q and k is their product
 PRODUCT = ["vision_transformer", "beit", "cait", "convit", "crossvit", "cpubone", "efficientformer", "hiera"]

@@ -22,7 +22,7 @@ from backbones.timm_models import (
     reset_head,
     shared_backbone,
 )
-from commands.matrix.families import FAMILIES, build
+from commands.methods.families import FAMILIES, build
 from tests.conftest import BACKBONE, TINY
 
 TAG = f"{BACKBONE}.augreg_in21k"  # its own files are npz, its hub copies safetensors

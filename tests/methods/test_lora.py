@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from callbacks.measures import SavedBytes
-from commands.matrix.families import FAMILIES
-from commands.matrix.families import build as build_family
+from commands.methods.families import FAMILIES
+from commands.methods.families import build as build_family
 from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod, compose
 from methods.layers.low_rank import LowRank

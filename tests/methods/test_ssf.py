@@ -14,8 +14,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from callbacks.measures import SavedBytes
-from commands.matrix.families import FAMILIES, build
-from commands.matrix.randomize import randomize
+from commands.methods.families import FAMILIES, build
+from commands.methods.randomize import randomize
 from lightning_modules.batch import Batch
 from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod, compose

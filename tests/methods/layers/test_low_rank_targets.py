@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from commands.matrix.families import build
+from commands.methods.families import build
 from methods.layers.low_rank_targets import Target, as_blocks, find_targets
 
 

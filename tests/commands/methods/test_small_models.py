@@ -2,7 +2,7 @@
 
 import timm
 
-from commands.matrix import small_models
+from commands.methods import small_models
 
 
 def test_a_second_copy() -> None:

@@ -2,8 +2,8 @@
 
 import torch
 
-from commands.matrix.families import build
-from commands.matrix.randomize import randomize
+from commands.methods.families import build
+from commands.methods.randomize import randomize
 
 
 def test_no_parameter_is_zero() -> None:

@@ -1,16 +1,8 @@
-"""List the methods: paper, parameters on a backbone, and whether they merge."""
+"""List the methods: paper, parameters on a backbone, whether they merge, and on which families of timm they work."""
 
 import argparse
-import re
-import sys
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from methods import PEFTMethod
-
-BEGIN, END = "<!-- train.py methods --markdown -->", "<!-- end of train.py methods --markdown -->"
-PAPER = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
-REFERENCE = re.compile(rf" \({PAPER.pattern}\)|, {PAPER.pattern}")  # of a docstring, where the table has a column
+from commands.methods.listing import markdown_table, merges, summary
 
 
 def main(args: list[str]) -> None:
@@ -34,8 +26,18 @@ def main(args: list[str]) -> None:
     parser.add_argument(
         "--markdown", action="store_true", help="print the table of the README instead, which counts no parameters"
     )
+    parser.add_argument(
+        "--matrix",
+        action="store_true",
+        help="train and merge every method on a small network of each timm family, which takes some minutes, and print "
+        "the page docs/backbones.md",
+    )
     own = parser.parse_args(args)
-    if own.markdown:
+    if own.matrix:
+        from commands.methods.matrix import outcomes, page
+
+        print(page(outcomes()), end="")
+    elif own.markdown:
         from methods import METHODS
 
         print(markdown_table(METHODS))
@@ -73,37 +75,3 @@ def print_counts(backbone: str, num_classes: int) -> None:
             shown = [str(error) if method.standalone else "stacks on another", ""]
         table.add_row(name, summary(method), *shown, merges(method).partition(":")[0])
     Console(width=150).print(table)
-
-
-def markdown_table(known: "dict[str, type[PEFTMethod]]") -> str:
-    """Table of the README between its markers.
-
-    Args:
-        known: Methods by name.
-    """
-    from methods.core.selective import Selective
-
-    lines = ["| `--method` | method | merges | selects from data | paper |", "|---|---|---|---|---|"]
-    for name, method in known.items():
-        text = REFERENCE.sub("", summary(method)).replace("``", "`")
-        selects = "yes" if issubclass(method, Selective) else "no"
-        lines.append(f"| `{name}` | {text} | {merges(method)} | {selects} | {paper(method)} |")
-    return "\n".join([BEGIN, *lines, END])
-
-
-def summary(method: "type[PEFTMethod]") -> str:
-    """First line of the docstring of a method, without its full stop."""
-    return (method.__doc__ or "").strip().partition("\n")[0].rstrip(".")
-
-
-def merges(method: "type[PEFTMethod]") -> str:
-    """Whether a method merges into plain weights: yes, no with the reason, or as the method it is stacked on."""
-    if not method.standalone:
-        return "as the other"
-    return "yes" if method.mergeable else f"no: {method.unmergeable}"
-
-
-def paper(method: "type[PEFTMethod]") -> str:
-    """Link to the paper that the docstring of the class or of its file names; empty without one."""
-    found = PAPER.search(f"{method.__doc__}\n{sys.modules[method.__module__].__doc__}")
-    return f"[{found.group(1)}](https://arxiv.org/abs/{found.group(1)})" if found else ""

@@ -10,8 +10,8 @@ import timm
 import torch
 from torch import nn
 
-from commands.matrix import small_models  # noqa: F401  (registers them)
-from commands.matrix.randomize import randomize
+from commands.methods import small_models  # noqa: F401  (registers them)
+from commands.methods.randomize import randomize
 
 
 class Family(NamedTuple):

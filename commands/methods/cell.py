@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from backbones.timm_models import bias_arguments, reset_head
 from callbacks.scoring.undisturbed import unchanged
-from commands.matrix.families import Family
+from commands.methods.families import Family
 from lightning_modules.batch import Batch
 from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod, compose

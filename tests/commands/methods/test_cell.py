@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from backbones.inject import Backbone
-from commands.matrix import cell
-from commands.matrix.families import FAMILIES, network
+from commands.methods import cell
+from commands.methods.families import FAMILIES, network
 from methods import METHODS, PEFTMethod
 from methods.bitfit import BitFit
 

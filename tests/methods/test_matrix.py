@@ -1,0 +1,66 @@
+"""Every method on a small network of every family of timm: it works as docs/backbones.md says, or it is refused.
+
+The families that are marked slow run with ``-m matrix``. After a change, print the page anew:
+``python train.py methods --matrix > docs/backbones.md``.
+"""
+
+import re
+from functools import cache
+from typing import Any
+
+import pytest
+import timm
+from torch import nn
+
+from commands.methods.cell import outcome
+from commands.methods.families import FAMILIES, network
+from commands.methods.matrix import MARKS, STACK
+from tests.conftest import ROOT
+
+REMEDY = re.compile(r"\b(use|expected|choose|give|leave|pass|raise)\b")  # what to do, in a refusal
+plain = cache(network)
+
+
+@cache
+def documented() -> dict[tuple[str, str], str]:
+    """Marks of docs/backbones.md by family and method."""
+    lines = (ROOT / "docs/backbones.md").read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("| family |"))
+    methods = [word.strip() for word in lines[start].split("|")[2:-1]]
+    marks: dict[tuple[str, str], str] = {}
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        family, *row = [word.strip() for word in line.split("|")[1:-1]]
+        marks |= {(family.strip("`"), method): mark for method, mark in zip(methods, row, strict=True)}
+    return marks
+
+
+def cells() -> list[Any]:
+    slow = pytest.mark.matrix
+    return [
+        pytest.param(family, method, marks=slow if FAMILIES[family].slow else (), id=f"{family}-{method}")
+        for family in FAMILIES
+        for method in STACK
+    ]
+
+
+@pytest.mark.parametrize(("family", "method"), cells())
+def test_cell(family: str, method: str) -> None:
+    found = outcome(STACK[method], FAMILIES[family], plain(family))
+    assert MARKS[found.state] == documented()[family, method], found.message
+    if found.state == "refused":
+        assert REMEDY.search(found.message), found.message
+
+
+def test_every_cell_is_documented() -> None:
+    assert documented().keys() == {(family, method) for family in FAMILIES for method in STACK}
+
+
+def test_networks_stay() -> None:
+    """A cell works on a copy."""
+    first: nn.Module = plain("vision_transformer")
+    outcome("full", FAMILIES["vision_transformer"], first)
+    again = network("vision_transformer").state_dict()
+    assert all(tensor.equal(again[name]) for name, tensor in first.state_dict().items())
+    assert isinstance(first, timm.models.VisionTransformer)

@@ -1,11 +1,22 @@
 """Anatomy of a backbone: its blocks, linear layers and norms."""
 
+import re
+from collections.abc import Callable
 from typing import Any
 
+from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
+from timm.models.beit import Attention as BeitAttention
+from timm.models.beit import Beit
+from timm.models.convnext import ConvNeXt
+from timm.models.eva import Eva, EvaAttention, EvaBlock
+from timm.models.mlp_mixer import Affine
+from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models.vision_transformer import Block, VisionTransformer
+import torch
 from timm.models.eva import EvaBlock
 from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.vision_transformer import Block
-from torch import nn
+from torch import Tensor, nn
 
 from backbones.inject import Backbone
 
@@ -63,9 +74,118 @@ def reads_bare_weight(backbone: Backbone, name: str) -> bool:
     return ends(name, "qkv") and own_bias and not getattr(attention, "qkv_bias_separate", False)
 
 
+def call_qkv(backbone: Backbone, called: bool = True) -> None:
+    """Make the attention of BEiT, EVA and Swin V2 call its fused ``qkv`` and add the bias afterwards, or undo it.
+
+    Otherwise it reads the bare weight, and a method at ``qkv`` has no effect. The outputs are equal.
+
+    Args:
+        backbone: The network, changed in place.
+        called: Whether the layer is called. A layer that has a bias of its own is called in any case.
+    """
+    for module in backbone.modules():
+        if getattr(module, "q_bias", None) is not None and hasattr(module, "qkv_bias_separate"):
+            module.qkv_bias_separate = called or module.qkv.bias is not None
+
+
+def separate_bias(backbone: Backbone, name: str) -> tuple[nn.Parameter, nn.Parameter] | None:
+    """Biases of query and value that the attention of BEiT, EVA or Swin V2 adds to its bias-free ``qkv``."""
+    attention = backbone.get_submodule(name.rpartition(".")[0])
+    if not ends(name, "qkv") or getattr(attention, "q_bias", None) is None:
+        return None
+    return attention.q_bias, attention.v_bias
+
+
+def ignores_key_bias(backbone: Backbone, name: str) -> bool:
+    """Whether a bias of the keys changes no output of the attention with the layer ``name``.
+
+    The softmax ignores a constant that is added to all scores of a query. It is not constant if keys are rotated by
+    their position, or normalised.
+    """
+    attention = backbone.get_submodule(name.rpartition(".")[0])
+    if isinstance(attention, BeitAttention):
+        return True
+    plain = isinstance(attention, EvaAttention) and isinstance(attention.k_norm, nn.Identity)
+    return plain and getattr(backbone, "rope", None) is None
+
+
+def output_names(layer: nn.Module) -> tuple[str, str] | None:
+    """Names of the tensors in which the output of a layer is linear, like ``weight`` and ``bias``; None if it is not.
+
+    The output of a convolution with a standardised weight is linear in its gain.
+    """
+    if isinstance(layer, (ScaledStdConv2d, ScaledStdConv2dSame)):
+        return "gain", "bias"
+    if isinstance(layer, (StdConv2d, StdConv2dSame, nn.Identity)):
+        return None
+    return ("alpha", "beta") if isinstance(layer, Affine) else ("weight", "bias")
+
+
+def patch_positions(backbone: Backbone, name: str) -> Tensor | None:
+    """Position embeddings (1, N, C) that a ViT adds to the output of its patch embedding ``name``, without a norm."""
+    table = getattr(backbone, "pos_embed", None)
+    if not isinstance(backbone, (VisionTransformer, Beit, Eva)) or name != "patch_embed.proj" or table is None:
+        return None
+    return table[:, table.shape[1] - backbone.patch_embed.num_patches :]
+
+
+def final_identity(backbone: Backbone) -> str | None:
+    """Name of the identity in the place of the final norm: in a ViT with average pooling, and in a ConvNeXt."""
+    name = "norm_pre" if isinstance(backbone, ConvNeXt) else "norm"
+    known = isinstance(backbone, (ConvNeXt, VisionTransformer))
+    return name if known and isinstance(getattr(backbone, name), nn.Identity) else None
+
+
+def head_norm(backbone: Backbone) -> dict[str, nn.Module]:
+    """Norm inside the head of a ConvNeXt by name; empty for other networks."""
+    if isinstance(backbone, ConvNeXt) and isinstance(backbone.head.norm, nn.Module):
+        return {"head.norm": backbone.head.norm}
+    return {}
+
+
 def owner(backbone: nn.Module, name: str) -> nn.Module:
     """Module of the parameter ``name``."""
     return backbone.get_submodule(name.rpartition(".")[0])
 
 
-FROZEN = ("head", "cls_token", "patch_embed", "stem", "pos_embed")  # never scored
+def stem_parameters(backbone: Backbone) -> set[str]:
+    """Names of the parameters of the stem: first convolutions, patch and position embeddings, tokens.
+
+    timm lists them for layer-wise learning rates. Parameters of the network itself, such as tokens, are also included.
+    """
+    names = [name for name, _ in backbone.named_parameters()]
+    matcher = backbone.group_matcher() if hasattr(backbone, "group_matcher") else {}
+    if callable(matcher):
+        return {name for name in names if "." not in name or matcher(name) == 0}
+    specs = [spec for group, spec in matcher.items() if group.startswith("stem") and spec is not None]
+    patterns = [part for spec in specs for part in ([spec] if isinstance(spec, str) else [part[0] for part in spec])]
+    return {name for name in names if "." not in name or any(re.match(pattern, name) for pattern in patterns)}
+
+
+def used_parameters(backbone: Backbone, forward: Callable[[], Any]) -> set[str]:
+    """Names of the parameters that an output depends on, found in the autograd graph of a forward pass, as in DDP.
+
+    Args:
+        backbone: The backbone. Its modes and gradient flags are restored.
+        forward: Function that runs the backbone and returns a tensor or a sequence of tensors.
+    """
+    names = {p: name for name, p in backbone.named_parameters()}
+    modes, flags = {m: m.training for m in backbone.modules()}, {p: p.requires_grad for p in names}
+    for parameter in names:
+        parameter.requires_grad_(parameter.is_floating_point())
+    backbone.eval()  # otherwise statistics of BatchNorm would change
+    with torch.enable_grad():
+        outputs = forward()
+    found: set[Any] = set()
+    nodes = [t.grad_fn for t in ([outputs] if isinstance(outputs, Tensor) else outputs)]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            nodes += [following for following, _ in node.next_functions]
+    backbone.train()  # some attentions keep tensors of an evaluation until the next training
+    for module, mode in modes.items():
+        module.training = mode
+    for parameter, flag in flags.items():
+        parameter.requires_grad_(flag)
+    return {names[node.variable] for node in found if getattr(node, "variable", None) in names}

@@ -14,13 +14,16 @@ import timm
 import torch
 from safetensors import SafetensorError
 from timm.data import resolve_input_data_config
+from timm.layers import AttentionPool2d, AttentionPoolLatent, RotAttentionPool2d
 from timm.models import get_pretrained_cfg, load_state_dict
 from torch import nn
 
 from backbones.inject import Backbone
+from backbones.timm_inputs import check_first_layer
 
 CorruptFile = (EOFError, SafetensorError, pickle.UnpicklingError)
 LoadError = (RuntimeError, OSError, KeyError, ValueError, AttributeError, *CorruptFile)
+ATTENTION_POOLS = (AttentionPool2d, AttentionPoolLatent, RotAttentionPool2d)
 shared: dict[str, Backbone] | None = None  # backbone that was read last, inside ``shared_backbone``
 
 
@@ -47,6 +50,7 @@ def build_backbone(name: str, pretrained: bool | str, args: dict[str, Any]) -> B
 
     Raises:
         ValueError: If timm has no model of this name, the tag is missing or the file does not fit the model.
+        TypeError: If the model does not take one of ``args``.
         FileNotFoundError: If there are no weights, or no network.
     """
     check_name(name, pretrained)
@@ -69,12 +73,14 @@ def read_backbone(name: str, pretrained: str | Literal[True], args: dict[str, An
     """Create a timm model with the weights of its tag or of a file; see ``build_backbone``."""
     if pretrained is True:
         try:
-            return create(name, args, pretrained=True)
+            backbone = create(name, args, pretrained=True)
         except LoadError as error:
             raise FileNotFoundError(
                 f"backbone={name!r}: its pretrained weights could not be loaded ({first_line(error)}). "
                 f"Nothing was trained. {remedy(name)}"
             ) from error
+        check_first_layer(backbone, name)
+        return backbone
     path = Path(pretrained)
     if not path.is_file():
         raise FileNotFoundError(f"pretrained={pretrained!r}: no such file. {remedy(name)}")
@@ -87,21 +93,24 @@ def read_backbone(name: str, pretrained: str | Literal[True], args: dict[str, An
         overlay["num_classes"] = args["num_classes"] = count_classes(name, path)
     try:
         # with the num_classes of the file, because only then timm loads strictly
-        return create(name, args, pretrained=True, pretrained_cfg_overlay=overlay)
+        backbone = create(name, args, pretrained=True, pretrained_cfg_overlay=overlay)
     except LoadError as error:
         raise ValueError(f"pretrained={pretrained!r} does not fit backbone={name!r}: {first_lines(error)}") from error
+    check_first_layer(backbone, name)
+    return backbone
 
 
 def create(name: str, args: dict[str, Any], **how: Any) -> Backbone:
     """Call ``timm.create_model``; its error for an unknown option names the options.
 
     Raises:
-        TypeError: If the model has no such option.
+        TypeError: If the model has no such option, or not for this value.
     """
     try:
         return timm.create_model(name, **how, **args)
-    except TypeError as error:
-        raise TypeError(f"backbone={name!r} with backbone_args={args}: {first_line(error)}") from error
+    except (TypeError, AssertionError, ZeroDivisionError) as error:
+        hint = "; it takes the size of the images, --data.image_size" if "argument 'img_size'" in str(error) else ""
+        raise TypeError(f"backbone={name!r} with backbone_args={args}: {first_line(error)}{hint}") from error
 
 
 def check_name(name: str, pretrained: bool | str) -> None:
@@ -165,11 +174,16 @@ def first_lines(error: BaseException, lines: int = 5) -> str:
 
 def input_config(backbone: Backbone) -> dict[str, Any]:
     """Input format of a backbone: ``input_size`` (C, H, W), ``mean``, ``std``, ``interpolation``, ``crop_pct``."""
-    if not getattr(backbone, "pretrained_cfg", None):  # a model that was built from a class, not by name
-        size = getattr(getattr(backbone, "patch_embed", None), "img_size", (224, 224))
-        half = (0.5, 0.5, 0.5)
-        return {"input_size": (3, *size), "mean": half, "std": half, "interpolation": "bicubic", "crop_pct": 1.0}
-    return dict(resolve_input_data_config(backbone))
+    channels = getattr(backbone, "in_chans", 3)
+    config = getattr(backbone, "pretrained_cfg", None)
+    if not config:  # a model that was built from a class, not by name
+        size = getattr(getattr(backbone, "patch_embed", None), "img_size", None) or (224, 224)
+        half = (0.5,) * channels
+        return {"input_size": (channels, *size), "mean": half, "std": half, "interpolation": "bicubic", "crop_pct": 1.0}
+    # the mean over the channels, as timm computes it, but timm warns at every call
+    known = {key: config[key] for key in ("mean", "std") if config.get(key)}
+    averages = {key: (sum(v) / len(v),) for key, v in known.items() if len(v) not in (1, channels)}
+    return dict(resolve_input_data_config(backbone, args=averages))
 
 
 def reset_head(backbone: Backbone, num_classes: int, init: str) -> None:
@@ -181,14 +195,24 @@ def reset_head(backbone: Backbone, num_classes: int, init: str) -> None:
         init: Initial weights. ``trunc_normal``: std 0.02, bias 0, as in timm's ViT and in SSF. ``linear``: torch's
             default, as in NOAH. ``zero``: zero. ``vpt``: Kaiming normal over the outputs, bias log(0.01 / 0.99), as in
             VPT's code.
+
+    Raises:
+        ValueError: If the model has no classifier that can be replaced.
     """
+    if not hasattr(backbone, "reset_classifier"):
+        raise ValueError(
+            f"{type(backbone).__name__} has no classifier that can be replaced: use a timm model for classification, "
+            "without features_only"
+        )
     backbone.reset_classifier(num_classes)
-    for head in head_modules(backbone).values():
-        init_head(head, init)
+    for layer in classifier_layers(backbone).values():
+        init_head(layer, init)
 
 
 def init_head(head: Any, init: str) -> None:
-    """Draw the weights of a classifier layer; see ``reset_head``."""
+    """Draw the weights of a classifier layer; see ``reset_head``. A norm keeps the weights of its construction."""
+    if not isinstance(head, (nn.Linear, nn.Conv2d)):
+        return
     if init == "trunc_normal":
         nn.init.trunc_normal_(head.weight, std=0.02)
     elif init == "zero":
@@ -199,9 +223,38 @@ def init_head(head: Any, init: str) -> None:
         nn.init.constant_(head.bias, math.log(0.01 / 0.99) if init == "vpt" else 0.0)
 
 
+def classifier_layers(backbone: Backbone) -> dict[str, Any]:
+    """Layers with weights that ``reset_classifier`` makes, by module name; none with 0 classes.
+
+    There are several if a model is distilled, has a classifier for each stage, or a BatchNorm before the linear layer.
+    """
+    found = backbone.get_classifier()
+    outputs = [*(found if isinstance(found, (tuple, list)) else [found]), getattr(backbone, "aux_head", None)]
+    modules = dict(backbone.named_modules())
+    tops = []
+    for name, module in modules.items():
+        if any(module is output for output in outputs):
+            parent = name.rpartition(".")[0]
+            tops.append(parent if only_norms_beside(modules[parent], module) else name)
+    return {name: module for name, module in modules.items() if module._parameters and inside(name, tops)}
+
+
+def only_norms_beside(parent: nn.Module, layer: nn.Module) -> bool:
+    """Whether a module is a sequence of BatchNorms and one classifier layer, which timm replaces as a whole."""
+    others = [m for m in parent.children() if m is not layer and any(True for _ in m.parameters())]
+    return isinstance(parent, nn.Sequential) and all(isinstance(other, nn.BatchNorm1d) for other in others)
+
+
+def inside(name: str, tops: list[str]) -> bool:
+    """Whether a module is one of ``tops`` or lies inside one."""
+    return any(f"{name}.".startswith(f"{top}.") for top in tops)
+
+
 def head_modules(backbone: Backbone) -> dict[str, Any]:
-    """Classifier layers of a timm model by module name (two for a distilled model, none with 0 classes)."""
-    classifier = backbone.get_classifier()
-    heads = classifier if isinstance(classifier, tuple) else (classifier,)
-    layers = [layer for layer in heads if isinstance(layer, (nn.Linear, nn.Conv2d))]
-    return {name: module for name, module in backbone.named_modules() if any(module is layer for layer in layers)}
+    """Layers that train as the head, by module name: attention pooling with its pretrained weights, and the classifier.
+
+    They are the modules that hold parameters themselves, so that each layer has its own entry.
+    """
+    tops = [name for name, module in backbone.named_modules() if isinstance(module, ATTENTION_POOLS)]
+    pools = {name: m for name, m in backbone.named_modules() if m._parameters and inside(name, tops)}
+    return pools | classifier_layers(backbone)

@@ -30,8 +30,9 @@ class DataModule(Loaders, ABC):
     """Splits of samples, and their way into batches.
 
     A subclass gives ``samples`` and ``item``. It may also replace ``train_item`` (augmentation), ``view`` (random views
-    for contrastive scores), ``configure`` (what the backbone needs), ``check_samples``, ``varies``, the three settings
-    and keys of fingerprints, and of ``Loaders`` the two steps after an item: ``collate`` and ``on_device``.
+    for contrastive scores), ``configure`` (what the backbone needs), ``follow``, ``check_samples``, ``varies``, the
+    three settings and keys of fingerprints, and of ``Loaders`` the two steps after an item: ``collate`` and
+    ``on_device``.
     """
 
     unit: ClassVar[str] = "sample"  # name of one sample in messages and results
@@ -57,6 +58,10 @@ class DataModule(Loaders, ABC):
 
     def configure(self, input_config: dict[str, Any]) -> None:
         """Take over the form of inputs that the backbone needs, before any sample is read."""
+
+    def follow(self, task: Any) -> None:
+        """Take over the form of inputs of a task; refuse inputs that it cannot read, before any sample is read."""
+        self.configure(getattr(task, "input_config", {}))  # not every task reads images
 
     def check_samples(self, split: str, samples: Samples) -> None:
         """Refuse samples that a run cannot use.
@@ -103,7 +108,7 @@ class DataModule(Loaders, ABC):
 
     def setup(self, stage: str) -> None:
         assert self.trainer is not None
-        self.configure(getattr(self.trainer.lightning_module, "input_config", {}))  # not every task reads images
+        self.follow(self.trainer.lightning_module)
         if stage == "fit" and self.test_follows and self.samples("test") is None:
             raise ValueError("the data have no test split, and test_after_fit asks for one")
         for split in SPLITS[stage]:

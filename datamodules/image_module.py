@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from datamodules import pixels, transforms
 from datamodules.base import DataModule
+from datamodules.channels import MODES, check_alpha, check_channels, per_channel
 from datamodules.items import Items
 from datamodules.pixels import Cache, CachedImages
-from datamodules.samples import ImageSample, ImageSamples, to_rgb
+from datamodules.samples import ImageSample, ImageSamples, upright
 from datamodules.transforms import Augmentation, Resize
 from lightning_modules.batch import Batch
 
@@ -27,9 +28,9 @@ NORMALIZATIONS = {
 
 
 class ImageModule(DataModule):
-    """Images in the form that the backbone of the task needs: its size and filter and, by default, its mean and std.
+    """Images in the form that the backbone of the task needs: its size, channels, filter and, by default, mean and std.
 
-    Images travel as uint8 and become normalised floats (B, 3, H, W) on the device. A subclass whose targets have the
+    Images travel as uint8 and become normalised floats (B, C, H, W) on the device. A subclass whose targets have the
     geometry of the image, such as masks, replaces ``item`` and ``train_item``, where both are transformed together.
 
     Args:
@@ -39,12 +40,12 @@ class ImageModule(DataModule):
             flip); ``rrc`` (random resized crop, flip); ``randaug`` (``rrc`` and RandAugment m9-mstd0.5);
             ``flip_randaug`` (flip and the same RandAugment on the whole image, squashed to the square, as SCT does).
         random_erasing: Probability of erasing a random rectangle of a training image.
-        resize: ``direct`` squashes to the square (VTAB); ``center_crop`` keeps the aspect and crops the centre, as the
-            backbone's own evaluation; ``square_crop`` squashes to a larger square and crops its centre (NOAH's
+        resize: ``direct`` squashes to the image size (VTAB); ``center_crop`` keeps the aspect and crops the centre, as
+            the backbone's own evaluation; ``square_crop`` squashes to a larger square and crops its centre (NOAH's
             few-shot sets).
         crop_pct: Share of the resized side that a crop keeps; the backbone's by default.
         interpolation: Filter of the resizing: ``model`` is the backbone's own, ``bilinear`` and ``bicubic`` are fixed.
-        image_size: Side of the square in pixels; the backbone's by default.
+        image_size: Side of the square in pixels, or ``[height, width]``; the backbone's by default.
         normalization: Mean and std: ``model`` are the backbone's own, ``imagenet`` those of ImageNet, ``inception`` 0.5
             and 0.5, ``none`` 0 and 1.
         on_corrupt: Treatment of an unreadable image: ``error`` stops the run, ``skip`` leaves the image out.
@@ -62,7 +63,7 @@ class ImageModule(DataModule):
         resize: Resize = "center_crop",
         crop_pct: float | None = None,
         interpolation: Literal["model", "bilinear", "bicubic"] = "model",
-        image_size: int | None = None,
+        image_size: int | list[int] | None = None,
         normalization: Literal["model", "imagenet", "inception", "none"] = "model",
         on_corrupt: Literal["error", "skip"] = "error",
         max_corrupt: float = 0.01,
@@ -72,15 +73,13 @@ class ImageModule(DataModule):
         for name, share in {"random_erasing": random_erasing, "max_corrupt": max_corrupt}.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}={share}: expected a share from 0 to 1")
-        if image_size is not None and image_size < 1:
-            raise ValueError(f"image_size={image_size}: expected a number of pixels")
         if crop_pct is not None and not 0 < crop_pct <= 1:
             raise ValueError(f"crop_pct={crop_pct}: expected a share above 0 and up to 1")
         self.cache = cache
         self.augmentation = augmentation
         self.random_erasing = random_erasing
         self.resize = resize
-        self.image_size = image_size
+        self.image_size = None if image_size is None else height_and_width(image_size)
         self.normalization = normalization
         self.overrides: dict[str, Any] = {} if crop_pct is None else {"crop_pct": crop_pct}
         self.overrides |= {} if interpolation == "model" else {"interpolation": interpolation}
@@ -88,20 +87,31 @@ class ImageModule(DataModule):
         self.max_corrupt = max_corrupt
 
     def configure(self, input_config: dict[str, Any]) -> None:
-        """Take over size, interpolation, crop, mean and std of a backbone's input config."""
-        self.size = self.image_size or input_config["input_size"][-1]
+        """Take over size, channels, interpolation, crop, mean and std of a backbone's input config.
+
+        Raises:
+            ValueError: If images have no form with so many channels, or no augmentation in that form.
+        """
+        self.channels, *sides = input_config["input_size"]
+        self.size = self.image_size or (sides[0], sides[1])
+        check_channels(self.channels, self.augmentation)
         input_config = input_config | self.overrides
         self.interpolation = InterpolationMode(input_config["interpolation"])
         self.crop_pct = input_config["crop_pct"]
         model = (input_config["mean"], input_config["std"])
-        mean, std = NORMALIZATIONS.get(self.normalization, model)
-        self.mean, self.std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (mean, std))
+        chosen = NORMALIZATIONS.get(self.normalization, model)
+        self.mean, self.std = (per_channel(values, self.channels) * 255 for values in chosen)
         self.random_view = transforms.random_view(self.size, self.interpolation)
         self.augment: v2.Transform | None = None
         if self.augmentation == "pad_crop":
             self.augment = transforms.of_pixels(self.size)
         elif self.augmentation != "none":
             self.augment = transforms.of_stored_images(self.augmentation, self.size, self.interpolation)
+
+    def follow(self, task: Any) -> None:
+        super().follow(task)
+        if hasattr(task, "check_input_size"):  # a task of this form of data has it
+            task.check_input_size((self.channels, *self.size))
 
     # items
 
@@ -111,24 +121,31 @@ class ImageModule(DataModule):
         return self.augmentation in transforms.OF_STORED_IMAGES
 
     def to_pixels(self, image: Image.Image) -> Tensor:
-        """uint8 pixels (3, S, S) of an RGB image."""
+        """uint8 pixels (C, H, W) of an image."""
         return transforms.resized(image, self.size, self.resize, self.crop_pct, self.interpolation)
 
     def item(self, sample: ImageSample) -> tuple[Any, Any]:
-        return self.to_pixels(to_rgb(sample.image)), sample.target
+        return self.to_pixels(upright(sample.image, MODES[self.channels])), sample.target
 
     def train_item(self, sample: ImageSample) -> tuple[Any, Any]:
         if self.augment is None:
             return self.item(sample)
         if self.augments_stored:
-            return self.augment(to_rgb(sample.image)), sample.target
+            return self.in_colour(self.augment, sample), sample.target
         return self.augment(*self.item(sample))
 
     def view(self, sample: ImageSample) -> tuple[Any, Any]:
-        return self.random_view(to_rgb(sample.image)), sample.target
+        if self.channels == 4:  # not a ValueError, which would name the sample as unreadable
+            raise TypeError("in_chans=4: random views change colours of RGB images only; use a score without views")
+        return self.in_colour(self.random_view, sample), sample.target
+
+    def in_colour(self, transform: v2.Transform, sample: ImageSample) -> Tensor:
+        """uint8 pixels (C, H, W) by a transform that cannot read grey images; its colours of a grey one are equal."""
+        image = upright(sample.image, MODES[self.channels])
+        return transform(image.convert("RGB"))[:1] if self.channels == 1 else transform(image)
 
     def on_device(self, batch: Batch) -> Batch:
-        """Normalised floats of uint8 pixels (B, 3, H, W), with erased rectangles in training."""
+        """Normalised floats of uint8 pixels (B, C, H, W), with erased rectangles in training."""
         device = batch.inputs.device
         images = (batch.inputs - self.mean.to(device)) / self.std.to(device)
         if self.random_erasing and self.trainer is not None and self.trainer.training:
@@ -140,7 +157,7 @@ class ImageModule(DataModule):
         return [f"{name}={value}" for name, value in options.items() if value not in ("none", 0)]
 
     def item_settings(self) -> tuple[Any, ...]:
-        return self.size, self.resize, self.crop_pct, str(self.interpolation)
+        return self.channels, self.size, self.resize, self.crop_pct, str(self.interpolation)
 
     def device_settings(self) -> tuple[Any, ...]:
         return self.mean.tolist(), self.std.tolist()
@@ -158,7 +175,8 @@ class ImageModule(DataModule):
     def dataset(self, split: str, samples: Any) -> Items:
         """Dataset of a split, after a check of its samples: cached, or decoded at every access."""
         self.check_samples(split, samples)
-        train, size = split == "train", len(samples) * 3 * self.size**2
+        check_alpha(split, samples, self.channels)
+        train, size = split == "train", len(samples) * self.channels * self.size[0] * self.size[1]
         live = self.cache == "none" or (self.cache == "auto" and size > pixels.CACHE_LIMIT)
         if live or (train and self.augments_stored):
             samples = self.opened(split, samples) if self.opens_all else samples
@@ -181,8 +199,8 @@ class ImageModule(DataModule):
         return self.leave_out(split, samples, broken)
 
     def decode(self, split: str, samples: ImageSamples) -> tuple[ImageSamples, Tensor]:
-        """Samples that can be read, and their uint8 pixels (N, 3, S, S)."""
-        found = torch.empty(len(samples), 3, self.size, self.size, dtype=torch.uint8)
+        """Samples that can be read, and their uint8 pixels (N, C, H, W)."""
+        found = torch.empty(len(samples), self.channels, *self.size, dtype=torch.uint8)
         broken: dict[int, Exception] = {}
         for index in tqdm(range(len(samples)), desc=f"caching {split}", leave=False, disable=None):
             try:
@@ -207,3 +225,15 @@ class ImageModule(DataModule):
             raise ValueError(f"{message}: more than --data.max_corrupt {self.max_corrupt:.0%} of the split")
         print(f"note: {message}; left out")
         return samples.keep([index for index in range(total) if index not in broken])
+
+
+def height_and_width(image_size: int | list[int]) -> tuple[int, int]:
+    """Height and width in pixels of the option ``image_size``.
+
+    Raises:
+        ValueError: If it is no size.
+    """
+    sides = [image_size, image_size] if isinstance(image_size, int) else image_size
+    if len(sides) != 2 or min(sides) < 1:
+        raise ValueError(f"image_size={image_size}: expected a number of pixels, or [height, width]")
+    return sides[0], sides[1]

@@ -20,8 +20,8 @@ class CachedImages(Items):
 
     Args:
         samples: Samples as stored, whose targets are read at every access.
-        pixels: uint8 pixels (N, 3, S, S) of the samples.
-        augment: Augmentation of pixels (3, S, S), or None.
+        pixels: uint8 pixels (N, C, H, W) of the samples.
+        augment: Augmentation of pixels (C, H, W), or None.
     """
 
     in_memory: ClassVar[bool] = True

@@ -81,14 +81,14 @@ class LabelledSamples(ImageSamples):
         return int(self.labels[index])
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB from any mode: grey, palette, alpha, CMYK, 16 bit."""
+def upright(image: Image.Image, mode: str = "RGB") -> Image.Image:
+    """Upright image in a mode of Pillow, from any mode: grey, palette, alpha, CMYK, 16 bit."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bit: PIL would clip at 255 instead of scaling
         image = image.point(lambda value: value * (1 / 256)).convert("L")
     if image.mode in ("P", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return image.convert(mode)
 
 
 def open_image(file: Any) -> Image.Image:

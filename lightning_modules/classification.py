@@ -11,7 +11,15 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from backbones.timm_models import build_backbone, head_modules, init_head, input_config, reset_head
+from backbones.timm_inputs import check_input_size
+from backbones.timm_models import (
+    build_backbone,
+    classifier_layers,
+    head_modules,
+    init_head,
+    input_config,
+    reset_head,
+)
 from lightning_modules.batch import Batch
 from lightning_modules.run import datamodule_of
 from lightning_modules.task import Headline, Task
@@ -97,12 +105,20 @@ class Classification(Task):
         """Size, mean, std and interpolation of the backbone's training images, which datamodules use."""
         return input_config(self.backbone)
 
+    def check_input_size(self, size: tuple[int, int, int]) -> None:
+        """Refuse images of a size (C, H, W) that the backbone cannot take; a datamodule asks before it reads any.
+
+        Raises:
+            ValueError: With the size, the expected one and the options.
+        """
+        check_input_size(self.backbone, size, tuple(self.input_config["input_size"]))
+
     def predict_from(self, features: Tensor) -> Tensor:
         """Logits (B, num_classes) of features."""
         return self.backbone.forward_head(features)
 
     def resize_head(self, width: int) -> None:
-        for name in head_modules(self.backbone):
+        for name in classifier_layers(self.backbone):
             new = nn.Linear(width, self.num_classes)
             init_head(new, self.head_init)
             self.backbone.set_submodule(name, new)
@@ -115,7 +131,7 @@ class Classification(Task):
     # training
 
     def augment(self, batch: Batch) -> Batch:
-        """Mix images (B, 3, H, W) and labels (B,) by mixup or cutmix. The new labels are soft labels (B, K)."""
+        """Mix images (B, C, H, W) and labels (B,) by mixup or cutmix. The new labels are soft labels (B, K)."""
         if self.mixup is None or not self.training:
             return batch
         odd = batch.size % 2  # timm mixes image i with image B - 1 - i, which needs an even number: copy one image
@@ -179,7 +195,7 @@ class Classification(Task):
         self.class_names = trained
 
     def example_batch(self) -> Batch:
-        """One image of zeros (1, 3, H, W) of class 0."""
+        """One image of zeros (1, C, H, W) of class 0."""
         images = torch.zeros(1, *self.input_config["input_size"], device=self.device)
         label = torch.zeros(1, dtype=torch.long, device=self.device)
         return Batch.of(images, label)

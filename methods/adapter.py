@@ -11,7 +11,8 @@ from timm.layers import DropPath
 from timm.layers.activations import QuickGELU
 from torch import Tensor, nn
 
-from backbones.anatomy import per_block, transformer_blocks
+from backbones.anatomy import per_block
+from backbones.blocks import attention_blocks, channels_first, convolutional_blocks, has, width
 from backbones.inject import AdapterModule, Backbone, attach
 from methods.core.base import PEFTMethod
 
@@ -45,10 +46,12 @@ class Bottleneck(AdapterModule):
         hidden: Width h of the bottleneck.
         placement: Activation, dropout and scale.
         init: Initial weights; see ``adapter_init`` of ``Adapter``.
+        spatial: Whether the feature is (B, C, H, W) instead of (B, ..., C).
     """
 
-    def __init__(self, dim: int, hidden: int, placement: Placement, init: Init) -> None:
+    def __init__(self, dim: int, hidden: int, placement: Placement, init: Init, spatial: bool = False) -> None:
         super().__init__()
+        self.spatial = spatial
         self.down, self.up = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
         self.act = placement.activation()
         self.dropout, self.drop_path = nn.Dropout(placement.dropout), DropPath(placement.drop_path)
@@ -64,14 +67,31 @@ class Bottleneck(AdapterModule):
                 nn.init.zeros_(linear.weight)  # with "lora", ``down`` keeps torch's Kaiming uniform
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        update = self.up(self.dropout(self.act(self.down(output))))
+        feature = output.movedim(1, -1) if self.spatial else output
+        update = self.up(self.dropout(self.act(self.down(feature))))
         if self.scale is not None:
             update = update * self.scale.to(update.dtype)
-        return output + self.drop_path(update)
+        return output + self.drop_path(update.movedim(-1, 1) if self.spatial else update)
+
+
+class Site(NamedTuple):
+    """A place of an adapter.
+
+    Args:
+        module: Module whose output the adapter changes.
+        dim: Channels C of the output.
+        spatial: Whether the output is (B, C, H, W) instead of (B, ..., C).
+    """
+
+    module: nn.Module
+    dim: int
+    spatial: bool
 
 
 class Adapter(PEFTMethod):
     """Bottleneck adapters (Houlsby et al., ICML 2019, arXiv:1902.00751).
+
+    In a convolutional network, one adapter changes the output of each residual block, in all placements.
 
     Args:
         adapter_placement: Place of the adapters in each block. ``houlsby``: after the attention and after the MLP.
@@ -113,9 +133,27 @@ class Adapter(PEFTMethod):
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
-        blocks = transformer_blocks(backbone)
+        blocks = self.sites(backbone)
         widths = per_block("adapter_dims", self.adapter_dims, self.adapter_dim, len(blocks))
-        for block, width in zip(blocks, widths, strict=True):
-            dim = block.norm2.weight.shape[0]
-            for site in self.placement.sites if width else ():
-                attach(block.get_submodule(site), "adapter", Bottleneck(dim, width, self.placement, self.adapter_init))
+        for sites, hidden in zip(blocks, widths, strict=True):
+            for site in sites if hidden else ():
+                op = Bottleneck(site.dim, hidden, self.placement, self.adapter_init, site.spatial)
+                attach(site.module, "adapter", op)
+
+    def sites(self, backbone: Backbone) -> list[list[Site]]:
+        """Places of adapters in each block.
+
+        Raises:
+            ValueError: If the backbone has no blocks with such places.
+        """
+        names = self.placement.sites
+        blocks = [block for block in attention_blocks(backbone) if has(block, tuple(name for name in names if name))]
+        if blocks:
+            return [[Site(b.get_submodule(n), width(b), channels_first(b, n)) for n in names] for b in blocks]
+        maps = [(block, block.get_submodule(layers.last)) for block, layers in convolutional_blocks(backbone)]
+        if not maps:
+            raise ValueError(
+                f"adapters change the output of a block or of its {', '.join(filter(None, names)) or 'branches'}, and "
+                f"{type(backbone).__name__} has no blocks with these places: use lora, ssf, bitfit or gps"
+            )
+        return [[Site(block, last.weight.shape[0], spatial=True)] for block, last in maps]

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.anatomy import transformer_blocks
+from backbones.blocks import channels_first, pre_norm_blocks, width
 from backbones.inject import AdapterModule, Backbone, check_free
 from methods.core.base import PEFTMethod
 
 
 class ParallelBottleneck(AdapterModule):
-    """Adds ``scale * up(drop(relu(down(x))))`` of a residual stream x (B, ..., C) to the branch that x feeds.
+    """Adds ``scale * up(drop(relu(down(x))))`` of a residual stream x to the branch that x feeds.
 
     Args:
         dim: Channels C of the stream.
@@ -22,10 +22,12 @@ class ParallelBottleneck(AdapterModule):
         scale: Factor s of the update, dimensionless.
         dropout: Probability of dropping a hidden unit.
         bias: Whether both projections have biases.
+        spatial: Whether the stream is (B, C, H, W) instead of (B, ..., C).
     """
 
-    def __init__(self, dim: int, hidden: int, scale: float, dropout: float, bias: bool) -> None:
+    def __init__(self, dim: int, hidden: int, scale: float, dropout: float, bias: bool, spatial: bool = False) -> None:
         super().__init__()
+        self.spatial = spatial
         self.down, self.up = nn.Linear(dim, hidden, bias), nn.Linear(hidden, dim, bias)  # down: Kaiming uniform
         self.dropout, self.scale = nn.Dropout(dropout), scale
         self.stream: Tensor | None = None  # x between the two hooks of one forward pass
@@ -39,9 +41,10 @@ class ParallelBottleneck(AdapterModule):
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         assert self.stream is not None, "norm2 was not called before the MLP"
-        hidden = torch.relu(self.down(self.stream))
+        hidden = torch.relu(self.down(self.stream.movedim(1, -1) if self.spatial else self.stream))
         self.stream = None
-        return torch.add(output, self.up(self.dropout(hidden)), alpha=self.scale)
+        update = self.up(self.dropout(hidden))
+        return torch.add(output, update.movedim(-1, 1) if self.spatial else update, alpha=self.scale)
 
 
 class AdaptFormer(PEFTMethod):
@@ -81,14 +84,15 @@ class AdaptFormer(PEFTMethod):
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
-        for block in transformer_blocks(backbone):
+        for block in pre_norm_blocks(backbone, "AdaptFormer adds a branch to the MLP of each block"):
             check_free(block, "adaptformer")
             block.adaptformer = op = ParallelBottleneck(
-                block.norm2.weight.shape[0],
+                width(block),
                 self.adaptformer_dim,
                 self.adaptformer_scale,
                 self.adaptformer_dropout,
                 self.adaptformer_bias,
+                channels_first(block),
             )
             # x2 = x1 + drop_path(mlp(norm2(x1))) + s A(x1): the input of A is x1, and drop path does not drop A
             block.norm2.register_forward_pre_hook(op.keep_input)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.anatomy import ends, linear_layers, reads_bare_weight, transformer_blocks
+from backbones.anatomy import ends, linear_layers, reads_bare_weight
+from backbones.blocks import channels_first, pre_norm_blocks, width
 from backbones.inject import Backbone, check_free, swap_class
 from checkpoints import packed
 from methods.adaptformer import ParallelBottleneck
@@ -154,10 +155,10 @@ class BiAdapter(PEFTMethod):
                 head.register_buffer("bias", zeros)
 
     def add_bottlenecks(self, backbone: Backbone) -> None:
-        for block in transformer_blocks(backbone):
+        for block in pre_norm_blocks(backbone, "Bi-AdaptFormer adds a branch to the MLP of each block"):
             check_free(block, "adapter")
-            dim = block.norm2.weight.shape[0]
-            block.adapter = op = ParallelBottleneck(dim, self.bi_dim, self.bi_scale, self.bi_dropout, bias=False)
+            sizes = (width(block), self.bi_dim, self.bi_scale, self.bi_dropout)
+            block.adapter = op = ParallelBottleneck(*sizes, bias=False, spatial=channels_first(block))
             for linear in (op.down, op.up):
                 self.quantise(linear, LowBitLinear, self.bi_bits)
             self.init_up(op.up.weight)

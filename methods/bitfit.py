@@ -31,7 +31,7 @@ class BitFit(PEFTMethod):
         self.bitfit_norm, self.bitfit_lr_scale = bitfit_norm, bitfit_lr_scale
 
     def trainable_names(self) -> Iterable[str]:
-        names = [name for name, _ in self.backbone.named_parameters() if name.endswith("bias")]
+        names = [name for name in self.used_names() if name.endswith("bias")]
         return [n for n in names if self.bitfit_norm or not isinstance(owner(self.backbone, n), NORMS)]
 
     def param_groups(self) -> list[dict[str, Any]]:

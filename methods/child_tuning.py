@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from backbones.anatomy import FROZEN
+from backbones.anatomy import stem_parameters
 from backbones.inject import Backbone
 from callbacks.scoring.scorers import Scorer, SquaredGradients
 from lightning_modules.run import datamodule_of
@@ -43,7 +43,8 @@ class ChildTuning(TrainsEntries):
 
     def score_targets(self) -> list[str]:
         """Names of the layers' parameters, without embeddings and classifier."""
-        return [name for name in super().score_targets() if not any(word in name for word in FROZEN)]
+        stem = stem_parameters(self.backbone)
+        return [name for name in super().score_targets() if name not in stem]
 
     @property
     def score_data(self) -> dict[str, Any]:
@@ -75,7 +76,7 @@ class ChildTuning(TrainsEntries):
     # F
 
     def trainable_names(self) -> Iterable[str]:
-        return [name for name, _ in self.backbone.named_parameters()] if self.child_variant == "F" else []
+        return self.used_names() if self.child_variant == "F" else []
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Set random gradients to zero, the same on every rank; the others are scaled so that the mean stays."""

@@ -91,10 +91,10 @@ class DiffPruning(PEFTMethod):
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
-        for name, parameter in list(backbone.named_parameters()):
+        for name in self.used_names():
             if not self.in_head(f"backbone.{name}"):
                 path, _, kind = name.rpartition(".")
-                op = Diff(parameter, self.diff_alpha_init, self.diff_stretch)
+                op = Diff(backbone.get_parameter(name), self.diff_alpha_init, self.diff_stretch)
                 parametrize_in_place(backbone.get_submodule(path), kind, f"{kind}_diff", op)
 
     def diffs(self) -> list[Diff]:

@@ -6,7 +6,7 @@ from methods.core.base import PEFTMethod
 
 
 class Full(PEFTMethod):
-    """Full fine-tuning: every parameter of the backbone trains, from pretrained or random weights."""
+    """Full fine-tuning: every used parameter of the backbone trains, from pretrained or random weights."""
 
     def trainable_names(self) -> Iterable[str]:
-        return [name for name, _ in self.backbone.named_parameters()]
+        return self.used_names()

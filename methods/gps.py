@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.anatomy import reads_bare_weight
+from backbones.anatomy import owner
 from backbones.inject import Backbone
 from callbacks.scoring.class_scorer import check_classes
 from callbacks.scoring.scorers import AbsoluteGradients, Scorer, SignedGradients, SquaredGradients
@@ -19,7 +19,7 @@ from callbacks.scoring.top import top, top_of_all, top_of_rows
 from lightning_modules.batch import Batch
 from lightning_modules.run import datamodule_of
 from methods.core.selective import Selective
-from methods.layers.sparse import SPARSE, merge_entries, train_entries
+from methods.layers.sparse import merge_entries, train_entries
 
 SCORERS: dict[str, type[Scorer]] = {
     "abs_sum": SignedGradients,
@@ -31,8 +31,8 @@ SCORERS: dict[str, type[Scorer]] = {
 class GPS(Selective):
     """Gradient-based parameter selection (Zhang et al., CVPR 2024, arXiv:2312.10136).
 
-    Matrices that cannot train single entries stay frozen, such as those qkv weights of BEiT, EVA and Swin V2 that the
-    attention uses without a call of the layer.
+    A neuron is an output of a linear layer or a channel of a convolution; the other parameters, such as the tables of
+    position biases, stay frozen.
 
     Args:
         gps_k: Connections that train for each output neuron (``per_neuron``), or per neuron on average (other values
@@ -73,18 +73,17 @@ class GPS(Selective):
         return [name for name, kind in self.kinds().items() if kind == "matrix"]
 
     def kinds(self) -> dict[str, str]:
-        """Kind of each backbone parameter: ``frozen``, ``whole`` (trains in full), ``matrix`` (some entries train)."""
+        """Kind of each used parameter: ``frozen``, ``whole`` (trains in full), ``matrix`` (some entries train)."""
         kinds = {}
-        for name, parameter in self.backbone.named_parameters():
+        for name in self.used_names():
+            parameter = self.backbone.get_parameter(name)
             if any(word in name for word in ("norm", "pos_embed", "cls_token")):  # also the biases of norms
                 kinds[name] = "frozen"
             elif self.in_head(f"backbone.{name}") or "bias" in name or "gamma" in name:
                 kinds[name] = "whole"
             else:
-                path = name.rpartition(".")[0]
-                sparse = type(self.backbone.get_submodule(path)) in (*SPARSE, *SPARSE.values())
-                usable = parameter.dim() > 1 and sparse and not reads_bare_weight(self.backbone, path)
-                kinds[name] = "matrix" if usable else "frozen"
+                layer = isinstance(owner(self.backbone, name), (nn.Linear, nn.modules.conv._ConvNd))
+                kinds[name] = "matrix" if layer and parameter.dim() > 1 else "frozen"
         return kinds
 
     @property

@@ -1,7 +1,9 @@
 """Linear probe: ``logits = W f(x) + b`` with frozen features f; only W and b train."""
 
+import torch
 from torch import Tensor, nn
 
+from backbones.inject import Backbone
 from methods.core.frozen import FrozenBackbone
 
 
@@ -12,7 +14,25 @@ class LinearProbe(FrozenBackbone):
         heads = [self.backbone.get_submodule(name) for name in self.head_names]
         if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
             raise ValueError(f"{type(self.backbone).__name__} has no single linear classifier, whose input is kept")
+        images, training = self.example_batch().inputs, self.training
+        self.eval()
+        with torch.no_grad():
+            same = torch.equal(self.forward_frozen(self.frozen_features(images)), self(images))
+        self.train(training)
+        if not same:
+            raise ValueError(
+                f"{type(self.backbone).__name__} has more than one linear classifier behind its pooled features, so "
+                "that they cannot be kept: leave the cache of features out"
+            )
         return "pooled"
+
+    def adapt(self, backbone: Backbone) -> None:
+        super().adapt(backbone)
+        if not self.heads():
+            raise ValueError(
+                f"{self.method_name()} trains a classifier, and {type(backbone).__name__} has none of a known form: "
+                "use another backbone, such as a ViT, Swin or ResNet"
+            )
 
     def frozen_features(self, x: Tensor) -> tuple[Tensor, ...]:
         return (self.backbone.forward_head(self.backbone.forward_features(x), pre_logits=True),)

@@ -15,7 +15,10 @@ class LNTuning(PEFTMethod):
 
     def trainable_names(self) -> Iterable[str]:
         norms = [name for name, module in self.backbone.named_modules() if isinstance(module, nn.LayerNorm)]
-        names = [f"{norm}.{name}" for norm in norms for name, _ in self.backbone.get_submodule(norm).named_parameters()]
+        names = [name for name in self.used_names() if name.rpartition(".")[0] in norms]
         if not names:
-            raise ValueError(f"{type(self.backbone).__name__} has no LayerNorm to tune")
+            raise ValueError(
+                f"{type(self.backbone).__name__} has no LayerNorm to tune: use a backbone such as a ViT, Swin or "
+                "ConvNeXt, or the method bitfit, which trains the biases of all layers and norms"
+            )
         return names

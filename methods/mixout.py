@@ -53,7 +53,7 @@ class Mixout(PEFTMethod):
     def mixed(self) -> list[str]:
         """Names of the mixed weights."""
         layers = {f"{n}.weight" for n, m in self.backbone.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
-        return [n for n, _ in self.backbone.named_parameters() if n in layers and not self.in_head(f"backbone.{n}")]
+        return [n for n in self.used_names() if n in layers and not self.in_head(f"backbone.{n}")]
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
@@ -63,7 +63,7 @@ class Mixout(PEFTMethod):
 
     def trainable_names(self) -> Iterable[str]:
         mixed = self.mixed()
-        return [n for n, _ in self.backbone.named_parameters() if n not in mixed and not n.endswith(".mixout.delta")]
+        return [n for n in self.used_names() if n not in mixed]
 
     def merge_into(self, backbone: Backbone) -> None:
         merge_parametrized(backbone)

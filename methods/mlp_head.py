@@ -55,7 +55,10 @@ class MLPHead(LinearProbe):
         super().adapt(backbone)
         heads = [backbone.get_submodule(name) for name in self.head_names]
         if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
-            raise ValueError(f"MLPHead needs one linear classifier, and {type(backbone).__name__} has another head")
+            raise ValueError(
+                f"MLPHead needs one linear classifier, and {type(backbone).__name__} has another head: use a backbone "
+                "such as a ViT, Swin or ResNet, or the method linear_probe"
+            )
         check_free(backbone, "mlp_head")
         backbone.mlp_head = HiddenLayers(heads[0].in_features, self.mlp_head_layers, self.mlp_head_dropout)
         heads[0].register_forward_pre_hook(backbone.mlp_head.pre_hook)

@@ -34,4 +34,4 @@ class Partial(PEFTMethod):
             raise ValueError(f"partial_blocks={self.partial_blocks}: the backbone has {len(blocks)} blocks")
         last = blocks[-self.partial_blocks :]
         names = [name for name, m in modules.items() if name in FINAL_NORMS or any(m is block for block in last)]
-        return [f"{name}.{parameter}" for name in names for parameter, _ in modules[name].named_parameters()]
+        return [name for name in self.used_names() if name.startswith(tuple(f"{n}." for n in names))]

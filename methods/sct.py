@@ -6,10 +6,10 @@
 from typing import Any, Literal
 
 import torch
-from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
-from backbones.anatomy import transformer_blocks
+from backbones.anatomy import call_qkv
+from backbones.blocks import MLP_OUTPUTS, SEQUENCES, constant_blocks, layers_named
 from backbones.inject import AdapterModule, Backbone, check_free, detach, modules_with
 from callbacks.scoring.class_scorer import ClassSquares
 from callbacks.scoring.report import Scored
@@ -116,19 +116,26 @@ class SCT(Selective):
 
     def blocks(self, backbone: Backbone) -> dict[str, Any]:
         """Transformer blocks by name."""
-        blocks = transformer_blocks(backbone)
+        blocks = constant_blocks(backbone, "SCT tunes channels behind the attention of each block")
+        if self.sct_mode == "qkv" and not all(isinstance(b, SEQUENCES) and b.attn.qkv is not None for b in blocks):
+            raise ValueError(
+                f"sct_mode='qkv': {type(backbone).__name__} has windows, which hide the image that a token is of, or "
+                "no fused qkv layer; use attn or mlp"
+            )
+        if self.sct_mode == "mlp" and not all(layers_named(block.mlp, MLP_OUTPUTS) for block in blocks):
+            raise ValueError(
+                f"sct_mode='mlp': {type(backbone).__name__} has MLPs without a last linear layer; use attn"
+            )
         return {name: m for name, m in backbone.named_modules() if any(m is block for block in blocks)}
 
     # scoring
 
     def build_scorer(self) -> Scorer:
-        prefix = getattr(self.backbone, "num_prefix_tokens", 0)  # Swin has none
+        prefix = getattr(self.backbone, "num_prefix_tokens", 0)  # a network without tokens has none
         num_classes: Any = self.num_classes
         return ClassSquares(self.backbone, self.score_targets(), num_classes, prefix)
 
     def score_targets(self) -> list[str]:
-        if self.sct_mode == "qkv" and isinstance(self.backbone, SwinTransformer):
-            raise ValueError("sct_mode='qkv': Swin's windows hide which image a token is of; use attn or mlp")
         # mlp tunes the branch, but the released code scores the output of the whole block
         tap = {"attn": "{}.norm2:input", "mlp": "{}", "qkv": "{}.attn.qkv"}[self.sct_mode]
         return [tap.format(name) for name in self.blocks(self.backbone)]
@@ -182,6 +189,7 @@ class SCT(Selective):
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
         assert self.selection is not None
+        call_qkv(backbone)
         for name, block in self.blocks(backbone).items():
             if self.sct_mode == "attn":
                 op = self.add(block, "sct", self.selection[name])
@@ -209,5 +217,6 @@ class SCT(Selective):
             for module in modules_with(backbone, name):
                 op = detach(module, name)
                 assert isinstance(op, SalientLinear)
-                op.merge_into(module.fc2 if name == "sct" else module)
+                op.merge_into(layers_named(module, MLP_OUTPUTS)[-1] if name == "sct" else module)
+        call_qkv(backbone, False)
         super().merge_into(backbone)

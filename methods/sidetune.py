@@ -79,7 +79,10 @@ class Sidetune(PEFTMethod):
         super().adapt(backbone)
         heads = [backbone.get_submodule(name) for name in self.head_names]
         if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
-            raise ValueError(f"Sidetune needs one linear classifier, and {type(backbone).__name__} has another head")
+            raise ValueError(
+                f"Sidetune needs one linear classifier, and {type(backbone).__name__} has another head: use a backbone "
+                "such as a ViT, Swin or ResNet, or the method linear_probe"
+            )
         check_free(backbone, "sidetune")
         backbone.sidetune = side = SideNetwork(heads[0].in_features)
         if self.sidetune_pretrained is not False and self.init_from is None:

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.anatomy import FROZEN, ends, linear_layers, reads_bare_weight
+from backbones.anatomy import ends, linear_layers, reads_bare_weight, stem_parameters
 from backbones.inject import Backbone, attach, detach, modules_with
 from callbacks.scoring.report import Scored
 from callbacks.scoring.scorers import SquaredGradients
 from lightning_modules.batch import Batch
 from methods.core.selective import Selective
-from methods.layers.sparse import SPARSE, merge_entries, train_entries
+from methods.layers.sparse import merge_entries, train_entries
 from methods.layers.spt_budget import Granularity, Part, sweep
 from methods.layers.spt_modules import Adapters, Blocks, ParallelLoRA, TokenDtype, module_size
 
+POOLED = (nn.Linear, nn.Conv2d, nn.LayerNorm)  # layers whose parameters are compared
 CANDIDATES = ("q", "k", "v", "proj", "fc1", "fc2")  # linear layers that can get a module
 
 
@@ -27,8 +28,8 @@ class SPT(Selective):
     """Sensitivity-aware parameter-efficient fine-tuning (He et al., ICCV 2023, arXiv:2303.08566).
 
     The most sensitive entries of the backbone are marked. A matrix with many marked entries gets a module; marked
-    entries of other matrices train alone. Some layers are not in the pool, because their single entries cannot train:
-    layer scales, position biases, and layers with a weight that the attention uses without a call of the layer.
+    entries of other matrices train alone. The pool has the linear layers, convolutions and LayerNorms behind the stem.
+    A layer gets no module if the attention uses its weight without a call of the layer.
 
     Args:
         spt_kind: Kind of the added modules. ``lora``: low-rank updates parallel to q, k, v, proj, fc1 and fc2.
@@ -83,17 +84,21 @@ class SPT(Selective):
     def pool(self) -> list[Part]:
         """Parts of all compared tensors, in model order; a fused layer gives one part each for q, k and v."""
         candidates = linear_layers(self.backbone, tuple(self.head_names))
+        heads = tuple(f"{name.partition('.')[0]}." for name in self.head_names)  # with the norm beside a classifier
+        scored = set(self.used_names()) - stem_parameters(self.backbone)
         parts = []
         for path, module in self.backbone.named_modules():
-            bare = ends(path, "qkv") and reads_bare_weight(self.backbone, path)
-            if type(module) not in SPARSE or bare or any(word in path for word in FROZEN):
+            if not isinstance(module, POOLED) or f"{path}.".startswith(heads):
                 continue
             above, _, last = path.rpartition(".")
-            blocks = ["q", "k", "v"] if ends(path, "qkv") else [last]
+            blocks = ["q", "k", "v"] if is_fused(path, module) else [last]
+            called = path in candidates and not reads_bare_weight(self.backbone, path)
             for i, block in enumerate(blocks):
                 for kind, tensor in module.named_parameters(recurse=False):
+                    if f"{path}.{kind}" not in scored:
+                        continue
                     size, vector, added = tensor.numel() // len(blocks), tensor.dim() == 1, 0
-                    if not vector and path in candidates and block in CANDIDATES:
+                    if not vector and called and block in CANDIDATES:
                         added = module_size(
                             self.spt_kind, self.spt_rank, block, tensor.shape[1], len(tensor) // len(blocks)
                         )
@@ -219,6 +224,11 @@ class SPT(Selective):
         for module in modules_with(backbone, "spt_dtype"):
             detach(module, "spt_dtype")
         super().merge_into(backbone)
+
+
+def is_fused(path: str, layer: nn.Module) -> bool:
+    """Whether a layer is a fused ``qkv`` whose thirds are q, k and v."""
+    return ends(path, "qkv") and isinstance(layer, nn.Linear) and layer.out_features == 3 * layer.in_features
 
 
 def place(backbone: Backbone, name: str) -> tuple[str, tuple[int, int]]:

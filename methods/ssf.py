@@ -6,187 +6,35 @@
 from typing import Any, Literal
 
 import torch
-from timm.layers import LayerNorm, LayerNorm2d
-from timm.models.convnext import ConvNeXt
+from timm import layers
 from timm.models.mlp_mixer import Affine
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.grad import conv2d_input
 
-from backbones.inject import AdapterModule, Backbone, attach, check_free, detach, modules_with, swap_class
+from backbones import anatomy
+from backbones.flow import Flow, trace
+from backbones.inject import Backbone, attach, modules_with
+from backbones.shift import add_to_output
 from methods.core.base import PEFTMethod
+from methods.layers import ssf_layers
+from methods.layers.ssf_layers import AFFINE_NORMS, ScaleShift, add_pair, remove_pair, stored
 
-SMALLEST_SCALE = 1e-3  # division by a smaller scale loses too many digits of the gradient
-
-
-class ScaleShift(AdapterModule):
-    """Per-channel affine map of a feature, ``y = scale * x + shift``.
-
-    Args:
-        dim: Channels C of the feature.
-        std: Standard deviation of the initial scale (around 1) and shift (around 0), dimensionless.
-        spatial: Whether the feature is (B, C, H, W) instead of (B, ..., C).
-    """
-
-    def __init__(self, dim: int, std: float, spatial: bool = False) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.empty(dim).normal_(1.0, std))
-        self.shift = nn.Parameter(torch.empty(dim).normal_(0.0, std))
-        self.spatial = spatial
-        self.divisible_in_step: bool | None = None  # value of ``divisible`` during a training step, None outside
-
-    def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        # cast, otherwise a bf16 feature times an fp32 scale becomes fp32 and doubles the memory
-        scale, shift = self.scale.to(output.dtype), self.shift.to(output.dtype)
-        if self.spatial:
-            scale, shift = scale.view(-1, 1, 1), shift.view(-1, 1, 1)
-        return output * scale + shift
-
-    def affine(self, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Per-channel weight (C,) and bias (C,) of a norm with the map merged in."""
-        weight = self.scale if weight is None else self.scale * weight
-        return weight, self.shift if bias is None else self.scale * bias + self.shift
-
-    @property
-    def divisible(self) -> bool:
-        """Whether the backward pass may divide by every scale."""
-        if not torch.is_grad_enabled():
-            return True
-        if self.divisible_in_step is None:  # no cache by version, because fused optimizers do not change it
-            return bool(self.scale.detach().abs().min() >= SMALLEST_SCALE)
-        return self.divisible_in_step
-
-
-class MergedLinear(torch.autograd.Function):
-    """``y = x (scale W)^T + scale b + shift`` for frozen W and b; keeps only its output for the backward pass.
-
-    With g the gradient of y: d shift = sum g, d scale = (sum g y - shift sum g) / scale, d x = g (scale W).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
-        y = F.linear(x, weight * scale[:, None], shift if bias is None else scale * bias + shift)
-        ctx.save_for_backward(weight, scale, shift, y)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        weight, scale, shift, y = ctx.saved_tensors
-        d_scale, d_shift = affine_gradients(g.flatten(0, -2), y.flatten(0, -2), scale, shift, (0,))
-        d_x = g @ (weight * scale[:, None]).to(g.dtype) if ctx.needs_input_grad[0] else None
-        return d_x, None, None, d_scale, d_shift
-
-
-class MergedConv2d(torch.autograd.Function):
-    """Convolution of (B, C, H, W) maps with weight ``scale W`` and bias ``scale b + shift`` for frozen W and b.
-
-    It keeps only its output for the backward pass. ``options`` are stride, padding, dilation and groups.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor, options: tuple[Any, ...]
-    ) -> Tensor:
-        bias = shift if bias is None else scale * bias + shift
-        y = F.conv2d(x, weight * scale.view(-1, 1, 1, 1), bias, *options)
-        ctx.save_for_backward(weight, scale, shift, y)
-        ctx.shape, ctx.options = x.shape, options
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        weight, scale, shift, y = ctx.saved_tensors
-        d_scale, d_shift = affine_gradients(g, y, scale, shift, (0, 2, 3))
-        d_x = None
-        if ctx.needs_input_grad[0]:
-            merged = (weight * scale.view(-1, 1, 1, 1)).to(g.dtype)
-            d_x = conv2d_input(ctx.shape, merged, g, *ctx.options)
-        return d_x, None, None, d_scale, d_shift, None
-
-
-def affine_gradients(
-    g: Tensor, y: Tensor, scale: Tensor, shift: Tensor, dims: tuple[int, ...]
-) -> tuple[Tensor, Tensor]:
-    """Gradients of scale and shift, from the gradient g and the value y of ``scale * z + shift``; summed in fp32."""
-    if g.device.type == "cpu" and g.dtype == torch.float32 and g.ndim == 2:
-        d_shift, d_y = column_sums(g, y)
-    else:
-        d_shift, d_y = g.sum(dims, dtype=torch.float32), (g * y).sum(dims, dtype=torch.float32)
-    return (d_y - shift * d_shift) / scale, d_shift
-
-
-def column_sums(g: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums (C,) of g and of g y over the rows, for g and y (T, C), in one pass: two thirds of the time on a CPU.
-
-    They are equal to the gradients of bias and weight of a LayerNorm with the normalised input y (mean 0, deviation 1).
-    """
-    rows, channels = y.shape
-    mean, rstd, weight = y.new_zeros(rows, 1), y.new_ones(rows, 1), y.new_ones(channels)
-    _, d_y, d_shift = torch.ops.aten.native_layer_norm_backward(
-        g, y, [channels], mean, rstd, weight, weight, [False, True, True]
-    )
-    return d_shift, d_y
-
-
-class SSFLinear(nn.Linear):
-    """A linear layer with its scale and shift merged into the weights."""
-
-    ssf: ScaleShift
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.ssf.divisible:
-            return self.ssf.hook(self, (input,), super().forward(input))
-        return MergedLinear.apply(input, self.weight, self.bias, self.ssf.scale, self.ssf.shift)
-
-
-class SSFConv2d(nn.Conv2d):
-    """A convolution with its scale and shift merged into the weights."""
-
-    ssf: ScaleShift
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.ssf.divisible or self.padding_mode != "zeros":
-            return self.ssf.hook(self, (input,), super().forward(input))
-        options = (self.stride, self.padding, self.dilation, self.groups)
-        return MergedConv2d.apply(input, self.weight, self.bias, self.ssf.scale, self.ssf.shift, options)
-
-
-class SSFLayerNorm(nn.LayerNorm):
-    """A LayerNorm with scale and shift merged into its affine map; autograd of the norm gives their gradients."""
-
-    ssf: ScaleShift
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.layer_norm(input, self.normalized_shape, *self.ssf.affine(self.weight, self.bias), self.eps)
-
-
-class SSFTimmLayerNorm(LayerNorm):
-    """timm's LayerNorm with scale and shift merged into its affine map."""
-
-    forward = SSFLayerNorm.forward  # type: ignore[assignment]
-
-
-class SSFLayerNorm2d(LayerNorm2d):
-    """timm's LayerNorm over the channels of (B, C, H, W) maps, with scale and shift merged into its affine map."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return SSFLayerNorm.forward(self, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # type: ignore[arg-type]
-
-
-MERGED: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Linear: SSFLinear,
-    nn.Conv2d: SSFConv2d,
-    nn.LayerNorm: SSFLayerNorm,
-    LayerNorm: SSFTimmLayerNorm,
-    LayerNorm2d: SSFLayerNorm2d,
-}
-PLAIN = {merged: plain for plain, merged in MERGED.items()}
-# all layers that get a scale and a shift; those that are not in MERGED get them as a hook on their output
-OTHERS = (nn.Linear, nn.Conv2d, nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, Affine)
+LINEAR = (nn.Linear, nn.Conv2d, Affine)
+# norms without a bias; by class, because a subclass has an activation inside
+CHANNELS_LAST = (nn.RMSNorm, layers.RmsNorm, layers.RmsNormFp32, layers.SimpleNorm, layers.SimpleNormFp32)
+CHANNELS_FIRST = (layers.RmsNorm2d, layers.RmsNorm2dFp32, layers.SimpleNorm2d, layers.SimpleNorm2dFp32)
 
 
 class SSF(PEFTMethod):
     """Scaling and shifting your features (Lian et al., NeurIPS 2022, arXiv:2210.08823).
+
+    Each linear layer, 2d convolution and norm of the backbone gets a pair of scale and shift, except the head and
+    layers outside the path from the images to the outputs: those that are not called, whose bare weight is read, or
+    that read a table of positions. Scale and shift are merged into the weights during training, unless the output of
+    a linear layer or a convolution is changed in place afterwards.
+
+    A merged model has the weights of the plain one. The shift of a layer without a bias goes into the layers that
+    follow, if this is exact. Otherwise it stays as an additional bias. A pair stays if its layer has no weight that
+    can take the scale.
 
     Args:
         ssf_init: Initial values. ``normal``: scales around 1 and shifts around 0, as in the published code.
@@ -196,6 +44,8 @@ class SSF(PEFTMethod):
             code has options for it, but never uses them.
         ssf_head_norm: Whether the norm inside the head of a ConvNeXt trains, as in the published code.
     """
+
+    flow: Flow
 
     def __init__(
         self,
@@ -213,41 +63,45 @@ class SSF(PEFTMethod):
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
-        heads = tuple(name.partition(".")[0] for name in self.head_names)
-        for name, module in list(backbone.named_modules()):
+        anatomy.call_qkv(backbone)
+        # two images, because a GroupNorm refuses one value, which a map of one pixel can give it
+        images = self.example_batch().inputs.repeat(2, 1, 1, 1)
+        with self.mixed_dtypes():
+            self.flow = trace(backbone, self.layer_names(backbone), self.plain_outputs, images)
+        for name, shape in self.flow.shapes.items():
+            module = backbone.get_submodule(name)
+            spatial = isinstance(module, (nn.Conv2d, *CHANNELS_FIRST))
+            spatial = spatial or (isinstance(module, nn.Identity) and len(shape) == 4)
+            op = ScaleShift(channels(module, shape, spatial), self.ssf_std, spatial)
+            add_pair(module, op, name in self.flow.overwritten)
+
+    def layer_names(self, backbone: Backbone) -> list[str]:
+        """Names of the layers that can have a pair, in the order of the backbone."""
+        heads = {name.partition(".")[0] for name in self.head_names} | {"fc_norm"}
+        names = []
+        for name, module in backbone.named_modules():
             path = name.split(".")
-            if not isinstance(module, OTHERS) or path[0] in (*heads, "fc_norm"):
-                continue
             # the reduction of a PatchMerging gets no pair, as in the published layer class
             if "downsample" in path and (not self.ssf_downsample or isinstance(module, nn.Linear)):
                 continue
-            self.add_pair(module)
-        # if the final norm is an identity (before average pooling), it gets a pair too
-        final = backbone.norm_pre if isinstance(backbone, ConvNeXt) else getattr(backbone, "norm", None)
-        if isinstance(final, nn.Identity):
-            attach(final, "ssf", ScaleShift(backbone.num_features, self.ssf_std, isinstance(backbone, ConvNeXt)))
+            # an identity in the place of the final norm gets a pair too, as in the published code
+            if path[0] not in heads and (is_scaled(module) or name == anatomy.final_identity(backbone)):
+                names.append(name)
+        return names
 
-    def add_pair(self, module: Any) -> None:
-        """Add scale and shift to a layer: merged into its weights for classes in ``MERGED``, else as a hook."""
-        dim = next(module.parameters()).shape[-1 if isinstance(module, Affine) else 0]
-        op = ScaleShift(dim, self.ssf_std, isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.GroupNorm)))
-        if type(module) in MERGED:
-            check_free(module, "ssf")
-            module.ssf = op
-            swap_class(module, MERGED[type(module)])
-        else:
-            attach(module, "ssf", op)
+    def plain_outputs(self, images: Tensor) -> Any:
+        """Outputs before this method adapts the backbone; methods that are stacked inside have adapted it already."""
+        return super().predict_from(super().features(images))
 
     def heads(self) -> dict[str, nn.Module]:
-        norm = isinstance(self.backbone, ConvNeXt) and isinstance(self.backbone.head.norm, nn.Module)
-        extra = {"backbone.head.norm": self.backbone.head.norm} if norm and self.ssf_head_norm else {}
-        return super().heads() | extra
+        norms = anatomy.head_norm(self.backbone) if self.ssf_head_norm else {}
+        return super().heads() | {f"backbone.{name}": norm for name, norm in norms.items()}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
         # one check of all scales makes a GPU wait once per step instead of once per layer
         ops = [module.ssf for module in modules_with(self.backbone, "ssf")]
-        if float(torch.cat([op.scale.detach() for op in ops]).abs().min()) >= SMALLEST_SCALE:
+        if float(torch.cat([op.scale.detach() for op in ops]).abs().min()) >= ssf_layers.SMALLEST_SCALE:
             for op in ops:
                 op.divisible_in_step = True
 
@@ -257,24 +111,51 @@ class SSF(PEFTMethod):
             module.ssf.divisible_in_step = None
 
     def merge_into(self, backbone: Backbone) -> None:
-        for module in modules_with(backbone, "ssf"):
-            # these pairs stay, because an identity has no weight to merge into, and an RMSNorm has no bias
-            if isinstance(module, (nn.Identity, nn.RMSNorm)):
-                continue
-            if type(module) in PLAIN:
-                op = module._modules.pop("ssf")
-                swap_class(module, PLAIN[type(module)])
-            else:
-                op = detach(module, "ssf")
-            if isinstance(module, Affine):
-                module.alpha.mul_(op.scale)
-                module.beta.mul_(op.scale).add_(op.shift)
-                continue
-            weight, bias = module.weight, module.bias
-            new_bias = op.shift if bias is None else op.scale * bias + op.shift
-            if weight is not None:
-                weight.mul_(op.scale.view(-1, *[1] * (weight.dim() - 1)))
-            else:
-                module.weight = nn.Parameter(op.scale)
-            module.bias = nn.Parameter(new_bias)
+        # all scales first, because the shift of a layer without a bias can go through the merged weights of others
+        layers = {name: backbone.get_submodule(name) for name in self.flow.shapes}
+        pairs = {name: merge_scale(layer) for name, layer in layers.items() if anatomy.output_names(layer)}
+        for name, op in pairs.items():
+            if not add_to_output(backbone, self.flow, name, op.shift):
+                keep_shift(layers[name], op)
+        anatomy.call_qkv(backbone, False)
         super().merge_into(backbone)
+
+
+def is_scaled(module: nn.Module) -> bool:
+    """Whether a module is a linear layer, a convolution, or a norm over one axis of channels."""
+    if isinstance(module, nn.LayerNorm):
+        return len(module.normalized_shape) == 1
+    return isinstance(module, (*LINEAR, *AFFINE_NORMS)) or type(module) in (*CHANNELS_LAST, *CHANNELS_FIRST)
+
+
+def channels(module: Any, shape: torch.Size, spatial: bool) -> int:
+    """Number of channels of the output of a layer, whose shape is (B, C, H, W) if ``spatial``, else (B, ..., C)."""
+    if isinstance(module, nn.LayerNorm):
+        return module.normalized_shape[0]
+    if isinstance(module, AFFINE_NORMS):
+        return shape[1]
+    return shape[-3 if spatial else -1]
+
+
+def merge_scale(layer: Any) -> ScaleShift:
+    """Merge the scale of a pair into a plain layer, and return the pair, whose shift is left to add to the output."""
+    op: ScaleShift = layer.ssf
+    remove_pair(layer)
+    weight, bias = (stored(layer, name) for name in anatomy.output_names(layer) or ())
+    if weight is None:
+        layer.weight = nn.Parameter(op.scale.clone())
+    else:
+        axes = weight.shape if weight.numel() == len(op.scale) else (-1, *[1] * (weight.dim() - 1))
+        weight.mul_(op.scale.view(axes))
+    if bias is not None:
+        bias.mul_(op.scale.view_as(bias))
+    op.scale.fill_(1.0)
+    return op
+
+
+def keep_shift(layer: Any, op: ScaleShift) -> None:
+    """Keep a shift that no plain weight can take: as an additional bias, or as a pair if the layer has no bias."""
+    if hasattr(layer, "bias"):
+        layer.bias = nn.Parameter(op.shift)
+    else:
+        attach(layer, "ssf", op)

@@ -21,6 +21,7 @@ from callbacks.scoring.undisturbed import unchanged
 from methods.core.base import PEFTMethod
 from methods.core.precision import BATCH_NORM
 from methods.layers.low_rank import LoRALinear
+from methods.layers.ssf_layers import SSFLinear
 from methods.layers.sub_tokens import (
     CompressedAddedLowRank,
     CompressedLinear,
@@ -32,7 +33,6 @@ from methods.layers.sub_tokens import (
     without_effect,
 )
 from methods.qlora import QLoRALinear
-from methods.ssf import SSFLinear
 
 
 def compresses(layer: Any) -> bool:

@@ -5,8 +5,10 @@ from copy import deepcopy
 
 import torch
 from lightning import Callback
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
+from backbones.anatomy import used_parameters
 from backbones.inject import Backbone
 from checkpoints.fingerprint import fingerprint
 from methods.core.precision import default_dtype
@@ -24,6 +26,7 @@ class PEFTMethod(WarmStart):
     unmergeable: str = "no plain model gives the same output"  # the reason, if the method is not mergeable
     standalone: bool = True  # False if the method only works stacked on another one
     scales_over_widths: bool = True  # whether width_scaling has rules for the trained parameters
+    used: set[str] | None = None  # names of used parameters of the plain backbone; see ``used_names``
     prunable: bool = False  # whether a fitted model can be scored, pruned and fitted once more
 
     # hooks of a method
@@ -43,6 +46,17 @@ class PEFTMethod(WarmStart):
 
     def merge_into(self, backbone: Backbone) -> None:
         """Merge the trained delta into the plain weights, in place; end with ``super().merge_into(backbone)``."""
+
+    def used_names(self) -> list[str]:
+        """Names of backbone parameters that the outputs depend on, in model order.
+
+        Networks of timm can have parameters without use, such as the norm of another pooling. These must stay frozen,
+        because plain DDP waits for their gradients.
+        """
+        if self.used is None:
+            inputs = move_data_to_device(self.example_batch().inputs, next(self.backbone.parameters()).device)
+            self.used = used_parameters(self.backbone, lambda: self(inputs))
+        return [name for name, _ in self.backbone.named_parameters() if name in self.used]
 
     # adapting, in six steps
 
@@ -89,9 +103,10 @@ class PEFTMethod(WarmStart):
             self.selection = start["peft"]["selection"]
         if not self.ready_to_adapt():
             return
-        plain = self.freeze_backbone()
+        plain_keys, plain = frozenset(self.backbone.state_dict()), self.freeze_backbone()
         names = set(self.trainable_names())  # from the plain backbone, because all added parameters train anyway
         self.adapt_backbone()
+        self.plain_keys = plain_keys
         self.check_trainable(names, plain)
         self.unfreeze_trained(names, plain)
         self.fingerprint_frozen(plain)
@@ -101,7 +116,6 @@ class PEFTMethod(WarmStart):
 
     def freeze_backbone(self) -> dict[str, Tensor]:
         """Freeze the backbone and return its plain parameters and buffers by name."""
-        self.plain_keys = frozenset(self.backbone.state_dict())
         self.backbone.requires_grad_(False)
         return dict(self.backbone.named_parameters()) | dict(self.backbone.named_buffers())
 

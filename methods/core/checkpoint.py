@@ -50,7 +50,7 @@ class DeltaCheckpoint(KeepsPrecision):
         assert self.plain_keys is not None, "the backbone is not adapted yet"
         state = self.state_dict()
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        parameters = dict(self.named_parameters())
+        parameters = dict(self.named_parameters(remove_duplicate=False))  # a shared module has two names
         updated = {
             f"backbone.{name}.{buffer}"
             for name, module in self.backbone.named_modules()

@@ -12,6 +12,11 @@ from lightning_modules.adapted import AdaptedTask
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
+def has_statistics(module: nn.Module) -> bool:
+    """Whether a norm has running statistics: BatchNorm, and timm's EvoNorm."""
+    return "running_var" in module._buffers
+
+
 def kept_in_fp32(module: nn.Module) -> list[nn.Parameter]:
     """Parameters of one module that stay in fp32: trained ones, and frozen ones of the same norm."""
     parameters = list(module.parameters(recurse=False))
@@ -22,8 +27,7 @@ def kept_in_fp32(module: nn.Module) -> list[nn.Parameter]:
 def updates_statistics(module: nn.Module) -> bool:
     """Whether a module is a BatchNorm that trains in full, so that its statistics change in training."""
     parameters = list(module.parameters(recurse=False))
-    is_batch_norm = isinstance(module, BATCH_NORM)
-    return is_batch_norm and bool(parameters) and all(p.requires_grad for p in parameters)
+    return has_statistics(module) and bool(parameters) and all(p.requires_grad for p in parameters)
 
 
 @contextmanager
@@ -44,7 +48,7 @@ class KeepsPrecision(AdaptedTask):
         """Set the mode; frozen BatchNorms stay in eval mode, so that their statistics do not change."""
         super().train(mode)
         for module in self.backbone.modules() if self.adapted else ():
-            if isinstance(module, BATCH_NORM) and not updates_statistics(module):
+            if has_statistics(module) and not updates_statistics(module):
                 module.eval()
         return self
 
@@ -54,7 +58,7 @@ class KeepsPrecision(AdaptedTask):
         modules = list(self.modules()) if self.adapted else []
         kept = [(p, p.data) for module in modules for p in kept_in_fp32(module)]
         frozen = {m for m in self.backbone.modules() if not updates_statistics(m)}
-        updated = [m for m in modules if isinstance(m, BATCH_NORM) and m not in frozen]
+        updated = [m for m in modules if has_statistics(m) and m not in frozen]
         statistics = [(m, name, b) for m in updated for name, b in m.named_buffers(recurse=False)]
         super().to(*args, **kwargs)
         for parameter, data in kept:

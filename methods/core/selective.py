@@ -33,11 +33,23 @@ class Selective(PEFTMethod, Scorable):
         return self.scorer is None or self.selection is not None
 
     def adapt_before_data(self) -> None:
-        if any(isinstance(callback, Rewind) for callback in callbacks_of(self.trainer)):
+        if self._trainer is not None and any(isinstance(c, Rewind) for c in callbacks_of(self.trainer)):
             return  # because it gives a selection to a method that needs none before its first fit
         super().adapt_before_data()
         if not self.adapted:
-            self.score_targets()  # refuses a backbone without anything to score
+            self.check_targets()
+
+    def check_targets(self) -> None:
+        """Refuse a backbone without anything to score.
+
+        Raises:
+            ValueError: With the class of the backbone.
+        """
+        if not self.score_targets():
+            raise ValueError(
+                f"{self.method_name()} finds nothing to score in {type(self.backbone).__name__}: use a backbone with "
+                "linear or convolutional layers, or the method full"
+            )
 
     def configure_callbacks(self) -> list[Callback]:
         callbacks = super().configure_callbacks()

@@ -15,8 +15,8 @@ class TrainsEntries(Selective):
     scales_over_widths = False
 
     def score_targets(self) -> list[str]:
-        """Names of all parameters except the classifier's."""
-        return [name for name, _ in self.backbone.named_parameters() if not self.in_head(f"backbone.{name}")]
+        """Names of all used parameters except the classifier's."""
+        return [name for name in self.used_names() if not self.in_head(f"backbone.{name}")]
 
     def entries(self) -> list[Any]:
         """All ``Entries`` of the backbone."""

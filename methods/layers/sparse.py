@@ -202,7 +202,7 @@ def train_entries(backbone: Backbone, chosen: dict[str, Tensor]) -> None:
             raise ValueError(f"{name}: single entries of packed bytes cannot train; take a backbone in full precision")
         entries, child = Entries(tensor, indices), f"{kind}_entries"
         plain = PLAIN.get(type(module), type(module))
-        padded = isinstance(module, nn.Conv2d) and module.padding_mode != "zeros"
+        padded = isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or isinstance(module.padding, str))
         if plain in SPARSE and not padded and not reads_bare_weight(backbone, path):
             swap_class(module, SPARSE[plain])
             check_free(module, child)

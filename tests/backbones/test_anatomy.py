@@ -7,7 +7,17 @@ import timm
 import torch
 from torch import nn
 
-from backbones.anatomy import ends, linear_layers, owner, per_block, reads_bare_weight, transformer_blocks
+from backbones.anatomy import call_qkv, ends, linear_layers, owner, per_block, reads_bare_weight, transformer_blocks
+from backbones.anatomy import (
+    ends,
+    linear_layers,
+    owner,
+    per_block,
+    reads_bare_weight,
+    stem_parameters,
+    transformer_blocks,
+    used_parameters,
+)
 
 SIZE = {"vit": 32, "eva": 28, "beit": 32, "swin": 32, "swin_v2": 64, "resnet": 32}
 
@@ -63,6 +73,27 @@ def test_a_layer_is_called_unless_its_weight_is_read_bare(family: str) -> None:
     assert all(name.endswith("attn.qkv") for name in bare)
 
 
+@pytest.mark.parametrize("family", ["eva", "beit", "swin_v2"])
+def test_a_called_qkv_gives_the_same(family: str) -> None:
+    model, called = backbone(family), set()
+    names = [name for name in linear_layers(model) if reads_bare_weight(model, name)]
+    for module in model.modules():
+        if getattr(module, "q_bias", None) is not None:
+            nn.init.normal_(module.q_bias)
+    images = torch.randn(1, 3, SIZE[family], SIZE[family])
+    with torch.no_grad():
+        expected = model(images)
+        call_qkv(model)
+        for name in names:
+            model.get_submodule(name).register_forward_hook(lambda *_, name=name: called.add(name))
+        torch.testing.assert_close(model(images), expected)
+        assert called == set(names)
+        called.clear()
+        call_qkv(model, False)
+        assert torch.equal(model(images), expected)
+    assert not called
+
+
 def test_linear_layers_of_a_vit() -> None:
     names = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     model = backbone("vit")
@@ -95,3 +126,29 @@ def test_owner_of_every_parameter() -> None:
         module = owner(model, name)
         assert isinstance(module, nn.Module)
         assert getattr(module, name.rpartition(".")[2]) is parameter
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("vit", {"cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"}),
+        ("swin", {f"patch_embed.{layer}.{kind}" for layer in ("proj", "norm") for kind in ("weight", "bias")}),
+        ("resnet", {"conv1.weight", "bn1.weight", "bn1.bias"}),
+    ],
+)
+def test_parameters_of_the_stem(family: str, expected: set[str]) -> None:
+    assert stem_parameters(backbone(family)) == expected
+
+
+def test_used_parameters_leave_the_network_as_it_is() -> None:
+    """A layer without a call is not used; modes, flags and statistics stay."""
+    model = backbone("resnet").train()
+    model.bn1.eval()
+    model.requires_grad_(False)
+    model.extra = nn.Linear(2, 2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    used = used_parameters(model, lambda: model(torch.zeros(1, 3, 32, 32)))
+    assert used == set(before) & {n for n, _ in model.named_parameters()} - {"extra.weight", "extra.bias"}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert (model.training, model.bn1.training, model.layer1.training) == (True, False, True)
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {"extra.weight", "extra.bias"}

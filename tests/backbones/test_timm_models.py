@@ -14,8 +14,16 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from backbones import timm_models as backbone
-from backbones.timm_models import build_backbone, head_modules, input_config, reset_head, shared_backbone
+from backbones.timm_models import (
+    build_backbone,
+    classifier_layers,
+    head_modules,
+    input_config,
+    reset_head,
+    shared_backbone,
+)
 from tests.conftest import BACKBONE, TINY
+from tests.support.families import FAMILIES, build
 
 TAG = f"{BACKBONE}.augreg_in21k"  # its own files are npz, its hub copies safetensors
 
@@ -232,6 +240,40 @@ def test_two_heads_of_a_distilled_model() -> None:
     reset_head(model, 7, "zero")
     assert list(head_modules(model)) == ["head", "head_dist"]
     assert not any(head.weight.any() for head in head_modules(model).values())
+
+
+# their small members can be built once in a process, because timm empties the block arguments that they share
+ONCE = ("mobilenetv3/mobilenetv4", "mobilenetv5")
+
+
+@pytest.mark.parametrize("name", [n for n, family in FAMILIES.items() if not family.slow and n not in ONCE])
+def test_classifier_is_all_that_timm_resets(name: str) -> None:
+    model: Any = build(name)
+    old = list(model.parameters())
+    model.reset_classifier(7)
+    new = {key for key, p in model.named_parameters() if not any(p is q for q in old)}
+    layers = classifier_layers(model)
+    assert new == {f"{n}.{key}" for n, m in layers.items() for key, p in m._parameters.items() if p is not None}
+    reset_head(model, 7, "zero")
+    assert len(layers) == len(classifier_layers(model))
+
+
+@pytest.mark.parametrize("name", ["test_vit3", "resnet50_clip"])
+def test_attention_pooling_is_a_part_of_the_head(name: str) -> None:
+    with torch.device("meta"):
+        model: Any = timm.create_model(name)
+    heads = head_modules(model)
+    pool = "attn_pool" if name == "test_vit3" else "head"
+    inside = {key for key, _ in model.named_parameters() if key.startswith((f"{pool}.", "head."))}
+    assert inside == {f"{n}.{key}" for n, m in heads.items() for key, p in m._parameters.items() if p is not None}
+    kept = next(iter(model.get_submodule(pool).parameters()))
+    model.reset_classifier(7)
+    assert any(kept is p for p in model.parameters()), "its pretrained weights stay"
+
+
+def test_backbone_without_a_classifier() -> None:
+    with pytest.raises(ValueError, match="FeatureListNet has no classifier that can be replaced"):
+        reset_head(timm.create_model("resnet10t", features_only=True), 7, "zero")
 
 
 def test_head_initialisation() -> None:

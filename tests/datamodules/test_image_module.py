@@ -107,10 +107,8 @@ def test_side_before_the_crop_is_timm_s() -> None:
 
 
 def test_image_size_wins_over_the_backbone() -> None:
-    module = Listed()
-    module.image_size = 8
-    module.configure(INPUT)
-    assert module.to_pixels(picture(0)).shape == (3, 8, 8)
+    assert Listed(image_size=8).to_pixels(picture(0)).shape == (3, 8, 8)
+    assert Listed(image_size=[8, 12]).to_pixels(picture(0)).shape == (3, 8, 12)
 
 
 def test_cache_changes_no_pixel() -> None:

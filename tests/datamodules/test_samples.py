@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.samples import open_image, to_rgb
+from datamodules.samples import open_image, upright
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -48,14 +48,15 @@ MODES = {
 
 @pytest.mark.parametrize(("data", "colour"), MODES.values(), ids=MODES)
 def test_modes_become_rgb(data: bytes, colour: tuple[int, int, int]) -> None:
-    image = to_rgb(decoded(data))
+    assert [upright(decoded(data), mode).mode for mode in ("L", "RGBA")] == ["L", "RGBA"]
+    image = upright(decoded(data))
     assert image.mode == "RGB"
     assert image.size == (5, 4)
     assert image.getpixel((2, 2)) == colour
 
 
 def test_cmyk_jpeg() -> None:
-    red = to_rgb(decoded(encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG"))).getpixel((8, 8))
+    red = upright(decoded(encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG"))).getpixel((8, 8))
     assert isinstance(red, tuple)
     assert red[0] > 240
     assert max(red[1:]) < 15
@@ -66,9 +67,9 @@ def test_exif_orientation_is_applied() -> None:
     image.paste((255, 255, 255), (0, 0, 15, 20))
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise to see it upright: the left half comes to the top
-    upright = to_rgb(decoded(encode(image, "JPEG", exif=exif, quality=95)))
-    assert upright.size == (20, 30)
-    assert [upright.getpixel((10, y))[0] > 128 for y in (5, 25)] == [True, False]  # type: ignore[index]
+    turned = upright(decoded(encode(image, "JPEG", exif=exif, quality=95)))
+    assert turned.size == (20, 30)
+    assert [turned.getpixel((10, y))[0] > 128 for y in (5, 25)] == [True, False]  # type: ignore[index]
 
 
 def test_decompression_bomb_is_an_unreadable_image(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,6 @@ def test_refusals(build: Build) -> None:
             build("adapter", adapter_dims=sizes).configure_model()
     with pytest.raises(ValueError, match="adapter_dim=0: expected a bottleneck of at least 1"):
         build("adapter", adapter_dim=0)
-    for backbone in ("convnext_atto", "swinv2_tiny_window8_256"):
-        model = compose(METHODS["adapter"], task=Classification)(backbone=backbone, pretrained=False)
-        with pytest.raises(ValueError, match="no pre-norm transformer blocks: use a ViT, EVA or Swin"):
-            model.configure_model()
+    model = compose(METHODS["adapter"], task=Classification)(backbone="starnet_s050", pretrained=False)
+    with pytest.raises(ValueError, match="StarNet has no blocks with these places: use lora, ssf, bitfit or gps"):
+        model.adapt_before_data()

@@ -429,7 +429,9 @@ def test_refusals(options: dict[str, Any], message: str, build: Build) -> None:
         build("bi_adapter", **options).configure_model()
 
 
-@pytest.mark.parametrize(("form", "message"), [("adaptformer", "no pre-norm transformer blocks"), ("lora", "no fused")])
+@pytest.mark.parametrize(
+    ("form", "message"), [("adaptformer", "no transformer blocks with norms"), ("lora", "no fused")]
+)
 def test_other_backbones_are_refused(form: str, message: str) -> None:
     model = compose(METHODS["bi_adapter"], task=Classification)(
         backbone="resnet18", pretrained=False, num_classes=3, bi_form=form

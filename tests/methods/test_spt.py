@@ -441,3 +441,19 @@ def test_only_the_chosen_entries_move(build: Any, data: Any, trainer: Any) -> No
         elif name == "cls_token" or name.startswith("head") or f"whole/{name}" in model.selection:
             continue
         assert torch.equal(after.flatten()[rest], tensor.flatten()[rest]), name
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "stem"),
+    [
+        ("mobilenetv2_050", "classifier", "conv_stem"),
+        ("resnet18", "fc", "conv1"),
+        ("resnetv2_50x1_bit", "head", "stem"),
+    ],
+)
+def test_neither_classifier_nor_stem_is_compared(name: str, head: str, stem: str) -> None:
+    with torch.device("meta"):
+        model = task(timm.create_model(name, num_classes=3))
+    targets = model.score_targets()
+    assert targets
+    assert not [target for target in targets if target.startswith((head, stem))]

@@ -14,9 +14,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from callbacks.measures import SavedBytes
+from lightning_modules.batch import Batch
 from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod, compose
-from methods.ssf import ScaleShift, SSFConv2d, SSFLinear
 from tests.conftest import random_tiny
 from tests.support.golden import LOGITS, Golden, head_parameters
 
@@ -86,6 +86,9 @@ def adapted(name: str, **options: Any) -> PEFTMethod:
         def build(self) -> None:
             self.backbone = backbone
 
+        def example_batch(self) -> Batch:
+            return Batch.of(torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.long))
+
     model = type("Adapted", (METHODS["ssf"], Task), {})(num_classes=3, ssf_std=0.2, **options)
     model.configure_model()
     return model.eval()
@@ -99,7 +102,7 @@ def test_merged_form_equals_the_elementwise_one(name: str, monkeypatch: pytest.M
     results = []
     for elementwise in (False, True):
         if elementwise:  # no scale is large enough to divide by
-            monkeypatch.setattr("methods.ssf.SMALLEST_SCALE", float("inf"))
+            monkeypatch.setattr("methods.layers.ssf_layers.SMALLEST_SCALE", float("inf"))
         model.zero_grad()
         logits = model(images)
         logits.square().sum().backward()
@@ -122,38 +125,6 @@ def test_merge_everywhere(name: str) -> None:
     # a bias that the plain model lacks, or the final map that no weight can take
     kept = {"convnext": {"norm_pre.ssf"}, "average_pool": {"norm.ssf"}}
     assert extra == kept.get(name, extra if name in ("no_qkv_bias", "resnet") else set())
-
-
-def test_a_scale_of_zero_keeps_exact_gradients() -> None:
-    """The custom backward divides by the scale; a layer with a tiny one must not."""
-    layer = SSFLinear(4, 3)
-    layer.ssf = ScaleShift(3, 0.1)
-    layer.ssf.scale.data[1] = 0.0
-    x = torch.randn(5, 4)
-    (layer(x) * torch.arange(3.0)).sum().backward()
-    z = nn.functional.linear(x, layer.weight, layer.bias)
-    torch.testing.assert_close(layer.ssf.scale.grad, (z * torch.arange(3.0)).sum(0))
-
-
-def test_the_check_of_the_scales_follows_the_optimizer() -> None:
-    """Fused optimizers change a tensor without counting its version up, so nothing may be remembered by version."""
-    op = ScaleShift(3, 0.0)
-    for optimizer in (torch.optim.SGD([op.scale], lr=1.0), torch.optim.Adam([op.scale], lr=1.0, fused=True)):
-        with torch.no_grad():
-            op.scale.fill_(1.0)
-        assert op.divisible
-        op.scale.grad = torch.ones(3)
-        optimizer.step()  # 1 - 1 = 0
-        assert not op.divisible, type(optimizer).__name__
-
-
-def test_channels_are_told_by_the_layer_not_by_the_shape() -> None:
-    """A (B, C, H, W) map with W = C is scaled along its channels; the published helper takes the last axis."""
-    layer = SSFConv2d(3, 8, 1)
-    layer.ssf = ScaleShift(8, 0.5, spatial=True)
-    x = torch.randn(2, 3, 8, 8)
-    expected = nn.functional.conv2d(x, layer.weight, layer.bias) * layer.ssf.scale.view(1, 8, 1, 1)
-    torch.testing.assert_close(layer(x), expected + layer.ssf.shift.view(1, 8, 1, 1))
 
 
 def test_downsampling_layers_are_an_option() -> None:

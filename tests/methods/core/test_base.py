@@ -10,7 +10,7 @@ from torch import nn
 from backbones.inject import Backbone
 from lightning_modules.classification import Classification
 from methods import PEFTMethod
-from tests.conftest import BACKBONE, TINY
+from tests.conftest import BACKBONE, TINY, random_tiny
 
 Build = Callable[..., PEFTMethod]
 OPTIONS: dict[str, Any] = {"backbone": BACKBONE, "backbone_args": TINY, "pretrained": False, "num_classes": 3}
@@ -91,6 +91,14 @@ def test_fingerprint_is_of_frozen_weights() -> None:
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ValueError, match=r"Model: the backbone has no blocks\.9\.attn\.qkv\.bias"):
         model(names=("blocks.9.attn.qkv.bias",)).configure_model()
+
+
+def test_parameters_without_use_stay_frozen() -> None:
+    built: Any = random_tiny("full")
+    built.backbone.extra = nn.Linear(2, 2)
+    built.configure_model()
+    frozen = {name for name, p in built.backbone.named_parameters() if not p.requires_grad}
+    assert frozen == {"extra.weight", "extra.bias"}
 
 
 def test_merge_of_an_unmergeable_method() -> None:

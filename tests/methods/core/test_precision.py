@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import EvoNorm2dB0
 from torch import nn
 
 from methods import PEFTMethod
@@ -31,6 +32,7 @@ def test_statistics_of_a_batch_norm() -> None:
     assert not updates_statistics(norm)
     assert not updates_statistics(nn.BatchNorm2d(2, affine=False))
     assert not updates_statistics(nn.LayerNorm(2))
+    assert updates_statistics(EvoNorm2dB0(2))
 
 
 def test_default_dtype_comes_back() -> None:

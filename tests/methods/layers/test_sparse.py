@@ -135,6 +135,19 @@ def test_bf16_autocast_keeps_fp32_values() -> None:
     assert all(p.dtype is torch.float32 and p.grad is not None and p.grad.dtype is torch.float32 for p in trained)
 
 
+def test_convolution_with_named_padding() -> None:
+    """``padding="same"``, as in ConvMixer."""
+    dense, model = nn.Conv2d(2, 4, 3, padding="same"), nn.Sequential(nn.Conv2d(2, 4, 3, padding="same"))
+    model[0].load_state_dict(dense.state_dict())
+    model.requires_grad_(False)
+    indices, x = torch.tensor([1, 30]), torch.randn(1, 2, 5, 5)
+    train_entries(model, {"0.weight": indices})
+    model(x).square().sum().backward()
+    dense(x).square().sum().backward()
+    values: Any = model[0].get_submodule("weight_entries").values
+    torch.testing.assert_close(values.grad, dense.weight.grad.flatten()[indices])
+
+
 def test_bad_choices_are_refused() -> None:
     model = network()
     with pytest.raises(ValueError, match=r"3\.weight: an index lies outside its 640 entries"):

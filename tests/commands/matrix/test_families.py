@@ -5,14 +5,14 @@ import timm
 import torch
 from torch import nn
 
-from tests.support.families import FAMILIES, build
-from tests.support.randomize import NO_GRADIENT, randomize
+from commands.matrix.families import FAMILIES, build
+from commands.matrix.randomize import NO_GRADIENT, randomize
 
 
 def test_families_of_timm() -> None:
     modules = {module for module in timm.list_modules() if timm.list_models(module=module)} - {"small_models"}
     known = {name.partition("/")[0] for name in FAMILIES}
-    assert known == modules, "tests/support/families.py has a member of each family of timm, and of no other"
+    assert known == modules, "commands/matrix/families.py has a member of each family of timm, and of no other"
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if not family.slow])

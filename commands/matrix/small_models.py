@@ -4,6 +4,7 @@ Importing this file registers them, then ``timm.create_model("small_focalnet")``
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -83,7 +84,8 @@ def register(name: str, create: Callable[..., nn.Module], variant: str, **small:
     """
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return create(variant, pretrained=pretrained, **{**small, **kwargs})
+        # a copy, because timm changes the arguments of blocks
+        return create(variant, pretrained=pretrained, **{**deepcopy(small), **kwargs})
 
     entrypoint.__name__ = name
     register_model(entrypoint)

@@ -70,5 +70,6 @@ def set_statistics(model: nn.Module, images: Tensor) -> None:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         # a channel without variance would be divided by the square root of eps
+        assert norm.running_var is not None
         norm.running_var.lerp_(norm.running_var.mean(), 0.5)
         norm.eval()

@@ -10,7 +10,8 @@ import timm
 import torch
 from torch import nn
 
-from tests.support import small_models  # noqa: F401  (registers them)
+from commands.matrix import small_models  # noqa: F401  (registers them)
+from commands.matrix.randomize import randomize
 
 
 class Family(NamedTuple):
@@ -280,3 +281,8 @@ def build(name: str) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return timm.create_model(family.model, num_classes=3, **family.args).eval()
+
+
+def network(name: str) -> nn.Module:
+    """Network of a family with values as far from zero as trained ones; see ``randomize``."""
+    return randomize(build(name), FAMILIES[name].size)

@@ -1,0 +1,149 @@
+"""One method on one network: is the network refused, and if not, does the method train, and does it merge."""
+
+from copy import deepcopy
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from backbones.timm_models import reset_head
+from callbacks.scoring.undisturbed import unchanged
+from commands.matrix.families import Family
+from lightning_modules.batch import Batch
+from lightning_modules.classification import Classification
+from methods import METHODS, PEFTMethod, compose
+from methods.core.selective import Selective
+
+CLASSES = 3
+LABELS = (0, 0, 1, 1)  # the contrastive loss of GPS compares images of a class
+CLOSE = 1e-4  # largest difference of a merged model's outputs, relative to the largest output
+# what a method needs to fit a network that is a few channels wide
+OPTIONS: dict[str, dict[str, Any]] = {
+    "diff_pruning": {"diff_alpha_init": 1.0},  # half open, because an open gate has no gradient
+    "sct": {"sct_channels": 4},
+    "sidetune": {"sidetune_pretrained": False},
+    "spt": {"spt_budget": 0.02, "spt_alpha": 0.5, "spt_beta": 1.3},
+    "width_scaling": {"width_base": 48},
+}
+
+
+class Outcome(NamedTuple):
+    """Result of a method on a network.
+
+    Args:
+        state: ``merges``: trains and merges into the plain network. ``trains``: trains; ``message`` is the reason why
+            it does not merge. ``refused``: refused before any data are read, with ``message``.
+        message: Reason, empty for ``merges``.
+    """
+
+    state: Literal["merges", "trains", "refused"]
+    message: str = ""
+
+
+class SmallClassification(Classification):
+    """Classification that copies a network which was built already, because building takes longer than a step."""
+
+    built: ClassVar[dict[str, nn.Module]] = {}  # by name and arguments
+
+    def build(self) -> None:
+        network = self.built.get(repr((self.backbone_name, self.backbone_args)))
+        if network is None:
+            super().build()
+        else:
+            self.backbone = deepcopy(network)
+            reset_head(self.backbone, self.num_classes, self.head_init)
+
+
+def outcome(method: str, family: Family, network: nn.Module) -> Outcome:
+    """Adapt a copy of a network, train one step and merge.
+
+    Args:
+        method: Name of the method, or of several joined by ``+``.
+        family: Name, arguments and input size of the network.
+        network: Plain timm model; it stays as it is.
+
+    Raises:
+        AssertionError: If the method neither works nor refuses, with what is wrong.
+    """
+    names = method.split("+")
+    cls = compose(*(METHODS[name] for name in names), task=SmallClassification)
+    options = {option: value for name in names for option, value in OPTIONS.get(name, {}).items()}
+    torch.manual_seed(0)
+    images = torch.randn(len(LABELS), 3, family.size, family.size)
+    batch = Batch.of(images, torch.tensor(LABELS))
+    SmallClassification.built = {repr((family.model, family.args)): network}
+    try:
+        model = cls(backbone=family.model, backbone_args=family.args, pretrained=False, num_classes=CLASSES, **options)
+        model.adapt_before_data()
+    except ValueError as error:
+        return Outcome("refused", str(error))
+    select(model, batch)
+    check_step(model, batch)
+    if not model.mergeable:
+        return Outcome("trains", model.unmergeable)
+    perturb(model)
+    try:
+        merged = model.merge()
+    except TypeError as error:
+        return Outcome("trains", str(error))
+    check_merged(model.eval(), merged, network, images)
+    return Outcome("merges")
+
+
+def select(model: PEFTMethod, batch: Batch) -> None:
+    """Score a batch and adapt, for a method that selects from data."""
+    if model.adapted:
+        return
+    assert isinstance(model, Selective)
+    with unchanged(model), model.build_scorer() as scorer:
+        model.eval()
+        if scorer.needs_data:
+            scorer.observe(batch.targets)
+            loss = model.score_loss(batch)
+            if loss is not None:
+                scorer.backward(loss)
+        scorer.check()
+    model.use_selection(model.select({name: total.cpu() for name, total in scorer.sums.items()}))
+    model.configure_model()
+    assert model.adapted, "the backbone is not adapted, although there is a selection"
+
+
+def check_step(model: PEFTMethod, batch: Batch) -> None:
+    """Train one step: every trained parameter has a gradient, and frozen weights stay."""
+    model.train()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
+    loss = model.loss(batch)
+    loss.backward()
+    without = [name for name, p in trained.items() if p.grad is None]
+    assert not without, f"no gradient: {', '.join(without[:5])}"
+    broken = [name for name, p in trained.items() if p.grad is not None and not p.grad.isfinite().all()]
+    assert not broken, f"gradient that is not finite: {', '.join(broken[:5])}"
+    assert any(p.grad.any() for p in trained.values() if p.grad is not None), "all gradients are zero"
+    torch.optim.SGD(trained.values(), lr=1e-3).step()
+    after = dict(model.named_parameters())
+    moved = [name for name, value in before.items() if not torch.equal(after[name], value)]
+    assert not moved, f"frozen, but changed: {', '.join(moved[:5])}"
+
+
+def perturb(model: PEFTMethod) -> None:
+    """Move every trained parameter away from its initial value, so that a merge must take all of them over."""
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+
+
+@torch.no_grad()
+def check_merged(model: PEFTMethod, merged: nn.Module, network: nn.Module, images: Tensor) -> None:
+    """A merged model has the keys of the plain network, loads into it and gives the outputs of the adapted one."""
+    fresh = deepcopy(network)
+    fresh.reset_classifier(CLASSES)  # type: ignore[operator]
+    state = merged.state_dict()
+    wrong = sorted(state.keys() ^ fresh.state_dict().keys())
+    assert not wrong, f"keys of the merged model differ: {', '.join(wrong[:5])}"
+    fresh.load_state_dict(state)
+    expected, found = model(images), fresh.eval()(images)
+    difference = float((found - expected).abs().max() / expected.abs().max())
+    assert difference < CLOSE, f"merged outputs differ by {difference:.1e}"

@@ -1,24 +1,27 @@
 """Anatomy of a backbone: its blocks, linear layers and norms."""
 
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from types import NoneType
+from typing import Any, NamedTuple
 
-from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
+import torch
+from timm.layers import DropPath, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from timm.models.beit import Attention as BeitAttention
 from timm.models.beit import Beit
+from timm.models.beit import Block as BeitBlock
 from timm.models.convnext import ConvNeXt
 from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.mlp_mixer import Affine
-from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models.naflexvit import NaFlexVit
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from timm.models.vision_transformer import Block, VisionTransformer
-import torch
-from timm.models.eva import EvaBlock
-from timm.models.swin_transformer import SwinTransformerBlock
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer_relpos import RelPosBlock, VisionTransformerRelPos
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from backbones.inject import Backbone
+from backbones.projections import POOLS
 
 
 def transformer_blocks(backbone: Backbone) -> list[Any]:
@@ -64,6 +67,22 @@ def linear_layers(backbone: Backbone, heads: tuple[str, ...] = ()) -> dict[str, 
         name: module
         for name, module in backbone.named_modules()
         if isinstance(module, nn.Linear) and name not in heads and not name.startswith(("patch_embed.", "attn_pool."))
+    }
+
+
+def weight_layers(backbone: Backbone, heads: tuple[str, ...] = ()) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Linear layers and convolutions by name that lie outside stem, pooling attention and the layers ``heads``."""
+    stem = stem_parameters(backbone)
+    pools = tuple(f"{name}." for name, module in backbone.named_modules() if isinstance(module, POOLS))
+    return {
+        name: module
+        for name, module in backbone.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+        # torch reads the weight of this class without calling the layer
+        and not isinstance(module, NonDynamicallyQuantizableLinear)
+        and name not in heads
+        and f"{name}.weight" not in stem
+        and not name.startswith(("patch_embed.", *pools))
     }
 
 
@@ -148,6 +167,11 @@ def owner(backbone: nn.Module, name: str) -> nn.Module:
     return backbone.get_submodule(name.rpartition(".")[0])
 
 
+def replaceable(backbone: Backbone, names: Iterable[str]) -> list[str]:
+    """Names of parameters whose values can be replaced on reading; torch reads those of recurrent layers elsewhere."""
+    return [name for name in names if not isinstance(owner(backbone, name), nn.RNNBase)]
+
+
 def stem_parameters(backbone: Backbone) -> set[str]:
     """Names of the parameters of the stem: first convolutions, patch and position embeddings, tokens.
 
@@ -189,3 +213,66 @@ def used_parameters(backbone: Backbone, forward: Callable[[], Any]) -> set[str]:
     for parameter, flag in flags.items():
         parameter.requires_grad_(flag)
     return {names[node.variable] for node in found if getattr(node, "variable", None) in names}
+
+
+class TokenSequence(NamedTuple):
+    """A sequence of tokens (B, N, C) that all blocks of a backbone read and write.
+
+    Args:
+        blocks: Blocks, first to last.
+        width: Width C of a token.
+        prefix: Number of class and register tokens, which come before the patches.
+    """
+
+    blocks: list[Any]
+    width: int
+    prefix: int
+
+
+def token_sequence(backbone: Backbone, use: str) -> TokenSequence:
+    """Token sequence of a plain vision transformer.
+
+    Args:
+        backbone: The backbone.
+        use: Method and what it does with the tokens, for the message.
+
+    Raises:
+        ValueError: If the backbone belongs to another family.
+    """
+    if not isinstance(backbone, (VisionTransformer, VisionTransformerRelPos, Eva, Beit, NaFlexVit)):
+        raise ValueError(
+            f"{use}, and {type(backbone).__name__} is not known to have one sequence of tokens for all of its blocks: "
+            "use a ViT (also DeiT, CLIP, SigLIP, DINOv2, DINOv3), EVA or BEiT, or a method for other backbones such as "
+            "ssf, lora or bitfit"
+        )
+    return TokenSequence([*backbone.blocks], backbone.embed_dim, backbone.num_prefix_tokens)
+
+
+def patch_embedding(backbone: Backbone) -> Any:
+    """Layer from images to patches of a plain vision transformer."""
+    return backbone.embeds if isinstance(backbone, NaFlexVit) else backbone.patch_embed
+
+
+def token_grid(backbone: Backbone, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the patches of a plain vision transformer, for images of a size in pixels."""
+    return patch_embedding(backbone).dynamic_feat_size(size)
+
+
+def drops_patches(backbone: Backbone) -> bool:
+    """Whether a plain vision transformer drops patches in training."""
+    return not isinstance(getattr(backbone, "patch_drop", None), (nn.Identity, NoneType))
+
+
+def norms_first(block: Any) -> bool:
+    """Whether a block of a plain vision transformer norms its input before attention reads it, and adds the result."""
+    return isinstance(block, (Block, EvaBlock, RelPosBlock, BeitBlock))
+
+
+def drop_path_rate(block: nn.Module) -> float:
+    """Probability of dropping a branch of a block for an image."""
+    return next((module.drop_prob for module in block.modules() if isinstance(module, DropPath)), 0.0)
+
+
+def has_windows(backbone: Backbone) -> bool:
+    """Whether a backbone is a Swin, with stages of windows."""
+    return isinstance(backbone, SwinTransformer)

@@ -17,21 +17,23 @@ from timm.models.convnext import ConvNeXtBlock
 from timm.models.csatv2 import TransformerBlock as CSATBlock
 from timm.models.davit import ChannelBlock, SpatialBlock
 from timm.models.eva import EvaBlock
+from timm.models.gcvit import GlobalContextVitBlock
 from timm.models.hiera import HieraBlock
 from timm.models.hieradet_sam2 import MultiScaleBlock as HieraDetBlock
 from timm.models.inception_next import MetaNeXtBlock
-from timm.models.maxxvit import TransformerBlock2d
+from timm.models.maxxvit import PartitionAttentionCl, TransformerBlock2d
 from timm.models.mvitv2 import MultiScaleBlock as MViTBlock
 from timm.models.regnet import Bottleneck as RegNetBottleneck
 from timm.models.resnet import BasicBlock, Bottleneck
 from timm.models.resnetv2 import Bottleneck as BiTBottleneck
 from timm.models.resnetv2 import PreActBasic, PreActBottleneck
+from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from timm.models.swin_transformer_v2_cr import SwinTransformerV2CrBlock
 from timm.models.vision_transformer import Block, ResPostBlock
 from timm.models.vision_transformer_relpos import RelPosBlock, ResPostRelPosBlock
 from timm.models.vision_transformer_sam import Block as SAMBlock
-from timm.models.volo import ClassBlock
+from timm.models.volo import ClassBlock, Outlooker, Transformer
 from timm.models.xcit import ClassAttentionBlock
 from torch import nn
 
@@ -63,6 +65,8 @@ MAPS_OUTSIDE = (SpatialBlock, ChannelBlock)
 OTHER_KINDS = (*POST_NORM, *CLASS_ATTENTION, *RESHAPING)
 # networks that fold patches into the batch before their blocks
 FOLDING = (ByobNet,)
+# blocks that read and write maps (B, H, W, C)
+MAPS = (SwinTransformerBlock, GlobalContextVitBlock, PartitionAttentionCl, Outlooker, Transformer)
 # blocks with one sequence of tokens (B, N, C) for each image
 SEQUENCES = (Block, EvaBlock, BeitBlock, RelPosBlock)
 CHANNELS_FIRST = (nn.modules.batchnorm._BatchNorm, GroupNorm, GroupNorm1, LayerNorm2d)
@@ -141,6 +145,23 @@ def constant_blocks(backbone: Backbone, use: str) -> list[Any]:
             f"BEiT or Swin, or another method such as {OTHERS}"
         )
     return blocks
+
+
+def last_blocks(backbone: Backbone, count: int) -> list[Any]:
+    """Last transformer blocks of a backbone, or the last residual blocks of a convolutional network.
+
+    Args:
+        backbone: The backbone.
+        count: Number of blocks.
+
+    Raises:
+        ValueError: If the backbone has fewer blocks.
+    """
+    blocks = attention_blocks(backbone) or [block for block, _ in convolutional_blocks(backbone)]
+    if count > len(blocks):
+        kinds = "" if blocks else " of known kinds, which bitfit and full do not need"
+        raise ValueError(f"{len(blocks)}, because {type(backbone).__name__} has {len(blocks)} blocks{kinds}")
+    return blocks[-count:]
 
 
 def attention_blocks(backbone: Backbone) -> list[Any]:

@@ -86,24 +86,45 @@ def blank(plain: type[nn.Module]) -> Parametrized:
 
 
 def parametrize_in_place(module: Any, parameter: str, name: str, op: nn.Module) -> None:
-    """Add ``op`` as the child ``name`` of a module. From now on, reading ``parameter`` gives ``op(parameter)``."""
+    """Add ``op`` as the child ``name`` of a module. From now on, reading ``parameter`` gives ``op(parameter)``.
+
+    Raises:
+        ValueError: If the module has an attribute of this name, or another child replaces the parameter already.
+    """
     check_free(module, name)
     if not isinstance(module, Parametrized):
         swap_class(module, parametrized(type(module)))  # type: ignore[arg-type]
         module.parametrizations = {}
+    if parameter in module.parametrizations:
+        other = module.parametrizations[parameter]
+        raise ValueError(f"two methods replace the {parameter} of one {module.plain.__name__}: {other} and {name}")
     module.parametrizations[parameter] = name
     module.add_module(name, op)
+
+
+def plain_parameter(module: nn.Module, parameter: str) -> nn.Parameter:
+    """Parameter as it is stored, also where reading it gives what a child makes of it."""
+    stored = module._parameters[parameter]
+    assert stored is not None
+    return stored
+
+
+def unparametrize(module: Any, parameter: str) -> None:
+    """Let reading a parameter give its stored value again; its child must be removed already."""
+    del module.parametrizations[parameter]
+    if not module.parametrizations:
+        del module.parametrizations
+        swap_class(module, module.plain)
 
 
 def merge_parametrized(backbone: Backbone) -> None:
     """Store the output of every parametrization in its parameter, and make the modules plain again."""
     for module in [m for m in backbone.modules() if isinstance(m, Parametrized)]:
-        for parameter, child in module.parametrizations.items():
-            weight: Any = module._parameters[parameter]
+        for parameter, child in list(module.parametrizations.items()):
+            weight = plain_parameter(module, parameter)
             op: Any = module._modules.pop(child)
             weight.copy_(op.eval()(weight))
-        del module.parametrizations
-        swap_class(module, module.plain)
+            unparametrize(module, parameter)
 
 
 def check_free(module: nn.Module, name: str) -> None:

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -204,7 +205,9 @@ def reset_head(backbone: Backbone, num_classes: int, init: str) -> None:
             f"{type(backbone).__name__} has no classifier that can be replaced: use a timm model for classification, "
             "without features_only"
         )
-    backbone.reset_classifier(num_classes)
+    # otherwise RepViT would lose its second head, which the plain model has
+    distilled = "distillation" in signature(backbone.reset_classifier).parameters
+    backbone.reset_classifier(num_classes, **({"distillation": backbone.head.distillation} if distilled else {}))
     for layer in classifier_layers(backbone).values():
         init_head(layer, init)
 
@@ -258,3 +261,25 @@ def head_modules(backbone: Backbone) -> dict[str, Any]:
     tops = [name for name, module in backbone.named_modules() if isinstance(module, ATTENTION_POOLS)]
     pools = {name: m for name, m in backbone.named_modules() if m._parameters and inside(name, tops)}
     return pools | classifier_layers(backbone)
+
+
+def bias_arguments(name: str, args: dict[str, Any], backbone: nn.Module) -> dict[str, bool]:
+    """Argument of ``timm.create_model``, such as ``qkv_bias``, for the biases that a backbone has beyond the plain one.
+
+    Args:
+        name: Name of the plain model in timm.
+        args: Further arguments of the plain model.
+        backbone: The backbone with additional biases.
+
+    Returns:
+        The argument that gives a model with exactly the tensors of ``backbone``; empty if there is none.
+    """
+    keys = backbone.state_dict().keys()
+    for argument in signature(type(backbone).__init__).parameters:
+        if not argument.endswith("bias"):
+            continue
+        with torch.random.fork_rng(devices=[]):
+            other = create(name, args | {argument: True, "num_classes": backbone.num_classes}, pretrained=False)
+        if other.state_dict().keys() == keys:
+            return {argument: True}
+    return {}

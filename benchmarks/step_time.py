@@ -6,7 +6,8 @@
 All variants live in one process and take turns, in another order every round. On a CPU the clock is the process's CPU
 time on one thread, on a GPU the events of the device. What is printed are medians of ratios to the floor of the same
 round. The floor is what no method that trains near the input can undercut: a forward pass and the gradients of all
-activations, with the class token as the only trained tensor.
+activations, with the class token as the only trained tensor, or without one, the first vector of the backbone.
+``--backbone`` takes every name of timm, and builds it with random weights.
 """
 
 import argparse
@@ -36,7 +37,8 @@ class Floor(PEFTMethod):
     """A backbone through which gradients must pass while almost nothing trains."""
 
     def trainable_names(self) -> list[str]:
-        return ["cls_token"]
+        vectors = [name for name, p in self.backbone.named_parameters() if name == "cls_token" or p.dim() == 1]
+        return ["cls_token"] if "cls_token" in vectors else vectors[:1]
 
 
 class HFPEFT(PEFTMethod):

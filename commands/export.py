@@ -123,16 +123,24 @@ def low_rank_layers(model: Any) -> dict[str, Any]:
     Raises:
         ValueError: If the method is another one.
     """
+    from backbones.anatomy import separate_bias
     from checkpoints.peft import LowRankLayer
     from methods.dora import Decomposed, DoRALinear
-    from methods.layers.low_rank import LoRALinear, LowRank
+    from methods.layers.low_rank import LowRank
+    from methods.layers.low_rank_layers import LoRALinear
 
     updated = [(n, m) for n, m in model.backbone.named_modules() if "lora" in m._modules]
     known = all(type(m) in (LoRALinear, DoRALinear) and type(m.lora) in (LowRank, Decomposed) for _, m in updated)
     if not (updated and known):
         raise ValueError(
             f"the method of this checkpoint is {model.method_name()}, and the peft format is for LoRA and DoRA on "
-            "plain weights; `python train.py merge` writes a plain model"
+            "plain linear layers; `python train.py merge` writes a plain model"
+        )
+    bare = [name for name, _ in updated if separate_bias(model.backbone, name) is not None]
+    if bare:
+        raise ValueError(
+            f"{bare[0]}: timm reads the weight of this layer without calling it, so that an update of peft would have "
+            "no effect; `python train.py merge` writes a plain model"
         )
     layers = {}
     for name, linear in updated:

@@ -31,7 +31,7 @@ def import_peft(
     from checkpoints.peft import most_common, read_peft
     from lightning_modules.classification import Classification
     from methods import METHODS, compose
-    from methods.layers.low_rank import find_targets
+    from methods.layers.low_rank_targets import find_targets
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"output={str(output)!r} exists and is not empty; nothing was written")

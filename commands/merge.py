@@ -7,13 +7,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 
-def merge(ckpt_path: Path, output: Path, dtype: Literal["float32", "float16", "bfloat16"] = "float32") -> None:
+def merge(
+    ckpt_path: Path,
+    output: Path,
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+    allow_extra: bool = False,
+) -> None:
     """Write a plain timm model with the outputs of the trained method.
 
     Args:
         ckpt_path: Checkpoint file or adapter folder of a run.
         output: New folder for ``model.safetensors`` and ``config.json``.
         dtype: Type of the stored weights; merging itself is done in float32.
+        allow_extra: Whether to write a model that timm alone cannot load, because no weight of the plain model can
+            take some of the trained tensors. They stay in the file under their own names.
     """
     # imported late, so that --help is fast
     import timm
@@ -26,20 +33,26 @@ def merge(ckpt_path: Path, output: Path, dtype: Literal["float32", "float16", "b
         raise FileExistsError(f"output={str(output)!r} exists and is not empty; nothing was written")
     model: Any = PEFTMethod.from_delta(ckpt_path)
     merged: Any = model.merge()
-    assert model.plain_keys is not None
-    extra = sorted(set(merged.state_dict()) - model.plain_keys)
 
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
         merged = merged.to(getattr(torch, dtype))
         model.export(merged, Path(folder))
+        extra = extra_keys(model, merged, folder)
+        if extra and not allow_extra:
+            raise ValueError(
+                f"{model.method_name()} on {model.backbone_name}: no weight of the plain model can take "
+                f"{', '.join(extra)}; nothing was written, because timm could not load it. Test and predict with "
+                "--ckpt_path, or pass --allow_extra to write these tensors too"
+            )
         if not extra:
             written = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
             images = torch.rand(4, *model.input_config["input_size"]) * 2 - 1
             with torch.inference_mode():
                 expected = model(images)
                 difference = float((written(images) - expected).abs().max())
-            if difference > (1e-3 if dtype == "float32" else 0.05 * float(expected.abs().max())):
+            largest = float(expected.abs().max())
+            if not difference <= (1e-4 * max(1.0, largest) if dtype == "float32" else 0.05 * largest):
                 raise ValueError(f"the merged model differs by {difference:.1e} in its logits; nothing was written")
             print(f"largest difference of a logit, merged against unmerged: {difference:.1e}")
         config = json.loads((Path(folder) / "config.json").read_text())
@@ -55,8 +68,19 @@ def merge(ckpt_path: Path, output: Path, dtype: Literal["float32", "float16", "b
         print(f"merged except {', '.join(extra)}: no weight of the plain model can take it")
         return
     print(f"timm.create_model('local-dir:{output}', pretrained=True)")
-    if model.backbone_args or model.backbone_name.startswith("local-dir:"):
+    same_shape = not model.backbone_args and set(merged.state_dict()) == model.plain_keys
+    if not same_shape or model.backbone_name.startswith("local-dir:"):
         return  # the name alone does not define its shape
     architecture = merged.pretrained_cfg["architecture"]
     arguments = f"num_classes={model.num_classes}, checkpoint_path='{output / 'model.safetensors'}'"
     print(f"timm.create_model('{architecture}', {arguments})  # the same by name")
+
+
+def extra_keys(model: Any, merged: Any, folder: str) -> list[str]:
+    """Tensors of a merged model that the timm model of the written folder lacks."""
+    import timm
+
+    keys = set(merged.state_dict())
+    if keys == model.plain_keys:
+        return []
+    return sorted(keys - set(timm.create_model(f"local-dir:{folder}", pretrained=False).state_dict()))

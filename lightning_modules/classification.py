@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from backbones.timm_inputs import check_input_size
 from backbones.timm_models import (
+    bias_arguments,
     build_backbone,
     classifier_layers,
     head_modules,
@@ -124,9 +125,14 @@ class Classification(Task):
             self.backbone.set_submodule(name, new)
 
     def export(self, backbone: nn.Module, folder: Path) -> None:
-        """Write ``model.safetensors`` and ``config.json`` of a timm model, with the names of the classes."""
+        """Write ``model.safetensors`` and ``config.json`` of a timm model, with the names of the classes.
+
+        If the backbone has biases that the plain one lacks, the config has timm's argument for them, if there is one.
+        """
         names = {"label_names": self.class_names} if self.class_names else None
-        save_for_hf(backbone, str(folder), model_config=names, safe_serialization=True)
+        more = backbone.state_dict().keys() - self.backbone.state_dict().keys()
+        args = bias_arguments(self.backbone_name, self.backbone_args, backbone) if more else None
+        save_for_hf(backbone, str(folder), model_config=names, model_args=args, safe_serialization=True)
 
     # training
 

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.anatomy import ends, linear_layers, reads_bare_weight
+from backbones.anatomy import call_qkv, ends, linear_layers
 from backbones.blocks import channels_first, pre_norm_blocks, width
 from backbones.inject import Backbone, check_free, swap_class
+from backbones.projections import attention_rows
 from checkpoints import packed
 from methods.adaptformer import ParallelBottleneck
 from methods.core.base import PEFTMethod
 from methods.layers import low_bit
-from methods.layers.low_rank import LoRALinear, LowRank, merge_low_rank
+from methods.layers.low_rank import LowRank
+from methods.layers.low_rank_layers import add_low_rank, merge_low_rank
 
 SETTINGS = {
     "method": "bi_form",
@@ -87,6 +89,11 @@ class LowBitLowRank(LowBit, LowRank):
     def factors(self) -> tuple[Tensor, Tensor]:
         A, B = self.matrices()
         return A, B
+
+
+def is_in_thirds(rows: dict[str, Tensor]) -> bool:
+    """Whether the rows of a layer are those of q, k and v, a third each."""
+    return [int(part[0]) // len(part) for part in rows.values()] == [0, 1, 2]
 
 
 class BiAdapter(PEFTMethod):
@@ -167,24 +174,23 @@ class BiAdapter(PEFTMethod):
             block.drop_path2.register_forward_hook(op.hook)
 
     def add_updates(self, backbone: Backbone) -> None:
-        layers = {name: layer for name, layer in linear_layers(backbone).items() if ends(name, "qkv")}
-        if not layers or any(reads_bare_weight(backbone, name) for name in layers):
+        rows = {name: parts for name, parts in attention_rows(backbone).items() if ends(name, "qkv")}
+        layers = {n: layer for n, layer in linear_layers(backbone).items() if n in rows and is_in_thirds(rows[n])}
+        if not layers:
             raise ValueError(
-                f"bi_form=lora: {type(backbone).__name__} has no fused qkv layers, or its attention uses their weights "
-                "without calling them, so that an update has no effect; try bi_form=adaptformer"
+                f"bi_form=lora: {type(backbone).__name__} has no linear layers qkv with q, k and v of one size in one "
+                "piece each; use bi_form=adaptformer, or --method lora"
             )
+        call_qkv(backbone)
         for name, linear in layers.items():
-            check_free(linear, "lora")
             dim = linear.out_features // 3
             if self.bi_dim > min(dim, linear.in_features):
                 raise ValueError(f"bi_dim={self.bi_dim} is more than {name} can have: expected 1 to {dim}")
-            rows = ((0, dim), (2 * dim, 3 * dim))
-            update: Any = LowRank(linear, self.bi_dim, self.bi_scale, rows, self.bi_dropout)
+            blocks = ((0, dim), (2 * dim, 3 * dim))
+            update: Any = LowRank(linear, self.bi_dim, self.bi_scale, blocks, self.bi_dropout)
             self.quantise(update, LowBitLowRank, self.bi_bits)
             self.init_up(update.B)
-            swap_class(linear, LoRALinear)
-            assert isinstance(linear, LoRALinear)
-            linear.lora = update
+            add_low_rank(linear, update)
 
     def quantise(self, layer: Any, cls: type[LowBit], bits: int) -> None:
         if bits < 32:
@@ -198,6 +204,7 @@ class BiAdapter(PEFTMethod):
 
     def merge_into(self, backbone: Backbone) -> None:
         merge_low_rank(backbone)
+        call_qkv(backbone, False)
         for head in [module for module in backbone.modules() if isinstance(module, LowBitLinear)]:
             head.weight.copy_(head.matrices()[0])
             if head.bias is not None:

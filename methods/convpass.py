@@ -7,13 +7,27 @@ from typing import Any, Literal
 
 import torch
 from timm.layers.activations import quick_gelu
-from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.anatomy import transformer_blocks
+from backbones.anatomy import drops_patches, patch_embedding, token_sequence
+from backbones.blocks import MAPS, constant_blocks, width
 from backbones.inject import AdapterModule, Backbone, check_free
 from methods.core.base import PEFTMethod
+
+
+class Grid(AdapterModule):
+    """Rows and columns of the patches that pass a patch embedding or a block."""
+
+    value: tuple[int, int]
+
+    def of_images(self, module: Any, args: tuple[Any, ...]) -> None:
+        """Keep the grid of a patch embedding, whose input are images (B, 3, H, W)."""
+        self.value = module.dynamic_feat_size(args[0].shape[-2:])
+
+    def of_maps(self, module: Any, args: tuple[Any, ...]) -> None:
+        """Keep the grid of a block, whose input are maps (B, H, W, C)."""
+        self.value = args[0].shape[1:3]
 
 
 class Bypass(AdapterModule):
@@ -23,14 +37,14 @@ class Bypass(AdapterModule):
         dim: Channels C of the tokens.
         hidden: Channels h of the convolution.
         prefix: Number of tokens before the patches; each is convolved as an image of one pixel.
-        grid: Height and width of the patch grid, in patches.
+        grid: Grid of the patches.
         scale: Factor s of the update, dimensionless.
         dropout: Probability of dropping a hidden unit.
         xavier: Whether the convolution is initialised by Xavier uniform instead of the identity.
     """
 
     def __init__(
-        self, dim: int, hidden: int, prefix: int, grid: tuple[int, int], scale: float, dropout: float, xavier: bool
+        self, dim: int, hidden: int, prefix: int, grid: Grid, scale: float, dropout: float, xavier: bool
     ) -> None:
         super().__init__()
         self.prefix, self.grid, self.scale = prefix, grid, scale
@@ -51,7 +65,7 @@ class Bypass(AdapterModule):
         """Hidden units (B, N, h) of u (B, N, C) or (B, H, W, C)."""
         hidden = quick_gelu(self.down(u)).flatten(1, -2)  # (B, N, h)
         prefix, patches = hidden[:, : self.prefix], hidden[:, self.prefix :]
-        patches = self.conv(patches.unflatten(1, self.grid).permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
+        patches = self.conv(patches.unflatten(1, self.grid.value).permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
         # an image of one pixel has only padding around it, so only the centre of the kernel has an effect
         prefix = F.linear(prefix, self.conv.weight[:, :, 1, 1], self.conv.bias)
         return self.dropout(quick_gelu(torch.cat([prefix, patches], dim=1)))
@@ -106,23 +120,26 @@ class Convpass(PEFTMethod):
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
-        for block in transformer_blocks(backbone):
-            self.add_bypass(backbone, block, "convpass_attn", block.norm1, block.drop_path1)
+        use = "Convpass convolves the tokens of each block"
+        blocks = constant_blocks(backbone, use)
+        maps, prefix, grid = all(isinstance(block, MAPS) for block in blocks), 0, Grid()
+        if not maps:
+            prefix = token_sequence(backbone, use).prefix
+            if drops_patches(backbone):
+                raise ValueError(f"{use}, and this backbone drops patches in training: leave patch_drop_rate out")
+            patch_embedding(backbone).register_forward_pre_hook(grid.of_images)
+        for block in blocks:
+            if maps:
+                grid = Grid()
+                block.register_forward_pre_hook(grid.of_maps)
+            self.add_bypass(block, "convpass_attn", block.norm1, block.drop_path1, prefix, grid)
             if self.convpass_mlp:
-                self.add_bypass(backbone, block, "convpass_mlp", block.norm2, block.drop_path2)
+                self.add_bypass(block, "convpass_mlp", block.norm2, block.drop_path2, prefix, grid)
 
-    def add_bypass(self, backbone: Backbone, block: Any, name: str, norm: Any, drop_path: nn.Module) -> None:
+    def add_bypass(self, block: Any, name: str, norm: nn.Module, drop_path: nn.Module, prefix: int, grid: Grid) -> None:
         """Add a bypass to the branch between a norm and a drop path."""
-        windowed = isinstance(block, SwinTransformerBlock)
-        op = Bypass(
-            norm.weight.shape[0],
-            self.convpass_dim,
-            prefix=0 if windowed else backbone.num_prefix_tokens,
-            grid=tuple(block.input_resolution if windowed else backbone.patch_embed.grid_size),
-            scale=self.convpass_scale,
-            dropout=self.convpass_dropout,
-            xavier=self.convpass_xavier,
-        )
+        sizes = (width(block), self.convpass_dim, prefix, grid, self.convpass_scale, self.convpass_dropout)
+        op = Bypass(*sizes, self.convpass_xavier)
         check_free(block, name)
         block.add_module(name, op)
         norm.register_forward_hook(op.keep_output)

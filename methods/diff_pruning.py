@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backbones.anatomy import replaceable
 from backbones.inject import Backbone, merge_parametrized, parametrize_in_place
 from callbacks.scoring.top import top
 from methods.core.base import PEFTMethod
@@ -91,7 +92,7 @@ class DiffPruning(PEFTMethod):
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
-        for name in self.used_names():
+        for name in replaceable(backbone, self.used_names()):
             if not self.in_head(f"backbone.{name}"):
                 path, _, kind = name.rpartition(".")
                 op = Diff(backbone.get_parameter(name), self.diff_alpha_init, self.diff_stretch)

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.inject import modules_with
-from methods.layers.low_rank import LoRALinear, LowRank, Rows, compute_dtype, low_rank_gradients, merged_weight
+from backbones.anatomy import separate_bias
+from backbones.inject import Backbone, modules_with
+from methods.layers.low_rank import LowRank, Rows, compute_dtype, low_rank_gradients, merged_weight, of_rows
+from methods.layers.low_rank_layers import LoRALinear
+from methods.layers.low_rank_targets import Target
 from methods.lora import LoRA
 
 SMALLEST_MAGNITUDE = 1e-3  # division by a smaller magnitude loses too many digits of the gradient
@@ -19,16 +22,16 @@ SMALLEST_MAGNITUDE = 1e-3  # division by a smaller magnitude loses too many digi
 def decomposed(
     weight: Tensor, A: Tensor, B: Tensor, magnitude: Tensor, rows: Rows, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Weight ``ratio (W + scale B A)``, and the ratio (K size,) of magnitude to row norm."""
+    """Weight ``ratio (W + scale B A)``, and the ratio (sum of sizes,) of magnitude to row norm."""
     result = merged_weight(weight, A, B, rows, scale)
     ratio = magnitude / row_norms(result, rows)
-    for (first, last), part in zip(rows, ratio.chunk(len(rows)), strict=True):
+    for (first, last), part in zip(rows, of_rows(ratio, rows), strict=True):
         result[first:last] *= part[:, None]
     return result, ratio
 
 
 def row_norms(weight: Tensor, rows: Rows) -> Tensor:
-    """Norms (K size,) of rows, over the input channels."""
+    """Norms (sum of sizes,) of rows, over the input channels."""
     norms = torch.cat([weight[first:last].norm(dim=1) for first, last in rows])
     return norms.clamp_min(1e-12)  # so that a row of zeros stays a row of zeros
 
@@ -85,30 +88,31 @@ class Decomposed(LowRank):
     """Low-rank update of the directions of rows, with a magnitude for each row.
 
     Args:
-        linear: The layer.
+        layer: Linear layer or convolution.
         options: Further arguments of ``LowRank``.
     """
 
-    def __init__(self, linear: nn.Linear, *options: Any) -> None:
-        super().__init__(linear, *options)
+    def __init__(self, layer: nn.Linear | nn.Conv2d, *options: Any) -> None:
+        super().__init__(layer, *options)
         self.magnitude = nn.Parameter(torch.empty(self.B.shape[0]))
-        self.reset(linear.weight)
+        self.reset(layer.weight)
+        self.output_changes = False  # whether the network writes into the layer's output
         self.divisible_in_step: bool | None = None  # value of ``divisible`` during a training step, None outside
 
     def reset(self, weight: Tensor) -> None:
         """Start from the row norms of the frozen weight."""
         with torch.no_grad():
-            self.magnitude.copy_(row_norms(weight.to(self.A.dtype), self.rows))
+            self.magnitude.copy_(row_norms(self.matrix(weight).to(self.A.dtype), self.rows))
 
-    def merge_into(self, weight: Tensor) -> Tensor:
-        return decomposed(weight, *self.factors(), self.magnitude, self.rows, self.scale)[0]
+    def merged(self, matrix: Tensor) -> Tensor:
+        return super().merged(matrix) * self.ratio(matrix)[:, None]
 
     def ratio(self, weight: Tensor) -> Tensor:
         """Ratio (out,) of magnitude to the constant row norm; 1 for rows without an update."""
         with torch.no_grad():
             norms = row_norms(merged_weight(weight, *self.factors(), self.rows, self.scale), self.rows)
         ratio = torch.ones_like(weight[:, 0], dtype=norms.dtype)
-        for (first, last), part in zip(self.rows, (self.magnitude / norms).chunk(len(self.rows)), strict=True):
+        for (first, last), part in zip(self.rows, of_rows(self.magnitude / norms, self.rows), strict=True):
             ratio[first:last] = part
         return ratio
 
@@ -129,7 +133,7 @@ class DoRALinear(LoRALinear):
 
     def forward(self, input: Tensor) -> Tensor:
         lora = self.lora
-        if lora.drops or not lora.divisible:
+        if lora.drops or lora.output_changes or not lora.divisible:
             return self.unmerged(input)
         return MergedDecomposed.apply(
             input, self.weight, self.bias, *lora.factors(), lora.magnitude, lora.rows, lora.scale
@@ -138,7 +142,7 @@ class DoRALinear(LoRALinear):
     def unmerged(self, input: Tensor) -> Tensor:
         """Output ``W (x - x') + b + ratio (W + scale B A) x'`` from single products; x' is x after dropout."""
         dropped = self.lora.drop_input(input)
-        y = self.lora(self.product(dropped, None), dropped)
+        y = self.lora.add(self.product(dropped, None), dropped)
         y = y * self.lora.ratio(self.dense()).to(y.dtype)
         if dropped is not input:
             return y + self.product(input - dropped, self.bias)
@@ -148,11 +152,26 @@ class DoRALinear(LoRALinear):
 class DoRA(LoRA):
     """Weight-decomposed low-rank adaptation (Liu et al., ICML 2024, arXiv:2402.09353).
 
-    It has the options of LoRA.
+    It has the options of LoRA. Dropout is for linear layers only.
     """
 
     update_class = Decomposed
     layer_class = DoRALinear
+
+    def adapt(self, backbone: Backbone) -> None:
+        super().adapt(backbone)
+        for name, module in backbone.named_modules():
+            if isinstance(module, DoRALinear) and separate_bias(backbone, name) is not None:
+                module.lora.output_changes = True
+
+    def add_update(self, name: str, layer: Any, rank: int, target: Target) -> None:
+        if self.lora_dropout and (type(layer) is not nn.Linear or target.order is not None):
+            raise ValueError(
+                f"lora_dropout={self.lora_dropout}: the magnitudes of {name} act through its weight alone, because it "
+                "is no plain linear layer with q, k and v in one piece each; set lora_dropout=0, or name other layers "
+                "in lora_targets"
+            )
+        super().add_update(name, layer, rank, target)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)

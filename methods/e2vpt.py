@@ -3,21 +3,20 @@
 ``softmax(q [k; p_k]^T / sqrt(d)) [v; p_v]`` with learned p_k, p_v, and prompts that are pruned and trained once more.
 """
 
-from math import log
 from typing import Any, Literal
 
 import torch
-from timm.layers import Attention
-from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from backbones.anatomy import TokenSequence, norms_first, token_sequence
+from backbones.attention import can_extend, extend_attention
 from backbones.inject import Backbone, check_free, swap_class
 from callbacks.scoring.scorers import AbsoluteGradients, Scorer, SignedGradients
 from checkpoints.delta import check_delta
 from lightning_modules.batch import Batch
 from lightning_modules.run import datamodule_of
 from methods.core.selective import Selective
-from methods.vpt import VPT, Prompt, PromptedAttention
+from methods.vpt import VPT, Prompt
 
 TOKEN, SEGMENT = "prompt_masks.token", "prompt_masks.segment"
 SCORERS: dict[str, type[Scorer]] = {
@@ -67,8 +66,8 @@ class MaskedPrompt(Prompt):
 class PrunedPrompt(Prompt):
     """Kept tokens with trained values in their kept channels; the other channels are zero.
 
-    Pruned tokens are zero, and the other tokens still attend to them. As they are equal, the last token of the sequence
-    takes the place of all: ``KeyValueAttention`` adds the logarithm of their number to its attention score.
+    Pruned tokens are zero, and the other tokens still attend to them. As they are equal, the last prompt takes their
+    place: ``ExtendedAttention`` adds the logarithm of their number to its attention score.
     """
 
     kept: Tensor
@@ -88,27 +87,6 @@ class PrunedPrompt(Prompt):
 
     def rows(self) -> Tensor:
         return self.tokens.new_zeros(self.length, self.width).scatter(1, self.channels, self.tokens)
-
-
-class KeyValueAttention(PromptedAttention):
-    """Self-attention with learned keys and values p appended, ``softmax(q [k; p]^T / sqrt(d)) [v; p]``."""
-
-    kv_prompt: Tensor | None  # (1, heads, Q, d) shared by keys and values, or (2, heads, Q, d)
-    pruned: int  # number of zero prompts that the last prompt replaces
-
-    def added_keys_values(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        pairs = super().added_keys_values(x)
-        if self.kv_prompt is not None:  # neither normed nor rotated
-            pairs.append((self.kv_prompt[:1], self.kv_prompt[-1:]))
-        return pairs
-
-    def bias(self, keys: Tensor) -> Tensor | None:
-        if not self.pruned:
-            return None
-        # t equal keys are equal to one key with log t added to its score: here the last one before the learned keys
-        bias = keys.new_zeros(1, 1, 1, keys.shape[2])
-        bias[..., -1 if self.kv_prompt is None else -1 - self.kv_prompt.shape[2]] = log(self.pruned)
-        return bias
 
 
 class E2VPT(VPT, Selective):
@@ -165,20 +143,20 @@ class E2VPT(VPT, Selective):
         self.prunable = self.prompt_length > 0
 
     def check_backbone(self, backbone: Backbone) -> None:
-        blocks = backbone.blocks if isinstance(backbone, VisionTransformer) else [backbone]
-        odd = next((b for b in blocks if not isinstance(b, Block) or type(b.attn) is not Attention), None)
+        sequence = token_sequence(backbone, "E2VPT adds keys and values to the attention of a ViT")
+        odd = next((b for b in sequence.blocks if not (norms_first(b) and can_extend(b))), None)
         if odd is not None:
             raise ValueError(
-                f"{type(backbone).__name__} with {type(odd).__name__}: key-value prompts need blocks of plain "
-                "self-attention over all tokens. Use a ViT, or method vpt for a Swin"
+                f"{type(backbone).__name__} with {described(odd)}: key-value prompts need blocks that norm their "
+                "input and have one self-attention over all tokens. Use another ViT, or method vpt"
             )
 
     # training
 
-    def adapt_vit(self, backbone: Backbone) -> None:
+    def adapt_sequence(self, backbone: Backbone, sequence: TokenSequence) -> None:
         pruned = 0
         if self.prompt_length:
-            width = self.prompt_project or backbone.embed_dim
+            width = self.prompt_project or sequence.width
             if width % self.prompt_segments:
                 raise ValueError(
                     f"prompt_segments={self.prompt_segments}: expected a divisor of the prompts' width {width}"
@@ -192,20 +170,17 @@ class E2VPT(VPT, Selective):
                 )
             elif self.prune_mode == "zero":
                 pruned = self.prompt_length - len(self.selection["tokens"])
-            super().adapt_vit(backbone)
-        heads = backbone.blocks[0].attn.num_heads
-        for block in backbone.blocks if self.kv_length or pruned else ():
-            check_free(block.attn, "kv_prompt")
-            if type(block.attn) is Attention:  # shallow prompts, or none
-                swap_class(block.attn, PromptedAttention)
-                block.attn.prompts = ()  # type: ignore[assignment]
-            swap_class(block.attn, KeyValueAttention)
-            block.attn.pruned, block.attn.kv_prompt = pruned, None
+            super().adapt_sequence(backbone, sequence)
+        for block in sequence.blocks if self.kv_length or pruned else ():
+            attention = extend_attention(block)
+            attention.repeated = pruned
             if self.kv_length:
-                prompts = torch.empty(1 if self.kv_shared else 2, heads, self.kv_length, block.attn.head_dim)
+                heads, width = getattr(attention, "num_kv_heads", attention.num_heads), attention.proj.in_features
+                shape = (heads, self.kv_length, width // attention.num_heads)
+                prompts = torch.empty(1 if self.kv_shared else 2, *shape)
                 for part in prompts:
                     nn.init.kaiming_uniform_(part)  # for three dimensions, torch takes the fan-in Q d
-                block.attn.kv_prompt = nn.Parameter(prompts)
+                attention.kv_prompt = nn.Parameter(prompts)
 
     def new_prompt(self, backbone: Backbone, length: int, dim: int, project: nn.Module, norm: nn.Module) -> Prompt:
         prompt: Any = super().new_prompt(backbone, length, dim, project, norm)
@@ -285,6 +260,12 @@ def spread(segments: Tensor, width: int, layout: str) -> Tensor:
     """Values (P, width) of channels from the values (P, R) of their segments."""
     times = width // segments.shape[1]
     return segments.repeat(1, times) if layout == "interleaved" else segments.repeat_interleave(times, dim=1)
+
+
+def described(block: Any) -> str:
+    """Classes of a block and of its attention."""
+    attention = getattr(block, "attn", None)
+    return type(block).__name__ + (f" and {type(attention).__name__}" if attention is not None else "")
 
 
 def fewer(size: int, percent: int, least: int) -> int:

@@ -9,10 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from backbones.anatomy import reads_bare_weight
-from backbones.inject import Backbone, check_free, swap_class
+from backbones.anatomy import call_qkv
+from backbones.inject import Backbone, check_free
 from methods.core.base import PEFTMethod
-from methods.layers.low_rank import LoRALinear, LowRank, Rows, merge_low_rank
+from methods.layers.low_rank import LowRank, Rows
+from methods.layers.low_rank_layers import add_low_rank, merge_low_rank
 
 # range of each layer in the twelve D x D updates of a block: three of qkv, one of proj, four each of fc1 and fc2
 PARTS = {"attn.qkv": (0, 3), "attn.proj": (3, 4), "mlp.fc1": (4, 8), "mlp.fc2": (8, 12)}
@@ -71,6 +72,7 @@ class FacTUpdate(LowRank):
         self, factors: Factors, block: int, parts: tuple[int, int], rows: Rows, scale: float, dropout: float
     ) -> None:
         nn.Module.__init__(self)
+        self.register_buffer("order", None)
         self.shared = (factors,)  # in a tuple, otherwise each layer would save the factors as its child
         self.block, self.parts, self.rows, self.scale = block, parts, rows, scale
         self.dropout, self.dropout_at = dropout, "hidden"
@@ -118,17 +120,18 @@ class FacT(PEFTMethod):
         dim = backbone.embed_dim
         if self.fact_rank > dim:
             raise ValueError(f"fact_rank={self.fact_rank}: expected 1 to {dim}, the width of the backbone")
+        call_qkv(backbone)
         check_free(backbone, "fact")
         backbone.fact = Factors(dim, len(layers), self.fact_rank, self.fact_form)
         for index, block in enumerate(layers):
             for parts, linear in zip(PARTS.values(), block, strict=True):
-                check_free(linear, "lora")
                 rows = tuple((first, first + dim) for first in range(0, linear.out_features, dim))
-                linear.lora = FacTUpdate(backbone.fact, index, parts, rows, self.fact_scale, self.fact_dropout)
-                swap_class(linear, LoRALinear)
+                options = (rows, self.fact_scale, self.fact_dropout)
+                add_low_rank(linear, FacTUpdate(backbone.fact, index, parts, *options))
 
     def merge_into(self, backbone: Backbone) -> None:
         merge_low_rank(backbone)
+        call_qkv(backbone, False)
         del backbone.fact
         super().merge_into(backbone)
 
@@ -144,8 +147,7 @@ def block_layers(backbone: Backbone) -> list[list[Any]]:
         modules, dim = dict(block.named_modules()), getattr(backbone, "embed_dim", 0)
         layers.append([modules[name] for name in PARTS if isinstance(modules.get(name), nn.Linear)])
         shapes = [tuple(linear.weight.shape) for linear in layers[-1]]
-        fits = shapes == [(3 * dim, dim), (dim, dim), (4 * dim, dim), (dim, 4 * dim)]
-        if not fits or reads_bare_weight(backbone, f"blocks.{len(layers) - 1}.attn.qkv"):
+        if shapes != [(3 * dim, dim), (dim, dim), (4 * dim, dim), (dim, 4 * dim)]:
             layers = []
             break
     if not layers:

@@ -5,6 +5,7 @@ the pyramid feeds the head.
 """
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import pairwise
@@ -12,10 +13,11 @@ from typing import Any
 
 import torch
 from timm.layers import DropPath
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backbones.anatomy import drop_path_rate, drops_patches, token_grid, token_sequence
+from backbones.attention import can_extend, extend_attention
 from backbones.inject import Backbone
 from methods.core.frozen import FrozenBackbone
 
@@ -23,18 +25,20 @@ Size = tuple[int, int]
 
 
 class MetaTokens(nn.Module):
-    """Learned tokens after the patches, new ones in every block; their outputs summarise the block.
+    """Learned tokens before the patches, new ones in every block; their outputs summarise the block.
 
-    They may be at the end of the sequence, because attention does not depend on the order of tokens.
+    They follow the prefix tokens, which the backbone removes from its intermediate outputs.
 
     Args:
         depth: Number L of blocks.
         length: Number M of tokens per block.
         dim: Width D of a token.
+        prefix: Number of prefix tokens of the backbone.
     """
 
-    def __init__(self, depth: int, length: int, dim: int) -> None:
+    def __init__(self, depth: int, length: int, dim: int, prefix: int) -> None:
         super().__init__()
+        self.prefix = prefix
         bound = math.sqrt(6 / (length * dim + dim))  # Xavier uniform of one block's tokens (1, M, D)
         # one tensor for all blocks, so that weight decay applies, as in the released code
         self.tokens = nn.Parameter(torch.empty(depth, length, dim).uniform_(-bound, bound))
@@ -43,7 +47,8 @@ class MetaTokens(nn.Module):
         """Input of block ``index``, with its meta tokens in the place of those of the previous block."""
         x, *rest = args
         tokens = self.tokens[index].to(x.dtype).expand(len(x), -1, -1)
-        return torch.cat([x[:, : -tokens.shape[1]] if index else x, tokens], dim=1), *rest
+        patches = x[:, self.prefix + (tokens.shape[1] if index else 0) :]
+        return torch.cat([x[:, : self.prefix], tokens, patches], dim=1), *rest
 
 
 class Shrink(nn.Module):
@@ -120,15 +125,15 @@ class Stage(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, x: Tensor, outputs: Iterator[Tensor], grid: Size) -> Tensor:
-        """Map (B, C, h, w) of this stage from the previous map and the next outputs (B, gh gw + M, D) of the ViT."""
+        """Map (B, C, h, w) of this stage from the previous map and the next outputs (B, M + gh gw, D) of the ViT."""
         t, size = self.shrink(x)
         patches = grid[0] * grid[1]
         for block, meta_norm, output in zip(self.blocks, self.meta_norms, outputs, strict=False):  # rest: next stages
             # projected before resizing, which is cheaper; the result is equal, because bilinear weights add up to 1
             bridged = self.bridge(output)
-            fine = bridged[:, :patches].mT.unflatten(2, grid)
-            fine = F.interpolate(fine, size, mode="bilinear").flatten(2).mT
-            t = block(t, meta_norm(bridged[:, patches:]), fine)
+            meta, fine = bridged.tensor_split([bridged.shape[1] - patches], dim=1)
+            fine = F.interpolate(fine.mT.unflatten(2, grid), size, mode="bilinear").flatten(2).mT
+            t = block(t, meta_norm(meta), fine)
         return self.norm(t).mT.unflatten(2, size)
 
 
@@ -141,17 +146,11 @@ class SideNetwork(nn.Module):
         heads: Attention heads of each stage.
         width: Width D of the ViT.
         meta_tokens: Number M of meta tokens per ViT block.
-        drop_paths: Drop path rates of the ViT blocks of each stage.
+        rates: Drop path rates of the ViT blocks of each stage.
     """
 
     def __init__(
-        self,
-        channels: int,
-        dims: list[int],
-        heads: list[int],
-        width: int,
-        meta_tokens: int,
-        drop_paths: list[list[float]],
+        self, channels: int, dims: list[int], heads: list[int], width: int, meta_tokens: int, rates: list[list[float]]
     ) -> None:
         super().__init__()
         stem = (
@@ -163,8 +162,8 @@ class SideNetwork(nn.Module):
         downs = (Shrink(dim, nn.Conv2d(last, dim, 3, stride=2, padding=1)) for last, dim in pairwise(dims))
         shrinks = [Shrink(dims[0], *stem), *downs]
         self.stages = nn.ModuleList(
-            Stage(shrink, dim, count, width, meta_tokens, rates)
-            for shrink, dim, count, rates in zip(shrinks, dims, heads, drop_paths, strict=True)
+            Stage(shrink, dim, count, width, meta_tokens, drop_paths)
+            for shrink, dim, count, drop_paths in zip(shrinks, dims, heads, rates, strict=True)
         )
         self.apply(init_weights)
 
@@ -220,24 +219,34 @@ class HST(FrozenBackbone):
         self.hst_dims, self.hst_heads, self.hst_ends = list(hst_dims), list(hst_heads), hst_ends
         self.meta_tokens, self.tune_norm = meta_tokens, tune_norm
 
+    def heads(self) -> dict[str, nn.Module]:
+        heads = super().heads()
+        # without attention pooling, because the side network averages its own map
+        return {name: head for name, head in heads.items() if name.split(".")[1:2] != ["attn_pool"]}
+
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
-        if not isinstance(backbone, VisionTransformer):
-            raise ValueError(f"HST needs a plain ViT, and {type(backbone).__name__} is none: use a ViT or DeiT")
-        if len(self.head_names) > 1 or not isinstance(backbone.patch_drop, nn.Identity):
+        sequence = token_sequence(backbone, "HST reads the patches of a plain ViT")
+        if len(self.head_names) > 1 or drops_patches(backbone):
             raise ValueError(
                 "HST needs a ViT with one classifier and all of its patches: leave distillation and patch_drop_rate out"
             )
-        depth, width = len(backbone.blocks), backbone.embed_dim
+        if self.tune_norm and not all(hasattr(block, "norm2") for block in sequence.blocks):
+            raise ValueError(
+                f"tune_norm=True: the blocks of {type(backbone).__name__} have parallel branches, and so no norm1 and "
+                "norm2; pass --model.tune_norm false"
+            )
+        depth = len(sequence.blocks)
         starts = [-1, *self.ends(depth)]
-        rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in backbone.blocks]
-        shares = [rates[first + 1 : last + 1] for first, last in pairwise(starts)]
-        channels = backbone.patch_embed.proj.in_channels
-        self.side = SideNetwork(channels, self.hst_dims, self.hst_heads, width, self.meta_tokens, shares)
+        shares = [[drop_path_rate(b) for b in sequence.blocks[i + 1 : j + 1]] for i, j in pairwise(starts)]
+        sizes = (self.hst_dims, self.hst_heads, sequence.width, self.meta_tokens)
+        self.side = SideNetwork(backbone.in_chans, *sizes, shares)
         if self.meta_tokens:
-            self.meta = MetaTokens(depth, self.meta_tokens, width)
-            for index, block in enumerate(backbone.blocks):
+            self.meta = MetaTokens(depth, self.meta_tokens, sequence.width, sequence.prefix)
+            for index, block in enumerate(sequence.blocks):
                 block.register_forward_pre_hook(partial(self.meta.pre_hook, index))
+                if can_extend(block):
+                    extend_attention(block).inserted = (sequence.prefix, self.meta_tokens)
         if self.head_names:  # none for a dense task, whose head lies outside the backbone
             self.resize_head(self.hst_dims[-1])
             self.head_norm = nn.BatchNorm1d(self.hst_dims[-1], eps=1e-6, affine=False)
@@ -251,8 +260,8 @@ class HST(FrozenBackbone):
         return ends
 
     def trainable_names(self) -> Iterable[str]:
-        names = [name for name, _ in self.backbone.named_parameters()] if self.tune_norm else []
-        return [*super().trainable_names(), *(n for n in names if n.startswith("blocks.") and is_block_norm(n))]
+        norms = [n for n, _ in self.backbone.named_parameters() if re.match(r"blocks\.\d+\.norm[12]\.", n)]
+        return [*super().trainable_names(), *(norms if self.tune_norm else [])]
 
     def frozen_layers(self) -> str:
         if self.meta_tokens or self.tune_norm:
@@ -270,7 +279,7 @@ class HST(FrozenBackbone):
         return self.predict_from(self.pyramid(*features)[-1].flatten(2).mT)
 
     def pyramid(self, x: Tensor, *outputs: Tensor) -> list[Tensor]:
-        return self.side(x, outputs, self.backbone.patch_embed.dynamic_feat_size(x.shape[-2:]))
+        return self.side(x, outputs, token_grid(self.backbone, (x.shape[2], x.shape[3])))
 
     def forward_pyramid(self, x: Tensor) -> list[Tensor]:
         return self.pyramid(*self.frozen_features(x))
@@ -288,7 +297,3 @@ class HST(FrozenBackbone):
         for name, buffer in self.named_buffers():
             if name.endswith(("running_mean", "running_var")):
                 buffer.copy_(self.trainer.strategy.reduce(buffer.clone(), reduce_op="mean"))
-
-
-def is_block_norm(name: str) -> bool:
-    return name.split(".")[2] in ("norm1", "norm2")

@@ -7,16 +7,16 @@ import warnings
 from typing import Any, Literal, Self
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.inject import AdapterModule, Backbone, attach
+from backbones.anatomy import token_sequence
+from backbones.inject import AdapterModule, Backbone, attach, check_free
 from methods.core.frozen import FrozenBackbone
 
 
 class Tap(AdapterModule):
-    """Tap that keeps the output of a module of the backbone until ``take`` returns it."""
+    """Tap that keeps the input or output of a module of the backbone until ``take`` returns it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,8 +26,11 @@ class Tap(AdapterModule):
         self.kept = output
         return output
 
+    def keep_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.kept = args[0]
+
     def take(self) -> Tensor:
-        """Return the kept output and drop it."""
+        """Return the kept tensor and drop it."""
         output, self.kept = self.kept, None
         assert output is not None
         assert not output.requires_grad, "a gradient would enter the backbone"
@@ -109,18 +112,20 @@ class LAST(FrozenBackbone):
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
-        if not isinstance(backbone, VisionTransformer):
-            raise ValueError(f"LAST needs a plain ViT, and {type(backbone).__name__} is none: use a ViT or DeiT")
-        depth, gap = len(backbone.blocks), self.last_gap
+        sequence = token_sequence(backbone, "LAST reads the tokens of a plain ViT")
+        depth, gap = len(sequence.blocks), self.last_gap
         if depth % gap:
             divisors = ", ".join(str(d) for d in range(1, depth + 1) if depth % d == 0)
             raise ValueError(f"last_gap={gap} does not divide the {depth} blocks here; use one of {divisors}")
-        self.sources = ["norm_pre", *(f"blocks.{i}" for i in range(gap - 1, depth, gap))]  # modules with z_0 ... z_m
-        for name in self.sources:
-            attach(backbone.get_submodule(name), "last", Tap())
+        first, read = sequence.blocks[0], sequence.blocks[gap - 1 :: gap]
+        check_free(first, "last_input")
+        first.last_input = Tap()
+        first.register_forward_pre_hook(first.last_input.keep_input)
+        for block in read:
+            attach(block, "last", Tap())
         self.side = nn.ModuleList(
-            nn.ModuleList(LowRankAttention(backbone.embed_dim, **self.attention) for _ in range(self.last_depth))
-            for _ in self.sources[1:]
+            nn.ModuleList(LowRankAttention(sequence.width, **self.attention) for _ in range(self.last_depth))
+            for _ in read
         )
         for name, parameter in self.side.named_parameters():
             if name.endswith("up.weight") and self.last_up_init == "xavier":
@@ -142,7 +147,8 @@ class LAST(FrozenBackbone):
         """Token maps ``z_0`` ... ``z_m``, (B, n, D) each, without an autograd graph."""
         with torch.no_grad():
             self.backbone.forward_features(x)
-        return tuple(self.backbone.get_submodule(name).last.take() for name in self.sources)
+        blocks = self.backbone.blocks
+        return blocks[0].last_input.take(), *(block.last.take() for block in blocks[self.last_gap - 1 :: self.last_gap])
 
     def side_tokens(self, maps: tuple[Tensor, ...]) -> Tensor:
         """Output ``y = u_m - (z_0 + ... + z_{m-1})``, (B, n, D), with ``u_0 = z_0`` and ``u_i = F_i(u_{i-1} + z_i)``.

@@ -6,26 +6,28 @@
 from math import sqrt
 from typing import Any, ClassVar, Literal
 
-from backbones.anatomy import ends
-from backbones.inject import Backbone, check_free, swap_class
+from backbones.anatomy import call_qkv, ends
+from backbones.inject import Backbone
 from methods.core.base import PEFTMethod
-from methods.layers.low_rank import LoRALinear, LowRank, Rows, find_targets, merge_low_rank
-
-DEFAULT_TARGETS = ["q", "v"]
+from methods.layers.low_rank import LowRank
+from methods.layers.low_rank_layers import LoRALinear, add_low_rank, merge_low_rank, takes_dropout
+from methods.layers.low_rank_targets import Target, find_targets
 
 
 class LoRA(PEFTMethod):
     """Low-rank adaptation (Hu et al., ICLR 2022, arXiv:2106.09685).
 
     Args:
-        lora_targets: Linear layers by the end of their name, such as ``proj``, ``fc1`` or ``blocks.0.mlp.fc2``. For a
-            fused qkv layer, ``q``, ``k`` and ``v`` each mean an update of that third, and ``qkv`` means one update
-            with a common A.
-        lora_rank: Rank r of each update.
+        lora_targets: Linear layers and convolutions by the end of their name, such as ``proj``, ``fc1`` or
+            ``blocks.0.mlp.fc2``. ``q``, ``k`` and ``v`` mean queries, keys and values of every attention, also where
+            one layer computes all of them; ``qkv`` means one update of that layer with a common A. By default q and v,
+            and in a network without attention every layer outside stem and classifier.
+        lora_rank: Rank r of each update. With the default targets, a layer that is too narrow for it gets the largest
+            that it can have. A convolution is updated as a matrix (out, in / groups * height * width).
         lora_alpha: Strength alpha of the updates.
         lora_scaling: Factor s of an update. ``alpha``: alpha itself, as in the vision literature. ``alpha/r``: as in
             the paper. ``alpha/sqrt(r)``: rank-stabilised (arXiv:2312.03732).
-        lora_dropout: Dropout probability.
+        lora_dropout: Dropout probability; 0 for grouped convolutions and those with a standardised weight.
         lora_dropout_at: Place of dropout. ``hidden``: between A and B, as in PETL-ViT. ``input``: on the input of A, as
             in NOAH and HF PEFT.
         lora_ranks: Ranks that differ from ``lora_rank``, by the end of the layer's name; 0 for no update.
@@ -36,7 +38,7 @@ class LoRA(PEFTMethod):
 
     def __init__(
         self,
-        lora_targets: list[str] = DEFAULT_TARGETS,
+        lora_targets: list[str] | None = None,
         lora_rank: int = 8,
         lora_alpha: float = 1.0,
         lora_scaling: Literal["alpha", "alpha/r", "alpha/sqrt(r)"] = "alpha",
@@ -55,38 +57,56 @@ class LoRA(PEFTMethod):
             raise ValueError(f"lora_alpha={lora_alpha}: expected a positive number; at 0 nothing would train")
         if not 0 <= lora_dropout < 1:
             raise ValueError(f"lora_dropout={lora_dropout}: expected a probability of at least 0 and below 1")
-        if not lora_targets:
-            raise ValueError("lora_targets is empty: expected names such as q, v, proj, fc1")
-        self.lora_targets, self.lora_rank, self.lora_ranks = list(lora_targets), lora_rank, dict(lora_ranks or {})
+        if lora_targets is not None and not lora_targets:
+            raise ValueError("lora_targets is empty: expected names such as q, v, proj, fc1, or leave it out")
+        self.lora_targets, self.lora_rank, self.lora_ranks = lora_targets, lora_rank, dict(lora_ranks or {})
         self.lora_alpha, self.lora_scaling = lora_alpha, lora_scaling
         self.lora_dropout, self.lora_dropout_at = lora_dropout, lora_dropout_at
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
-        layers = find_targets(backbone, self.lora_targets, tuple(self.head_names))
-        unknown = [end for end in self.lora_ranks if not any(ends(name, end) for name in layers)]
+        targets = find_targets(backbone, self.lora_targets, tuple(self.head_names))
+        layers = {name: backbone.get_submodule(name) for name in targets}
+        call_qkv(backbone)
+        for name, rank in self.find_ranks({n: targets[n].largest_rank(layer) for n, layer in layers.items()}).items():
+            if rank:
+                self.add_update(name, layers[name], rank, targets[name])
+
+    def find_ranks(self, largest: dict[str, int]) -> dict[str, int]:
+        """Rank of each layer's update; ``largest`` holds the largest rank that it can have.
+
+        Raises:
+            ValueError: If a rank is too large, or a name in ``lora_ranks`` is unknown.
+        """
+        unknown = [end for end in self.lora_ranks if not any(ends(name, end) for name in largest)]
         if unknown:
             raise ValueError(f"lora_ranks names {', '.join(unknown)}, which no layer of lora_targets ends with")
-        ranks = {n: next((r for end, r in self.lora_ranks.items() if ends(n, end)), self.lora_rank) for n in layers}
+        own: dict[str, int] = {}
+        for name in largest:
+            own |= dict([(name, rank) for end, rank in self.lora_ranks.items() if ends(name, end)][:1])
+        common = self.lora_rank
+        narrow = self.lora_targets is None and common <= max(largest.values())
+        ranks = {name: own.get(name, min(common, most) if narrow else common) for name, most in largest.items()}
         if not any(ranks.values()):
             raise ValueError(f"lora_ranks={self.lora_ranks} leaves no layer of lora_targets an update")
-        for name, rows in layers.items():
-            rank, linear = ranks[name], backbone.get_submodule(name)
-            largest = min(linear.in_features, rows[0][1] - rows[0][0])
-            if rank > largest:
-                option = "lora_rank" if rank == self.lora_rank else "lora_ranks"
-                raise ValueError(f"{option}={rank} is more than {name} can have: expected 1 to {largest}")
-            if rank:
-                self.add_update(linear, rank, rows)
+        for name, rank in ranks.items():
+            if rank > largest[name]:
+                option = "lora_ranks" if name in own else "lora_rank"
+                raise ValueError(f"{option}={rank} is more than {name} can have: expected 1 to {largest[name]}")
+        return ranks
 
-    def add_update(self, linear: Any, rank: int, rows: Rows) -> None:
+    def add_update(self, name: str, layer: Any, rank: int, target: Target) -> None:
         """Add the update of one layer."""
-        check_free(linear, "lora")
+        if self.lora_dropout and not takes_dropout(layer):
+            raise ValueError(
+                f"lora_dropout={self.lora_dropout}: {name} is a grouped convolution or standardises its weight, so its "
+                "update acts through the weight alone; set lora_dropout=0, or name other layers in lora_targets"
+            )
         factor = {"alpha": 1.0, "alpha/r": 1 / rank, "alpha/sqrt(r)": 1 / sqrt(rank)}[self.lora_scaling]
-        options = (rank, self.lora_alpha * factor, rows, self.lora_dropout, self.lora_dropout_at)
-        linear.lora = self.update_class(linear, *options)
-        swap_class(linear, self.layer_class)
+        place = (target.rows, self.lora_dropout, self.lora_dropout_at, target.order)
+        add_low_rank(layer, self.update_class(layer, rank, self.lora_alpha * factor, *place), self.layer_class)
 
     def merge_into(self, backbone: Backbone) -> None:
         merge_low_rank(backbone)
+        call_qkv(backbone, False)
         super().merge_into(backbone)

@@ -6,9 +6,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from timm.models.convnext import ConvNeXtBlock
-
-from backbones.anatomy import transformer_blocks
+from backbones.blocks import last_blocks
 from methods.core.base import PEFTMethod
 
 FINAL_NORMS = ("norm", "fc_norm", "head.norm")  # of ViT and Swin, of ViT with average pooling, of ConvNeXt
@@ -29,9 +27,9 @@ class Partial(PEFTMethod):
 
     def trainable_names(self) -> Iterable[str]:
         modules = dict(self.backbone.named_modules())
-        blocks = [m for m in modules.values() if isinstance(m, ConvNeXtBlock)] or transformer_blocks(self.backbone)
-        if self.partial_blocks > len(blocks):
-            raise ValueError(f"partial_blocks={self.partial_blocks}: the backbone has {len(blocks)} blocks")
-        last = blocks[-self.partial_blocks :]
+        try:
+            last = last_blocks(self.backbone, self.partial_blocks)
+        except ValueError as error:
+            raise ValueError(f"partial_blocks={self.partial_blocks}: expected at most {error}") from error
         names = [name for name, m in modules.items() if name in FINAL_NORMS or any(m is block for block in last)]
         return [name for name in self.used_names() if name.startswith(tuple(f"{n}." for n in names))]

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.anatomy import linear_layers, reads_bare_weight
+from backbones.anatomy import call_qkv, linear_layers
 from backbones.inject import Backbone, swap_class
 from methods.dora import DoRALinear
 from methods.layers import nf4
-from methods.layers.low_rank import LoRALinear, compute_dtype
+from methods.layers.low_rank import compute_dtype
+from methods.layers.low_rank_layers import LoRALinear
 from methods.lora import LoRA
 
 
@@ -86,7 +87,7 @@ class QLoRALinear(NF4Linear, LoRALinear):
     """Four-bit linear layer with a low-rank update."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.lora(self.product(input, self.bias), self.lora.drop_input(input))
+        return self.lora.add(self.product(input, self.bias), self.lora.drop_input(input))
 
 
 class QDoRALinear(NF4Linear, DoRALinear):
@@ -127,9 +128,10 @@ class QLoRA(LoRA):
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
+        call_qkv(backbone)  # because packed bytes cannot be read as a weight
         packed = []
         for name, linear in linear_layers(backbone, tuple(self.head_names)).items():
-            if type(linear) not in PACKED or reads_bare_weight(backbone, name):
+            if type(linear) not in PACKED:
                 continue
             swap_class(linear, PACKED[type(linear)])
             assert isinstance(linear, NF4Linear)
@@ -137,6 +139,11 @@ class QLoRA(LoRA):
             if isinstance(linear, QDoRALinear):
                 linear.lora.reset(linear.dense())
             packed += [f"backbone.{name}.{b}" for b in ("weight", "weight_index", "weight_scales")]
+        if not packed:
+            raise ValueError(
+                f"QLoRA stores linear layers in four bits, and {type(backbone).__name__} has none beside its "
+                "classifier: use LoRA there"
+            )
         # otherwise DDP sends these buffers to all ranks in every step, although they are equal and never change
         self._ddp_params_and_buffers_to_ignore = packed
 

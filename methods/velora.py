@@ -20,7 +20,7 @@ from callbacks.scoring.ranks import over_ranks
 from callbacks.scoring.undisturbed import unchanged
 from methods.core.base import PEFTMethod
 from methods.core.precision import BATCH_NORM
-from methods.layers.low_rank import LoRALinear
+from methods.layers.low_rank_layers import LoRALinear
 from methods.layers.ssf_layers import SSFLinear
 from methods.layers.sub_tokens import (
     CompressedAddedLowRank,
@@ -63,14 +63,17 @@ class VeLoRALoRALinear(LoRALinear):
             return self.unmerged(input)
         lora, velora = self.lora, self.velora
         options = (velora(input), velora.s, lora.rows, lora.scale)
-        return CompressedMergedLowRank.apply(input, self.weight, self.bias, *lora.factors(), *options)
+        y = CompressedMergedLowRank.apply(input.flatten(0, -2), self.weight, self.bias, *lora.factors(), *options)
+        return y.view(*input.shape[:-1], -1)
 
     def unmerged(self, input: Tensor) -> Tensor:
         """Output with the update added to the frozen product, as dropout needs it."""
         lora, velora, y = self.lora, self.velora, self.product(input, self.bias)
         x, (A, B) = lora.drop_input(input), lora.factors()
         options = (velora(x), velora.s, lora.rows, lora.scale)
-        return CompressedAddedLowRank.apply(y, x, A, B, lora.mask(y, len(A)), *options)
+        mask = lora.mask(y, len(A))
+        sums = CompressedAddedLowRank.apply(y.flatten(0, -2), x.flatten(0, -2), A, B, mask, *options)
+        return sums.view_as(y)
 
 
 class VeLoRAQLoRALinear(VeLoRALoRALinear, QLoRALinear):

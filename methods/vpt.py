@@ -6,22 +6,21 @@
 from typing import Any, Literal
 
 import torch
-from timm.layers import Attention
-from timm.models.swin_transformer import PatchMerging, SwinTransformer, SwinTransformerBlock, WindowAttention
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock, WindowAttention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.anatomy import per_block
+from backbones.anatomy import TokenSequence, has_windows, norms_first, patch_embedding, per_block, token_sequence
+from backbones.attention import can_extend, extend_attention
 from backbones.inject import AdapterModule, Backbone, check_free, swap_class
 from methods.core.base import PEFTMethod
 
 
 class Prompt(AdapterModule):
-    """Learned tokens (P, d), appended to the input sequence (B, N, C) of a module and removed from its output.
+    """Learned tokens (P, d), put before the input sequence (B, N, C) of a module and removed from its output.
 
-    They are at the end of the sequence, because attention does not depend on the order of tokens, and the removal is
-    then a view.
+    They are at the start of the sequence, because rotary positions count the patches from its end, and the removal is
+    a view.
 
     Args:
         length: Number P of tokens.
@@ -29,7 +28,7 @@ class Prompt(AdapterModule):
         bound: Largest initial value.
         dropout: Probability of dropping an element of a prompt.
         project: Layer from d to C, shared by all prompts of a backbone.
-        norm: Norm that the prompts pass before they are appended, because the paper appends them before that norm.
+        norm: Norm that the prompts pass, because the paper puts them into the sequence before that norm.
     """
 
     def __init__(
@@ -53,46 +52,10 @@ class Prompt(AdapterModule):
 
     def pre_hook(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x, *rest = args
-        return torch.cat([x, self(x).expand(len(x), -1, -1)], dim=1), *rest
+        return torch.cat([self(x).expand(len(x), -1, -1), x], dim=1), *rest
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return output[:, : -self.length]
-
-
-class PromptedAttention(Attention):
-    """Self-attention in which the tokens also attend to prompts, ``softmax(q [k; k_p]^T / sqrt(d)) [v; v_p]``.
-
-    Prompts have keys and values but no queries, because the next block replaces their outputs.
-    """
-
-    prompts: tuple[Prompt, ...]  # empty or one prompt; in a tuple, because it is a child of the block and saved there
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        if attn_mask is not None or is_causal:
-            raise ValueError("prompts and an attention mask together: expected attention to all tokens")
-        q, k, v = self.project(x)
-        added = [[t.expand(len(x), -1, -1, -1).to(k.dtype) for t in pair] for pair in self.added_keys_values(x)]
-        k, v = (torch.cat(parts, dim=2) for parts in zip((k, v), *added, strict=True))
-        q = q.contiguous()  # otherwise this view of the projection keeps its k and v for the backward pass too
-        dropout = self.attn_drop.p if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias(k), dropout_p=dropout)
-        out = self.norm(out.transpose(1, 2).flatten(2))
-        if self.gate is not None:
-            out = out * self.gate(x).sigmoid()
-        return self.proj_drop(self.proj(out))
-
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (B, heads, N, d) of tokens (B, N, C)."""
-        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.q_norm(q), self.k_norm(k), v
-
-    def added_keys_values(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Pairs of keys and values (1 or B, heads, P, d) that are appended to those of the tokens x (B, N, C)."""
-        return [self.project(prompt(x))[1:] for prompt in self.prompts]
-
-    def bias(self, keys: Tensor) -> Tensor | None:
-        """Bias of the attention scores for keys (B, heads, N, d); None for no bias."""
-        return None
+        return output[:, self.length :]
 
 
 class PromptedWindowAttention(WindowAttention):
@@ -162,6 +125,8 @@ def resize_prompt(tokens: Tensor, length: int, how: str) -> Tensor:
 class VPT(PEFTMethod):
     """Visual prompt tuning (Jia et al., ECCV 2022, arXiv:2203.12119).
 
+    Prompts have no position: a backbone with rotary positions does not rotate them, and a position bias is 0 for them.
+
     Args:
         prompt_length: Prompt tokens per block with prompts.
         prompt_lengths: One number of prompts for each block, first to last, in place of ``prompt_length``; 0 for a
@@ -217,43 +182,41 @@ class VPT(PEFTMethod):
 
     def check_backbone(self, backbone: Backbone) -> None:
         """Refuse a backbone that cannot have prompts."""
-        if not isinstance(backbone, (VisionTransformer, SwinTransformer)):
-            raise ValueError(
-                f"{type(backbone).__name__} is no backbone for prompts: they join the tokens of timm's "
-                "VisionTransformer or SwinTransformer, so use a ViT or Swin"
-            )
+        if not has_windows(backbone):
+            token_sequence(backbone, "prompts join the tokens of a ViT or the windows of a Swin")
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
-        if isinstance(backbone, VisionTransformer):
-            self.adapt_vit(backbone)
-        else:
+        if has_windows(backbone):
             self.adapt_swin(backbone)
+        else:
+            self.adapt_sequence(backbone, token_sequence(backbone, "prompts join the tokens of a ViT"))
 
-    def adapt_vit(self, backbone: Backbone) -> None:
-        """Append prompts to the sequence and remove them before the final norm, so that no pooling includes them."""
+    def adapt_sequence(self, backbone: Backbone, sequence: TokenSequence) -> None:
+        """Add prompts to the sequence and remove them before the final norm, so that no pooling includes them."""
         project: nn.Module = nn.Identity()
+        width = self.prompt_project or sequence.width
         if self.prompt_project:
             check_free(backbone, "prompt_project")
-            backbone.prompt_project = project = nn.Linear(self.prompt_project, backbone.embed_dim)
+            backbone.prompt_project = project = nn.Linear(self.prompt_project, sequence.width)
             nn.init.kaiming_normal_(project.weight, mode="fan_out")
-        blocks = backbone.blocks if self.prompt_deep else backbone.blocks[:1]
+        blocks = sequence.blocks if self.prompt_deep else sequence.blocks[:1]
         lengths = per_block("prompt_lengths", self.prompt_lengths, self.prompt_length, len(blocks))
         for block, length in zip(blocks, lengths, strict=True):
             check_free(block, "prompt")
             if not length:
                 continue
-            # prompts of a deep ViT are appended between norm and attention, and removed after the attention
-            ends = self.prompt_deep and isinstance(block, Block)
-            norm = block.norm1 if ends else nn.Identity()
-            width = self.prompt_project or backbone.embed_dim
+            # prompts of a deep ViT join the sequence between norm and attention, and leave it after the attention
+            inside = self.prompt_deep and norms_first(block)
+            norm = block.norm1 if inside else nn.Identity()
             block.prompt = prompt = self.new_prompt(backbone, length, width, project, norm)
-            if ends and type(block.attn) is Attention:
-                swap_class(block.attn, PromptedAttention)
-                block.attn.prompts = (prompt,)  # type: ignore[assignment]
+            if inside and can_extend(block):  # as keys and values only, because their outputs are not used
+                extend_attention(block).prompts = (prompt,)
                 continue
-            first = block.attn if ends else block
-            last = first if self.prompt_deep else backbone.blocks[-1]
+            passed = [block] if self.prompt_deep else sequence.blocks
+            for other in filter(can_extend, passed):
+                extend_attention(other).inserted = (0, prompt.length)
+            first, last = (block.attn, block.attn) if inside else (passed[0], passed[-1])
             first.register_forward_pre_hook(prompt.pre_hook)
             last.register_forward_hook(prompt.hook)
 
@@ -275,7 +238,7 @@ class VPT(PEFTMethod):
         blocks[-1].register_forward_hook(join_prompts)
 
     def new_prompt(self, backbone: Backbone, length: int, dim: int, project: nn.Module, norm: nn.Module) -> Prompt:
-        height, width = backbone.patch_embed.patch_size
+        height, width = patch_embedding(backbone).patch_size
         # bound of Xavier uniform for the patch embedding; the later stages of a Swin use the bound of the first
         bound = (6 / (3 * height * width + (self.prompt_project or backbone.embed_dim))) ** 0.5
         return Prompt(length, dim, bound, self.prompt_dropout, project, norm)

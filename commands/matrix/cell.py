@@ -3,10 +3,11 @@
 from copy import deepcopy
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import timm
 import torch
 from torch import Tensor, nn
 
-from backbones.timm_models import reset_head
+from backbones.timm_models import bias_arguments, reset_head
 from callbacks.scoring.undisturbed import unchanged
 from commands.matrix.families import Family
 from lightning_modules.batch import Batch
@@ -22,7 +23,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "diff_pruning": {"diff_alpha_init": 1.0},  # half open, because an open gate has no gradient
     "sct": {"sct_channels": 4},
     "sidetune": {"sidetune_pretrained": False},
-    "spt": {"spt_budget": 0.02, "spt_alpha": 0.5, "spt_beta": 1.3},
+    "spt": {"spt_budget": 0.3, "spt_alpha": 0.5, "spt_beta": 1.3},
     "width_scaling": {"width_base": 48},
 }
 
@@ -73,7 +74,10 @@ def outcome(method: str, family: Family, network: nn.Module) -> Outcome:
     batch = Batch.of(images, torch.tensor(LABELS))
     SmallClassification.built = {repr((family.model, family.args)): network}
     try:
-        model = cls(backbone=family.model, backbone_args=family.args, pretrained=False, num_classes=CLASSES, **options)
+        model: Any = cls(
+            backbone=family.model, backbone_args=family.args, pretrained=False, num_classes=CLASSES, **options
+        )
+        model.budget_unit = 1e4  # of SPT, whose budgets are millions of parameters otherwise
         model.adapt_before_data()
     except ValueError as error:
         return Outcome("refused", str(error))
@@ -86,8 +90,7 @@ def outcome(method: str, family: Family, network: nn.Module) -> Outcome:
         merged = model.merge()
     except TypeError as error:
         return Outcome("trains", str(error))
-    check_merged(model.eval(), merged, network, images)
-    return Outcome("merges")
+    return check_merged(model.eval(), merged, family, images)
 
 
 def select(model: PEFTMethod, batch: Batch) -> None:
@@ -136,14 +139,19 @@ def perturb(model: PEFTMethod) -> None:
 
 
 @torch.no_grad()
-def check_merged(model: PEFTMethod, merged: nn.Module, network: nn.Module, images: Tensor) -> None:
-    """A merged model has the keys of the plain network, loads into it and gives the outputs of the adapted one."""
-    fresh = deepcopy(network)
-    fresh.reset_classifier(CLASSES)  # type: ignore[operator]
+def check_merged(model: PEFTMethod, merged: nn.Module, family: Family, images: Tensor) -> Outcome:
+    """A merged model loads into the plain network and gives the outputs of the adapted one."""
+    assert model.plain_keys is not None
     state = merged.state_dict()
-    wrong = sorted(state.keys() ^ fresh.state_dict().keys())
-    assert not wrong, f"keys of the merged model differ: {', '.join(wrong[:5])}"
-    fresh.load_state_dict(state)
-    expected, found = model(images), fresh.eval()(images)
+    lost = sorted(model.plain_keys - state.keys())
+    assert not lost, f"the merged model lacks {', '.join(lost[:5])}"
+    extra = sorted(state.keys() - model.plain_keys)
+    argument: dict[str, Any] = dict(bias_arguments(family.model, family.args, merged)) if extra else {}
+    if extra and not argument:
+        return Outcome("trains", f"no weight of the plain model can take {extra[0]}")
+    plain = timm.create_model(family.model, num_classes=CLASSES, **family.args, **argument)
+    plain.load_state_dict(state)
+    expected, found = model(images), plain.eval()(images)
     difference = float((found - expected).abs().max() / expected.abs().max())
     assert difference < CLOSE, f"merged outputs differ by {difference:.1e}"
+    return Outcome("merges")

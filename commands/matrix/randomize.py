@@ -41,6 +41,8 @@ def randomize(model: nn.Module, size: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         for name, parameter in model.named_parameters():
+            if 2 * parameter.count_nonzero() < parameter.numel() and parameter.any():
+                parameter.add_(torch.empty_like(parameter).uniform_(-0.1, 0.1))  # an identity matrix, for example
             if parameter.abs().max() >= 1e-2:
                 continue
             constant = bool((parameter == parameter.flatten()[0]).all())

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from backbones.anatomy import replaceable
 from backbones.inject import Backbone
 from methods.core.selective import Selective
 from methods.layers.sparse import Entries, merge_entries, train_entries
@@ -15,8 +16,8 @@ class TrainsEntries(Selective):
     scales_over_widths = False
 
     def score_targets(self) -> list[str]:
-        """Names of all used parameters except the classifier's."""
-        return [name for name in self.used_names() if not self.in_head(f"backbone.{name}")]
+        """Names of all used parameters except those of the classifier and of recurrent layers."""
+        return [name for name in replaceable(self.backbone, self.used_names()) if not self.in_head(f"backbone.{name}")]
 
     def entries(self) -> list[Any]:
         """All ``Entries`` of the backbone."""

@@ -14,7 +14,7 @@ Blocks = dict[str, tuple[int, int]]
 """Blocks of rows by name, each as (first row, last row + 1): the whole layer, or ``q``, ``k``, ``v`` of a fused one."""
 
 
-class ParallelLoRA(LowRank, AdapterModule):
+class ParallelLoRA(LowRank):
     """``y + path(B A drop(x))`` for blocks of rows of a layer.
 
     Args:
@@ -42,7 +42,9 @@ class ParallelLoRA(LowRank, AdapterModule):
             keep = 1 - self.drop_path
             kept = output.new_empty(len(self.rows), 1, samples, 1).bernoulli_(keep).div_(keep)
             mask = kept.expand(-1, len(self.A) // len(self.rows), -1, tokens).reshape(len(self.A), -1)
-        return AddedLowRank.apply(output, x, *self.factors(), mask, self.rows, self.scale)
+        A, B = self.factors()
+        sums = AddedLowRank.apply(output.flatten(0, -2), x.flatten(0, -2), A, B, mask, self.rows, self.scale)
+        return sums.view_as(output)
 
 
 class Bottleneck(nn.Module):

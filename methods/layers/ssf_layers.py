@@ -154,12 +154,17 @@ class SSFNorm(nn.Module):
     @property
     def weight(self) -> Tensor:
         weight = stored(self, "weight")
-        return self.ssf.scale if weight is None else self.ssf.scale * weight
+        return self.cast(self.ssf.scale if weight is None else self.ssf.scale * weight)
 
     @property
     def bias(self) -> Tensor:
         bias = stored(self, "bias")
-        return self.ssf.shift if bias is None else self.ssf.scale * bias + self.ssf.shift
+        return self.cast(self.ssf.shift if bias is None else self.ssf.scale * bias + self.ssf.shift)
+
+    def cast(self, value: Tensor) -> Tensor:
+        """Value in the dtype of running statistics, because a BatchNorm refuses other dtypes beside them."""
+        mean = stored(self, "running_mean")
+        return value if mean is None else value.to(mean.dtype)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return blank_norm, (self.plain,), self.__dict__  # pickle cannot import this class, which is made at run time

@@ -59,7 +59,7 @@ class CompressedLinear(torch.autograd.Function):
 
 
 class CompressedMergedLowRank(torch.autograd.Function):
-    """``y = x (W + scale B A)^T + b``; saves z and h = A x. d A is approximate, and d W if W trains."""
+    """``y = x (W + scale B A)^T + b`` for x (T, in); saves z and h = A x. d A is approximate, and d W if W trains."""
 
     @staticmethod
     def forward(
@@ -75,7 +75,7 @@ class CompressedMergedLowRank(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         x = x.to(compute_dtype(x))
-        ctx.save_for_backward(project(x, v), A.to(x.dtype) @ x.flatten(0, -2).T, weight, A, B, v)
+        ctx.save_for_backward(project(x, v), A.to(x.dtype) @ x.T, weight, A, B, v)
         ctx.s, ctx.rows, ctx.scale = s, rows, scale
         return F.linear(x, merged_weight(weight, A, B, rows, scale).to(x.dtype), bias)
 
@@ -83,7 +83,6 @@ class CompressedMergedLowRank(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         z, h, weight, A, B, v = ctx.saved_tensors
         d_x = g @ merged_weight(weight, A, B, ctx.rows, ctx.scale).to(g.dtype) if ctx.needs_input_grad[0] else None
-        g = g.flatten(0, -2)
         d_b, d_h = hidden_gradients(g, h, B, ctx.rows, ctx.scale, None)
         d_weight = ctx.s * spread(g.T @ z, v, A.shape[1]) if ctx.needs_input_grad[1] else None
         d_bias = g.sum(0) if ctx.needs_input_grad[2] else None
@@ -91,7 +90,7 @@ class CompressedMergedLowRank(torch.autograd.Function):
 
 
 class CompressedAddedLowRank(torch.autograd.Function):
-    """``y += scale B (mask * A x)`` in place; saves z, h and the mask. d A is approximate."""
+    """``y + scale B (mask * A x)`` for y (T, out), x (T, in); saves z, h and the mask. d A is approximate."""
 
     @staticmethod
     def forward(
@@ -107,19 +106,17 @@ class CompressedAddedLowRank(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         x = x.to(y.dtype)
-        h = A.to(x.dtype) @ x.flatten(0, -2).T
+        h = A.to(x.dtype) @ x.T
         h = h if mask is None else h * mask
-        add_update(y, h, B, rows, scale)
         ctx.save_for_backward(project(x, v), h, A, B, mask, v)
         ctx.s, ctx.rows, ctx.scale = s, rows, scale
-        ctx.mark_dirty(y)
-        return y
+        return add_update(y, h, B, rows, scale)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         z, h, A, B, mask, v = ctx.saved_tensors
-        d_b, d_h = hidden_gradients(g.flatten(0, -2), h, B, ctx.rows, ctx.scale, mask)
-        d_x = (d_h.T @ A.to(d_h.dtype)).view(*g.shape[:-1], -1) if ctx.needs_input_grad[1] else None
+        d_b, d_h = hidden_gradients(g, h, B, ctx.rows, ctx.scale, mask)
+        d_x = d_h.T @ A.to(d_h.dtype) if ctx.needs_input_grad[1] else None
         return g, d_x, ctx.s * spread(d_h @ z, v, A.shape[1]), d_b, None, None, None, None, None
 
 

@@ -7,16 +7,24 @@ import timm
 import torch
 from torch import nn
 
-from backbones.anatomy import call_qkv, ends, linear_layers, owner, per_block, reads_bare_weight, transformer_blocks
 from backbones.anatomy import (
+    call_qkv,
+    drop_path_rate,
+    drops_patches,
     ends,
+    has_windows,
     linear_layers,
+    norms_first,
     owner,
+    patch_embedding,
     per_block,
     reads_bare_weight,
     stem_parameters,
+    token_grid,
+    token_sequence,
     transformer_blocks,
     used_parameters,
+    weight_layers,
 )
 
 SIZE = {"vit": 32, "eva": 28, "beit": 32, "swin": 32, "swin_v2": 64, "resnet": 32}
@@ -94,6 +102,11 @@ def test_a_called_qkv_gives_the_same(family: str) -> None:
     assert not called
 
 
+def test_layers_between_stem_and_classifier() -> None:
+    layers = weight_layers(backbone("resnet"), heads=("fc",))
+    assert {name.partition(".")[0] for name in layers} == {"layer1", "layer2", "layer3", "layer4"}
+
+
 def test_linear_layers_of_a_vit() -> None:
     names = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     model = backbone("vit")
@@ -152,3 +165,58 @@ def test_used_parameters_leave_the_network_as_it_is() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert (model.training, model.bn1.training, model.layer1.training) == (True, False, True)
     assert {n for n, p in model.named_parameters() if p.requires_grad} == {"extra.weight", "extra.bias"}
+
+
+SEQUENCES = {
+    "vit_tiny_patch16_224": 1,
+    "vit_small_patch14_reg4_dinov2": 5,
+    "vit_base_patch16_siglip_224": 0,
+    "vit_small_patch16_dinov3": 5,
+    "eva02_tiny_patch14_224": 1,
+    "beit_base_patch16_224": 1,
+    "naflexvit_base_patch16_gap": 4,
+    "vit_relpos_small_patch16_224": 0,
+}
+
+
+@pytest.mark.parametrize(("name", "prefix"), SEQUENCES.items())
+def test_token_sequence(name: str, prefix: int) -> None:
+    """Every block reads and writes prefix tokens and the patches of the grid."""
+    args = {"img_size": (32, 48), "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "drop_path_rate": 0.2}
+    model: Any = timm.create_model(name, num_classes=3, **args).eval()
+    sequence = token_sequence(model, "a test reads tokens")
+    assert (sequence.width, sequence.prefix) == (48, prefix)
+    assert token_grid(model, (32, 48)) == (4, 6)
+    assert tuple(patch_embedding(model).patch_size) == (8, 8)
+    assert [drop_path_rate(block) for block in sequence.blocks] == [0, pytest.approx(0.2)]
+    shapes: list[tuple[int, ...]] = []
+    for block in sequence.blocks:
+        assert norms_first(block)
+        block.register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape)))
+        block.register_forward_hook(lambda module, args, out: shapes.append(tuple(out.shape)))
+    with torch.no_grad():
+        model(torch.randn(1, 3, 32, 48))
+    assert shapes == [(1, prefix + 24, 48)] * 4
+    assert not drops_patches(model)
+    assert not has_windows(model)
+
+
+@pytest.mark.parametrize("family", ["swin", "swin_v2", "resnet"])
+def test_backbones_without_a_sequence_are_refused(family: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"a test reads tokens, and \w+ is not known to have one sequence .*: use a ViT"
+    ):
+        token_sequence(backbone(family), "a test reads tokens")
+    assert has_windows(backbone(family)) == (family == "swin")
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3", "naflexvit_base_patch16_gap"])
+def test_dropped_patches(name: str) -> None:
+    args = {"img_size": 32, "embed_dim": 48, "depth": 1, "num_heads": 3, "patch_drop_rate": 0.5}
+    assert drops_patches(timm.create_model(name, **args))
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_rpn_224", "eva02_enormous_patch14_clip_224"])
+def test_blocks_with_norms_behind_their_branches(name: str) -> None:
+    model: Any = timm.create_model(name, img_size=28, embed_dim=48, depth=1, num_heads=3)
+    assert not norms_first(model.blocks[0])

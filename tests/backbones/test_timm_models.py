@@ -22,8 +22,8 @@ from backbones.timm_models import (
     reset_head,
     shared_backbone,
 )
+from commands.matrix.families import FAMILIES, build
 from tests.conftest import BACKBONE, TINY
-from tests.support.families import FAMILIES, build
 
 TAG = f"{BACKBONE}.augreg_in21k"  # its own files are npz, its hub copies safetensors
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from checkpoints.delta import write_adapter
-from commands.export import export
+from commands.export import export, low_rank_layers
 from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod, compose
 from tests.conftest import BACKBONE, TINY, checkpoint_of, perturb
@@ -108,6 +108,17 @@ def test_other_methods_are_refused(method: str, build: Build, tmp_path: Path) ->
     with pytest.raises(ValueError, match=f"the method of this checkpoint is {METHODS[method].__name__}, and"):
         export(tmp_path / "adapter", tmp_path / "peft")
     assert not (tmp_path / "peft").exists()
+
+
+def test_a_layer_that_plain_timm_never_calls_is_refused(tmp_path: Path) -> None:
+    """An update of peft would have no effect on BEiT's qkv."""
+    arguments = {"img_size": 32, "depth": 1, "embed_dim": 48, "num_heads": 3}
+    model = compose(METHODS["lora"], task=Classification)(
+        backbone="beit_base_patch16_224", backbone_args=arguments, pretrained=False, num_classes=3
+    )
+    model.configure_model()
+    with pytest.raises(ValueError, match=r"blocks\.0\.attn\.qkv: timm reads the weight of this layer without calling"):
+        low_rank_layers(model)
 
 
 def test_what_trains_beside_it_is_refused(weights: Path, tmp_path: Path) -> None:

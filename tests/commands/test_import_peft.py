@@ -131,7 +131,7 @@ LAYER = "base_model.model.blocks.0.attn.qkv"
                 "base_model.model.x.lora_A.weight": torch.zeros(4, 48),
                 "base_model.model.x.lora_B.weight": torch.zeros(48, 4),
             },
-            "no linear layer's name ends with 'x'",
+            "no linear layer's or convolution's name ends with 'x'",
         ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

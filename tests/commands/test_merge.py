@@ -1,4 +1,4 @@
-"""The files of methods that train single entries: what they weigh, and that nothing is lost on the way."""
+"""Merged models: plain timm weights with equal outputs, and the files of methods that train single entries."""
 
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,11 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from checkpoints.delta import WEIGHTS, read_adapter
+from checkpoints.delta import WEIGHTS, read_adapter, write_adapter
 from commands.lightning.cli import GraftCLI
 from commands.merge import merge
 from methods import PEFTMethod
-from tests.conftest import BACKBONE, TINY
+from tests.conftest import BACKBONE, TINY, checkpoint_of, composed, perturb
 
 BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": (BACKBONE, TINY),
@@ -66,3 +66,39 @@ def test_indices_and_values_are_the_trained_model(name: str, method: str, images
     assert payload == 4 * trainable + 4 * sum(map(len, indices.values()))
     header = (folder / WEIGHTS).stat().st_size - payload
     assert header < 160 * len(tensors)
+
+
+def adapter_of(backbone: str, args: dict[str, Any], folder: Path) -> Path:
+    """Adapter folder of SSF on a network with random weights, with scales and shifts that are far from initial."""
+    torch.manual_seed(1)
+    weights = folder / "weights.safetensors"
+    save_file(timm.create_model(backbone, num_classes=5, **args).state_dict(), weights)
+    model = composed("ssf")(backbone=backbone, backbone_args=args, pretrained=str(weights), num_classes=3)
+    model.configure_model()
+    perturb(model)
+    write_adapter(folder / "adapter", checkpoint_of(model))
+    return folder / "adapter"
+
+
+def test_biases_become_an_argument_of_timm(tmp_path: Path) -> None:
+    """A network without biases at qkv has them after the merge, and its config has timm's argument for them."""
+    adapter = adapter_of(BACKBONE, TINY | {"qkv_bias": False}, tmp_path)
+    merge(adapter, tmp_path / "merged")
+    plain = timm.create_model(f"local-dir:{tmp_path / 'merged'}", pretrained=True).eval()
+    assert plain.blocks[0].attn.qkv.bias is not None
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(images), PEFTMethod.from_delta(adapter)(images), atol=1e-5, rtol=1e-4)
+
+
+def test_a_model_that_timm_cannot_load_is_written_on_demand_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = adapter_of(*BACKBONES["convnext"], tmp_path)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"can take norm_pre\.ssf\.scale, norm_pre\.ssf\.shift; nothing was written"):
+        merge(adapter, tmp_path / "merged")
+    assert sorted(tmp_path.iterdir()) == before
+    merge(adapter, tmp_path / "merged", allow_extra=True)
+    assert "norm_pre.ssf.scale" in load_file(tmp_path / "merged" / "model.safetensors")
+    assert "merged except norm_pre.ssf.scale, norm_pre.ssf.shift" in capsys.readouterr().out

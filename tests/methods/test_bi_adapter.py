@@ -430,7 +430,7 @@ def test_refusals(options: dict[str, Any], message: str, build: Build) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "message"), [("adaptformer", "no transformer blocks with norms"), ("lora", "no fused")]
+    ("form", "message"), [("adaptformer", "no transformer blocks with norms"), ("lora", "no linear layers qkv")]
 )
 def test_other_backbones_are_refused(form: str, message: str) -> None:
     model = compose(METHODS["bi_adapter"], task=Classification)(

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from lightning_modules.classification import Classification
 from methods import PEFTMethod, compose
-from methods.convpass import Bypass, Convpass
+from methods.convpass import Bypass, Convpass, Grid
 from tests.support.batches import as_batch
 from tests.support.golden import Golden, head_parameters
 
@@ -49,7 +49,9 @@ def test_attention_alone_counts() -> None:
 
 @pytest.mark.parametrize("prefix", [0, 1, 5])
 def test_prefix_tokens_are_images_of_one_pixel(prefix: int) -> None:
-    op = Bypass(8, 4, prefix, (2, 3), scale=1.0, dropout=0.0, xavier=True)
+    grid = Grid()
+    grid.value = (2, 3)
+    op = Bypass(8, 4, prefix, grid, scale=1.0, dropout=0.0, xavier=True)
     torch.nn.init.normal_(op.up.weight)
     u = torch.randn(2, prefix + 6, 8)
 
@@ -88,6 +90,26 @@ def test_swin_grid() -> None:
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
+def test_grid_of_each_image_size(backbone: str) -> None:
+    args = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3, "dynamic_img_size": True}
+    model = compose(Convpass, task=Classification)(
+        backbone=backbone, backbone_args=args, pretrained=False, num_classes=3
+    )
+    model.configure_model()
+    for size in ((32, 32), (48, 32), (64, 64)):
+        assert model(torch.randn(1, 3, *size)).shape == (1, 3)
+
+
+def test_dropped_patches_are_refused() -> None:
+    args = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3, "patch_drop_rate": 0.5}
+    model = compose(Convpass, task=Classification)(
+        backbone="vit_tiny_patch16_224", backbone_args=args, pretrained=False, num_classes=3
+    )
+    with pytest.raises(ValueError, match="this backbone drops patches in training: leave patch_drop_rate out"):
+        model.adapt_before_data()
+
+
 def test_bypass_is_dropped_on_its_own(build: Build) -> None:
     """The branch and its bypass draw their drop paths independently, as in the published code."""
     model = build("convpass", convpass_branches="attn", convpass_scale=1.0, convpass_dropout=0.0)
@@ -97,6 +119,7 @@ def test_bypass_is_dropped_on_its_own(build: Build) -> None:
     from timm.layers import DropPath
 
     path = DropPath(0.5).train()
+    op.grid.value = (4, 4)
     op.keep_output(path, (), torch.randn(64, 17, 48))
     branch = path.forward(torch.ones(64, 17, 48))
     update = op.hook(path, (), branch) - branch

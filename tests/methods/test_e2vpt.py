@@ -12,10 +12,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
+from backbones.attention import ExtendedAttention
 from callbacks.scoring.scorers import SignedGradients
 from lightning_modules.classification import Classification
 from methods import PEFTMethod, compose
-from methods.e2vpt import E2VPT, SEGMENT, TOKEN, KeyValueAttention, fewer, highest, spread
+from methods.e2vpt import E2VPT, SEGMENT, TOKEN, fewer, highest, spread
 from tests.support.batches import as_batch
 from tests.support.golden import Golden, head_parameters
 
@@ -166,7 +167,7 @@ def test_key_value_prompts_by_hand(shared: bool, backbone: dict[str, Any]) -> No
         num_classes=1000, prompt_length=0, kv_length=4, kv_shared=shared
     )
     model.configure_model()
-    assert isinstance(attn, KeyValueAttention)
+    assert isinstance(attn, ExtendedAttention)
     x = torch.randn(2, 7, 48)
     q, k, v = attn.qkv(x).view(2, 7, 3, 3, 16).permute(2, 0, 3, 1, 4)
     q, k = attn.q_norm(q), attn.k_norm(k)
@@ -176,6 +177,22 @@ def test_key_value_prompts_by_hand(shared: bool, backbone: dict[str, Any]) -> No
     torch.testing.assert_close(attn(x), expected, atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match="expected attention to all tokens"):
         attn(x, attn_mask=torch.zeros(7, 7))
+
+
+@pytest.mark.parametrize("deep", [True, False])
+@pytest.mark.parametrize(
+    "backbone",
+    ["vit_small_patch16_dinov3", "eva02_base_patch14_448", "beit_base_patch16_224", "naflexvit_base_patch16_gap"],
+)
+def test_training_on_other_families(deep: bool, backbone: str) -> None:
+    args = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    model: Any = compose(E2VPT, task=Classification)(
+        backbone=backbone, backbone_args=args, pretrained=False, num_classes=3, prompt_deep=deep
+    )
+    model.configure_model()
+    assert [tuple(block.attn.kv_prompt.shape) for block in model.backbone.blocks] == [(1, 3, 5, 16)] * 2
+    model.train().loss(as_batch(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))).backward()
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize("deep", [True, False])
@@ -311,11 +328,16 @@ def test_segments_that_do_not_divide_the_width(build: Build) -> None:
 
 
 @pytest.mark.parametrize(
-    "backbone",
-    ["swin_tiny_patch4_window7_224", "convnext_atto", "vit_small_patch16_18x2_224", "vit_base_patch16_rpn_224"],
+    ("backbone", "message"),
+    [
+        ("swin_tiny_patch4_window7_224", r"E2VPT adds keys and values .* one sequence of tokens"),
+        ("convnext_atto", r"E2VPT adds keys and values .* one sequence of tokens"),
+        ("vit_small_patch16_18x2_224", "need blocks that norm their input and have one self-attention"),
+        ("vit_base_patch16_rpn_224", "need blocks that norm their input and have one self-attention"),
+    ],
 )
-def test_backbones_without_plain_attention_are_refused_at_once(backbone: str) -> None:
-    with pytest.raises(ValueError, match="need blocks of plain self-attention over all tokens"):
+def test_backbones_without_one_attention_are_refused_at_once(backbone: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         compose(E2VPT, task=Classification)(backbone=backbone, pretrained=False)
 
 

@@ -124,7 +124,7 @@ def test_refusals(options: dict[str, Any], message: str, build: Build) -> None:
     [
         ("swin_tiny_patch4_window7_224", {"img_size": 32, "window_size": 4, "embed_dim": 24, "depths": (1, 1)}),
         ("vit_tiny_patch16_224", {"img_size": 32, "depth": 1, "mlp_ratio": 3}),
-        ("beit_base_patch16_224", {"depth": 1, "embed_dim": 48}),
+        ("eva02_tiny_patch14_224", {"img_size": 28, "depth": 1, "embed_dim": 48, "num_heads": 3}),
         ("mixer_s32_224", {"img_size": 64}),
         ("resnet10t", {}),
     ],

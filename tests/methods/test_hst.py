@@ -150,6 +150,45 @@ def test_registers_are_dropped() -> None:
     assert model(torch.randn(2, 3, 28, 28)).shape == (2, 5)
 
 
+@pytest.mark.parametrize("backbone", ["vit_small_patch16_dinov3", "eva02_tiny_patch14_224", "vit_tiny_patch16_224"])
+def test_outputs_of_blocks_with_meta_tokens(backbone: str) -> None:
+    """The published form: each block gets new meta tokens behind the prefix tokens, which are not rotated."""
+    args = {"img_size": 28, "patch_size": 7, "embed_dim": 48, "depth": 4, "num_heads": 3}
+    model = small(backbone=backbone, backbone_args=args, meta_tokens=2).eval()
+    images, vit, tokens = torch.randn(2, 3, 28, 28), model.backbone, model.meta.tokens
+    with torch.no_grad():
+        _, *outputs = model.frozen_features(images)
+        model.build()
+        vit, state = model.backbone.eval(), vit.state_dict()
+        vit.load_state_dict({n: t for n, t in state.items() if not n.startswith("head.")}, strict=False)
+        embedded, n = vit._pos_embed(vit.patch_embed(images)), vit.num_prefix_tokens
+        x, rope = embedded if isinstance(embedded, tuple) else (embedded, None)
+        for block, new, output in zip(vit.blocks, tokens, outputs, strict=True):
+            if rope is not None:
+                block.attn.num_prefix_tokens += 2
+            x = torch.cat([x[:, :n], new.expand(2, -1, -1), x[:, n:]], dim=1)
+            x = block(x) if rope is None else block(x, rope=rope)
+            torch.testing.assert_close(output, x[:, n:], atol=1e-5, rtol=0)
+            x = torch.cat([x[:, :n], x[:, n + 2 :]], dim=1)
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "vit_small_patch16_dinov3",
+        "beit_base_patch16_224",
+        "vit_base_patch16_siglip_224",
+        "naflexvit_base_patch16_gap",
+        "vit_relpos_small_patch16_224",
+    ],
+)
+def test_training_on_other_families(backbone: str) -> None:
+    args = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
+    model = small(backbone=backbone, backbone_args=args).train()
+    model.loss(as_batch(torch.randn(4, 3, 32, 32), torch.arange(4))).backward()
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+
+
 def test_batch_order_and_every_block_count() -> None:
     model = small(drop_path=0.1).eval()
     images, order = torch.randn(4, 3, 48, 48), torch.tensor([2, 0, 3, 1])
@@ -160,7 +199,7 @@ def test_batch_order_and_every_block_count() -> None:
         assert [tuple(o.shape) for o in outputs] == [(4, 17, 32)] * 8
         expected = model.side(images, outputs, (4, 4))[-1]
         for index in range(8):
-            for tokens in (slice(0, 16), slice(16, 17)):  # its patches, its meta token
+            for tokens in (slice(0, 1), slice(1, 17)):  # its meta token, its patches
                 changed = [output.clone() for output in outputs]
                 changed[index][:, tokens] = torch.randn_like(changed[index][:, tokens])
                 assert not torch.allclose(model.side(images, changed, (4, 4))[-1], expected)
@@ -239,13 +278,17 @@ def test_refusals(build: Build) -> None:
         build("hst", hst_heads=[2, 4, 8, 7])
     with pytest.raises(ValueError, match="meta_tokens=-1: expected a number of tokens, or 0"):
         build("hst", meta_tokens=-1)
-    for backbone in ("swin_tiny_patch4_window7_224", "convnext_atto", "beit_base_patch16_224"):
+    for backbone in ("swin_tiny_patch4_window7_224", "convnext_atto"):
         model = compose(HST, task=Classification)(backbone=backbone, pretrained=False)
-        with pytest.raises(ValueError, match=r"needs a plain ViT, and .* is none"):
+        with pytest.raises(
+            ValueError, match=r"HST reads the patches of a plain ViT, and .* is not known to have one sequence"
+        ):
             model.configure_model()
     for backbone, args in (("deit_tiny_distilled_patch16_224", {}), ("vit_tiny_patch16_224", {"patch_drop_rate": 0.5})):
         model = compose(HST, task=Classification)(backbone=backbone, pretrained=False, backbone_args=args)
         with pytest.raises(ValueError, match="one classifier and all of its patches"):
             model.configure_model()
+    with pytest.raises(ValueError, match=r"have parallel branches.* pass --model.tune_norm false"):
+        small(backbone="vit_small_patch16_18x2_224")
     with pytest.raises(ValueError, match=r"batch_size=1: .* expected at least 2 images a device"):
         small().train()(torch.randn(1, 3, 48, 48))

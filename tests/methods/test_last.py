@@ -171,6 +171,29 @@ def test_other_poolings_and_tokens(args: dict[str, Any]) -> None:
         assert torch.equal(model.eval()(images), expected)
 
 
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "vit_small_patch16_dinov3",
+        "eva02_tiny_patch14_224",
+        "beit_base_patch16_224",
+        "vit_base_patch16_siglip_224",
+        "naflexvit_base_patch16_gap",
+        "vit_relpos_small_patch16_224",
+    ],
+)
+def test_training_starts_as_a_linear_probe_of_other_families(backbone: str) -> None:
+    tiny = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    model = compose(LAST, task=Classification)(backbone=backbone, backbone_args=tiny, pretrained=False, num_classes=3)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model.eval()(images)
+        model.configure_model()
+        torch.testing.assert_close(model.eval()(images), expected)
+    model.train().loss(as_batch(images, torch.tensor([0, 1]))).backward()
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+
+
 def test_refusals(build: Build) -> None:
     with pytest.raises(ValueError, match=r"last_gap=3 does not divide the 2 blocks here; use one of 1, 2"):
         build("last", last_gap=3).configure_model()
@@ -181,7 +204,9 @@ def test_refusals(build: Build) -> None:
     with pytest.raises(ValueError, match=r"last_dropout=1\.0: expected a probability below 1"):
         build("last", last_dropout=1.0)
     model = compose(LAST, task=Classification)(backbone="convnext_atto", pretrained=False)
-    with pytest.raises(ValueError, match=r"LAST needs a plain ViT, and ConvNeXt is none"):
+    with pytest.raises(
+        ValueError, match=r"LAST reads the tokens of a plain ViT, and ConvNeXt is not known to have one sequence"
+    ):
         model.configure_model()
 
 

@@ -1,18 +1,22 @@
 """LoRA."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
+import peft
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
 
 from callbacks.measures import SavedBytes
+from commands.matrix.families import FAMILIES
+from commands.matrix.families import build as build_family
 from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod, compose
 from methods.layers.low_rank import LowRank
-from tests.conftest import BACKBONE, TINY
+from methods.layers.low_rank_layers import add_low_rank
+from tests.conftest import BACKBONE, TINY, perturb
 from tests.methods.layers.test_low_rank import layer
 from tests.support.batches import as_batch
 from tests.support.golden import LOGITS, Golden, head_parameters
@@ -185,6 +189,22 @@ def test_every_target_of_swin() -> None:
         torch.testing.assert_close(model.merge()(images), model.eval()(images), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("square", [False, True])
+def test_torch_compile_gives_the_same_under_dropout(square: bool) -> None:
+    """The gradient of x is the sum of two: through the frozen layer, and through the update."""
+    torch.manual_seed(0)
+    linear: Any = nn.Linear(12, 12 if square else 18)
+    linear.weight.requires_grad_(False)
+    add_low_rank(linear, LowRank(linear, 2, dropout=1e-9))  # drops nothing, but computes as with dropout
+    nn.init.normal_(linear.lora.B)
+    gradients = []
+    for module in (linear, torch.compile(linear, backend="aot_eager")):
+        x = torch.randn(3, 12, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        module(x).square().sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
 def test_torch_compile_gives_the_same() -> None:
     linear = layer(((0, 6), (12, 18))).float()
     x = torch.randn(3, 12)
@@ -210,8 +230,11 @@ def test_torch_compile_gives_the_same() -> None:
         ({"lora_alpha": 0.0}, "lora_alpha=0.0: expected a positive number"),
         ({"lora_dropout": 1.0}, "lora_dropout=1.0: expected a probability"),
         ({"lora_targets": []}, "lora_targets is empty"),
-        ({"lora_targets": ["atn.proj"]}, r"no linear layer's name ends with 'atn\.proj'; near: attn\.proj, .*proj"),
-        ({"lora_targets": ["head"]}, "no linear layer's name ends with 'head'"),
+        (
+            {"lora_targets": ["atn.proj"]},
+            r"no linear layer's or convolution's name ends with 'atn\.proj'; near: attn\.proj, .*proj",
+        ),
+        ({"lora_targets": ["head"]}, "no linear layer's or convolution's name ends with 'head'"),
         ({"lora_targets": ["qkv", "v"]}, r"v covers rows of blocks\.0\.attn\.qkv twice"),
     ],
     ids=str,
@@ -221,14 +244,112 @@ def test_refusals(options: dict[str, Any], message: str, build: Build) -> None:
         build("lora", **options).configure_model()
 
 
-def test_refuses_a_layer_that_is_never_called() -> None:
-    """timm's BEiT adds its bias itself, and reads the weight of qkv instead of calling it."""
-    model = compose(METHODS["lora"], task=Classification)(
-        backbone="beit_base_patch16_224", backbone_args={"depth": 1, "embed_dim": 48}, pretrained=False, num_classes=3
+def adapted(family: str, method: str = "lora", **options: Any) -> Any:
+    """A small member of a family with a new update in it."""
+    entry = FAMILIES[family]
+    model = compose(METHODS[method], task=Classification)(
+        backbone=entry.model, backbone_args=copy.deepcopy(entry.args), pretrained=False, num_classes=3, **options
     )
-    assert isinstance(model.backbone, timm.models.Beit)
-    with pytest.raises(ValueError, match=r"uses the weight of blocks\.0\.attn\.qkv"):
-        model.configure_model()
+    model.configure_model()
+    return model
+
+
+def check_step_and_merge(model: Any, family: str) -> None:
+    """Every trained parameter gets a gradient; the merged model is the plain one with equal outputs."""
+    images = torch.randn(2, 3, FAMILIES[family].size, FAMILIES[family].size)
+    perturb(model)
+    model.train().loss(as_batch(images, torch.tensor([0, 1]))).backward()
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+    merged = model.merge()
+    plain = build_family(family)
+    assert list(merged.state_dict()) == list(plain.state_dict())
+    assert [type(m) for m in merged.modules()] == [type(m) for m in plain.modules()]
+    with torch.no_grad():
+        expected, found = model.eval()(images), merged(images)
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+# fused and apart, unequal parts, parts of heads one after another, a bias of its own; then networks without attention:
+# padding of TensorFlow, standardised weights, depthwise and grouped convolutions
+EVERY_FORM = ["pvt_v2", "efficientvit_msra", "levit", "maxxvit/coatnet", "beit", "swin_transformer_v2", "nasnet"]
+EVERY_FORM += ["nfnet", "resnet", "efficientnet", "convnext"]
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "vera"])
+@pytest.mark.parametrize("family", EVERY_FORM)
+def test_default_targets(family: str, method: str) -> None:
+    check_step_and_merge(adapted(family, method), family)
+
+
+@pytest.mark.parametrize("family", ["levit", "maxxvit/coatnet", "beit", "resnet", "byoanet"])
+@pytest.mark.parametrize("place", ["hidden", "input"])
+def test_dropout_of_convolutions_and_parts_of_heads(family: str, place: str) -> None:
+    check_step_and_merge(adapted(family, lora_dropout=0.3, lora_dropout_at=place), family)
+
+
+def test_dropout_keeps_the_mean_of_a_convolution() -> None:
+    """In training, the mean over many masks is the output of the merged weight."""
+    model = adapted("resnet", lora_targets=["layer1.0.conv2"], lora_dropout=0.5)
+    conv = model.backbone.layer1[0].conv2
+    nn.init.normal_(conv.lora.B, std=0.1)
+    x = torch.randn(1, conv.in_channels, 6, 6)
+    with torch.no_grad():
+        mean = torch.stack([conv.train()(x) for _ in range(4000)]).mean(0)
+        torch.testing.assert_close(mean, conv.eval()(x), atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "options", "message"),
+    [
+        (
+            "convnext",
+            "lora",
+            {"lora_dropout": 0.1},
+            r"lora_dropout=0\.1: stages\.0\.blocks\.0\.conv_dw is a grouped conv",
+        ),
+        ("nfnet", "lora", {"lora_dropout": 0.1}, r"lora_dropout=0\.1: .* or standardises its weight"),
+        ("resnet", "dora", {"lora_dropout": 0.1}, r"lora_dropout=0\.1: the magnitudes of .* act through its weight"),
+        (
+            "resnet",
+            "lora",
+            {"lora_targets": ["q"]},
+            "name ends with 'q'.* or every layer of a network without attention",
+        ),
+        ("resnet", "qlora", {}, "QLoRA stores linear layers in four bits, and ResNet has none beside its classifier"),
+        ("resnet", "lora", {"lora_rank": 5000}, "lora_rank=5000 is more than .* can have"),
+    ],
+    ids=str,
+)
+def test_refusals_of_convolutions(family: str, method: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        adapted(family, method, **options)
+
+
+def test_a_convolution_computes_what_peft_computes() -> None:
+    """Count, outputs and gradients of peft's LoRA on convolutions, with a stride and without."""
+    ends = ["layer2.0.conv1", "layer2.0.conv2", "layer2.0.downsample.1"]
+    model = adapted("resnet", lora_targets=ends, lora_rank=4, lora_alpha=8.0, lora_scaling="alpha/r")
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=ends)
+    theirs: Any = peft.get_peft_model(copy.deepcopy(model.merge()), config)
+    perturb(model)
+    pairs = [(model.backbone.get_submodule(end), theirs.base_model.model.get_submodule(end)) for end in ends]
+    for ours, other in pairs:
+        for name in ("A", "B"):
+            weight = getattr(other, f"lora_{name}")["default"].weight
+            weight.data.copy_(getattr(ours.lora, name).view_as(weight))
+    count = sum(p.numel() for n, p in theirs.named_parameters() if "lora_" in n)
+    assert model.parameter_counts()["method"] == count
+    head = theirs.base_model.model.get_submodule(*model.head_names)
+    head.load_state_dict(model.backbone.get_submodule(*model.head_names).state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    found, expected = model.eval()(images), theirs.eval()(images)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    for ours, other in pairs:
+        for name in ("A", "B"):
+            gradient = getattr(other, f"lora_{name}")["default"].weight.grad
+            torch.testing.assert_close(getattr(ours.lora, name).grad, gradient.flatten(1), atol=1e-5, rtol=1e-3)
 
 
 def test_refuses_a_second_update(build: Build) -> None:

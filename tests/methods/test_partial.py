@@ -49,5 +49,5 @@ def test_last_blocks_and_final_norm(backbone: str, blocks: int, expected: set[st
 def test_refusals(build: Build) -> None:
     with pytest.raises(ValueError, match="partial_blocks=0: expected at least 1"):
         build("partial", partial_blocks=0)
-    with pytest.raises(ValueError, match="partial_blocks=3: the backbone has 2 blocks"):
+    with pytest.raises(ValueError, match="partial_blocks=3: expected at most 2, because VisionTransformer has 2"):
         build("partial", partial_blocks=3).configure_model()

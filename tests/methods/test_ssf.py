@@ -14,6 +14,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from callbacks.measures import SavedBytes
+from commands.matrix.families import FAMILIES, build
+from commands.matrix.randomize import randomize
 from lightning_modules.batch import Batch
 from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod, compose
@@ -124,7 +126,8 @@ def test_merge_everywhere(name: str) -> None:
     extra = {key.rpartition(".")[0] for key in set(merged.state_dict()) - model.plain_keys}
     # a bias that the plain model lacks, or the final map that no weight can take
     kept = {"convnext": {"norm_pre.ssf"}, "average_pool": {"norm.ssf"}}
-    assert extra == kept.get(name, extra if name in ("no_qkv_bias", "resnet") else set())
+    kept["no_qkv_bias"] = {"blocks.0.attn.qkv", "blocks.1.attn.qkv"}
+    assert extra == kept.get(name, set())
 
 
 def test_downsampling_layers_are_an_option() -> None:
@@ -156,3 +159,63 @@ def test_only_the_head_decays() -> None:
 def test_negative_std_is_refused() -> None:
     with pytest.raises(ValueError, match="ssf_std=-1"):
         random_tiny("ssf", ssf_std=-1)
+
+
+FAMILY_EXTRA: dict[str, str | None] = {  # a tensor that the plain model lacks after the merge
+    "beit": None,
+    "byobnet": None,
+    "convmixer": None,
+    "efficientnet": None,
+    "efficientvit_msra": None,
+    "eva/dinov3": "blocks.0.attn.qkv.bias",
+    "inception_next": None,
+    "levit": None,
+    "maxxvit/coatnet": "stem.conv2.bias",
+    "metaformer": None,
+    "naflexvit": None,
+    "nfnet": None,
+    "regnet": None,
+    "resnet": None,
+    "resnetv2/bit": "stem.conv.ssf.scale",
+    "swin_transformer_v2": "layers.0.blocks.0.attn.qkv.bias",
+    "tiny_vit": None,
+    "vision_transformer/clip": None,
+    "volo": "network.0.0.attn.v.bias",
+    "xcit": None,
+}
+
+
+@pytest.mark.parametrize("name", FAMILY_EXTRA)
+def test_families(name: str) -> None:
+    """Every trained parameter has a gradient. A merged model has equal outputs; its keys are plain, or one is extra."""
+    family = FAMILIES[name]
+    torch.manual_seed(0)
+    backbone = randomize(build(name), family.size)
+
+    class Task(Classification):
+        def build(self) -> None:
+            self.backbone = backbone
+
+        def example_batch(self) -> Batch:
+            return Batch.of(torch.zeros(1, 3, family.size, family.size), torch.zeros(1, dtype=torch.long))
+
+    model = type("Adapted", (METHODS["ssf"], Task), {})(num_classes=3, ssf_std=0.2)
+    model.configure_model()
+    images = torch.randn(2, 3, family.size, family.size)
+    model.train()(images).square().sum().backward()
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    with torch.no_grad():
+        expected = model.eval()(images)
+        merged = model.merge()
+        torch.testing.assert_close(merged(images), expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+    extra = set(merged.state_dict()) - set(model.plain_keys or ())
+    assert (FAMILY_EXTRA[name] in extra) if FAMILY_EXTRA[name] else not extra
+    unlike = [type(m).__name__ for m in merged.modules() if type(m).__name__.startswith("SSF")]
+    assert not unlike
+
+
+def test_the_fast_form_of_safe_layers() -> None:
+    """All linear layers and convolutions of a ViT train in it, otherwise a step is slower and keeps more tensors."""
+    kinds = {n: type(m) for n, m in adapted("layer_scale").backbone.named_modules()}
+    slow = [n for n, kind in kinds.items() if kind in (nn.Linear, nn.Conv2d) and n != "head"]
+    assert not slow

@@ -100,8 +100,17 @@ def test_dense_features_of_deep_prompts(build: Build) -> None:
 @pytest.mark.parametrize("deep", [True, False])
 @pytest.mark.parametrize(
     "backbone",
-    # registers and layer scale; norms behind the branches; two branches side by side
-    ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "vit_base_patch16_rpn_224", "vit_small_patch16_18x2_224"],
+    [
+        "vit_tiny_patch16_224",
+        "vit_small_patch14_reg4_dinov2",  # registers and layer scale
+        "vit_base_patch16_siglip_224",  # no class token, attention pooling
+        "vit_base_patch16_clip_quickgelu_224",  # norm before the blocks
+        "vit_base_patch16_rpn_224",  # norms behind the branches
+        "vit_small_patch16_18x2_224",  # two branches side by side
+        "vit_small_patch16_dinov3",  # rotary positions
+        "eva02_tiny_patch14_224",
+        "eva02_enormous_patch14_clip_224",
+    ],
 )
 def test_against_prompts_behind_the_class_token(deep: bool, backbone: str) -> None:
     """The published form: prompts follow the prefix tokens, each block's outputs at their places are discarded."""
@@ -111,29 +120,67 @@ def test_against_prompts_behind_the_class_token(deep: bool, backbone: str) -> No
         backbone=backbone, backbone_args=args, pretrained=False, num_classes=3, prompt_length=4, prompt_deep=deep
     )
     for name, parameter in model.backbone.named_parameters():
-        if "ls" in name:
+        if "ls" in name or "gamma" in name:
             parameter.data.fill_(0.7)  # a layer scale of 1e-5 would hide the blocks
     images = torch.randn(3, 3, 28, 28)
     vit = model.backbone
-    embedded = vit._pos_embed(vit.patch_embed(images))
     model.configure_model()
     prompts = [block.prompt.tokens for block in vit.blocks if hasattr(block, "prompt")]
     model.eval()
     with torch.no_grad():
-        expected, n = embedded, vit.num_prefix_tokens
         logits, alone = model(images), torch.cat([model(image[None]) for image in images])
         model.build()
         missing = model.backbone.load_state_dict(vit.state_dict(), strict=False).missing_keys
         assert not missing
-        vit = model.backbone.eval()
+        vit, n = model.backbone.eval(), model.backbone.num_prefix_tokens
+        embedded = vit._pos_embed(vit.patch_embed(images))
+        expected, rope = embedded if isinstance(embedded, tuple) else (embedded, None)
+        expected, options = vit.norm_pre(expected), {} if rope is None else {"rope": rope}
         for index, block in enumerate(vit.blocks):
+            if rope is not None:
+                block.attn.num_prefix_tokens += 4  # prompts are not rotated
             if index < len(prompts):
                 behind = expected[:, n + (4 if index else 0) :]
                 expected = torch.cat([expected[:, :n], prompts[index].expand(3, -1, -1), behind], dim=1)
-            expected = block(expected)
+            expected = block(expected, **options)
         expected = torch.cat([expected[:, :n], expected[:, n + 4 :]], dim=1)  # average pooling leaves the prompts out
         torch.testing.assert_close(logits, vit.forward_head(vit.norm(expected)), atol=1e-5, rtol=0)
     torch.testing.assert_close(alone, logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("deep", [True, False])
+@pytest.mark.parametrize(
+    ("backbone", "args"),
+    [
+        ("vit_small_patch16_dinov3", {"dynamic_img_size": True}),
+        ("vit_small_patch16_dinov3", {"patch_drop_rate": 0.5}),
+        ("beit_base_patch16_224", {}),
+        ("vit_relpos_small_patch16_224", {}),
+        ("naflexvit_base_patch16_gap", {}),
+        ("deit_tiny_distilled_patch16_224", {}),
+        ("vit_tiny_r_s16_p8_224", {"patch_size": 1}),
+    ],
+)
+def test_training_on_other_families(deep: bool, backbone: str, args: dict[str, Any]) -> None:
+    """Prompts train, nothing frozen gets a gradient, and the features are those of a sequence without prompts."""
+    tiny = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    torch.manual_seed(0)
+    model = compose(VPT, task=Classification)(
+        backbone=backbone, backbone_args=tiny | args, pretrained=False, num_classes=3, prompt_deep=deep
+    )
+    for name, parameter in model.backbone.named_parameters():
+        if "ls" in name or "gamma" in name:
+            parameter.data.fill_(0.7)  # a layer scale of 1e-5 would hide the blocks
+    images = torch.randn(3, 3, 32, 48 if "dynamic_img_size" in args else 32)
+    with torch.no_grad():
+        plain = model.eval().features(images)
+        model.configure_model()
+        features, alone = model.eval().features(images), torch.cat([model.features(image[None]) for image in images])
+    assert features.shape == plain.shape
+    assert not torch.allclose(features, plain, atol=1e-5)
+    torch.testing.assert_close(alone, features, atol=1e-4, rtol=1e-4)
+    model.train().loss(as_batch(images, torch.tensor([0, 1, 2]))).backward()
+    assert all((p.grad is not None and bool(p.grad.any())) == p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -162,10 +209,10 @@ def test_dropout_differs_between_images(build: Build) -> None:
     model.configure_model()
     block = model.train().backbone.blocks[0]
     x = torch.zeros(2, 17, 48)
-    first, second = block.prompt.pre_hook(block, (x,))[0][:, 17:]
+    first, second = block.prompt.pre_hook(block, (x,))[0][:, :-17]
     assert not torch.equal(first, second)
     model.eval()
-    first, second = block.prompt.pre_hook(block, (x,))[0][:, 17:]
+    first, second = block.prompt.pre_hook(block, (x,))[0][:, :-17]
     assert torch.equal(first, second)
 
 
@@ -268,7 +315,9 @@ def test_refusals(build: Build) -> None:
     with pytest.raises(ValueError, match=r"prompt_dropout=1.0: expected a probability"):
         build("vpt", prompt_dropout=1.0)
     for backbone in ("swinv2_tiny_window8_256", "convnext_atto", "resnet18"):
-        with pytest.raises(ValueError, match="is no backbone for prompts"):  # before any data are read
+        with pytest.raises(
+            ValueError, match=r"tokens of a ViT or the windows of a Swin, and .* is not known to have one sequence"
+        ):
             compose(VPT, task=Classification)(backbone=backbone, pretrained=False)
     with pytest.raises(ValueError, match="prompt_lengths is for new prompts at every block"):
         build("vpt", prompt_lengths=[1, 1], prompt_deep=False)

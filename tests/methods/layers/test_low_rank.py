@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from backbones.inject import swap_class
 from callbacks.measures import SavedBytes
-from methods.layers.low_rank import LoRALinear, LowRank, Rows, merge_low_rank, merged_weight
+from methods.layers.low_rank import LowRank, Rows, merged_weight
+from methods.layers.low_rank_layers import LoRALinear, merge_low_rank
 
 
 def layer(rows: Rows | None, dropout: float = 0.0, dropout_at: Any = "hidden", rank: int = 2) -> Any:

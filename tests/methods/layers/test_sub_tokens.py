@@ -140,7 +140,7 @@ ROWS = ((0, 6), (12, 18))
 def test_low_rank_updates_with_sub_tokens_of_one_channel_are_exact(dropout: bool) -> None:
     """Then z is x itself, so that every gradient is the one of the functions that keep x."""
     torch.manual_seed(0)
-    x = torch.randn(2, 5, 12, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(10, 12, dtype=torch.float64, requires_grad=True)
     A, B = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((4, 12), (12, 2)))
     weight, v = torch.randn(18, 12, dtype=torch.float64, requires_grad=True), torch.ones(1)
     mask = F.dropout(torch.ones(4, 10, dtype=torch.float64), 0.4) if dropout else None

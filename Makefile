@@ -1,4 +1,5 @@
 # make demo   train, test and merge three methods on shipped data, then print one table
+#             (on ImageNet weights: make demo BACKBONE=efficientnet_lite0, mobilenetv2_100 or tiny_vit_5m_224)
 # make test   lint, types and tests
 # Both set up .venv from nothing. Another interpreter: make test PYTHON=python3.12; more processes: make test WORKERS=4
 
@@ -16,8 +17,11 @@ BIN := .venv/bin
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-demo: .venv/installed
-	$(BIN)/python train.py demo --methods $(METHODS)
+demo: .venv/installed $(if $(BACKBONE),weights/$(BACKBONE))
+	$(BIN)/python train.py demo --methods $(METHODS) $(if $(BACKBONE),--fit_config configs/demo/$(BACKBONE).yaml)
+
+weights/%: | .venv/installed
+	$(BIN)/python train.py prepare_backbone --backbone $*
 
 lint: .venv/installed
 	$(BIN)/ruff check .

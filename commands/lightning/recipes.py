@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from commands.lightning import strict_yaml
 from commands.lightning.arguments import nested, pop_flag
 from commands.lightning.names import nearest
 from commands.lightning.used_by import used_by
@@ -65,6 +66,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     if not path.is_file():
         nearest(name, known, "recipe")
     try:
+        strict_yaml.check(path.read_text())
         recipe = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"recipe {path} is no YAML: {error}") from error

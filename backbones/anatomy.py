@@ -14,7 +14,7 @@ from timm.models.convnext import ConvNeXt
 from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.mlp_mixer import Affine
 from timm.models.naflexvit import NaFlexVit
-from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import Block, VisionTransformer
 from timm.models.vision_transformer_relpos import RelPosBlock, VisionTransformerRelPos
 from torch import Tensor, nn
@@ -22,19 +22,6 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from backbones.inject import Backbone
 from backbones.projections import POOLS
-
-
-def transformer_blocks(backbone: Backbone) -> list[Any]:
-    """Pre-norm blocks of a ViT, EVA or Swin, first to last: ``norm1``, ``attn``, ``norm2``, ``mlp``, residuals.
-
-    Raises:
-        ValueError: If the backbone has no such blocks.
-    """
-    # by class and not by the names of children, because SwinV2 has the same names but norms after the branches
-    blocks = [m for m in backbone.modules() if isinstance(m, (Block, EvaBlock, SwinTransformerBlock))]
-    if not blocks:
-        raise ValueError(f"{type(backbone).__name__} has no pre-norm transformer blocks: use a ViT, EVA or Swin")
-    return blocks
 
 
 def per_block(option: str, values: list[int] | None, common: int, blocks: int) -> list[int]:

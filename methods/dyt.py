@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
-from backbones.anatomy import transformer_blocks
+from backbones.anatomy import token_sequence
+from backbones.blocks import pre_norm_blocks
 from backbones.inject import Backbone, attach, check_free
 from callbacks.kept_tokens import KeptTokens
 from lightning_modules.batch import Batch
@@ -221,11 +222,9 @@ def dispatchable_blocks(backbone: Backbone, place: str) -> list[Any]:
     Raises:
         ValueError: If tokens of this backbone cannot skip ``place``.
     """
-    if not hasattr(backbone, "num_prefix_tokens"):
-        raise ValueError(
-            f"DyT drops tokens from one sequence, and {type(backbone).__name__} has windows or no tokens: use a ViT"
-        )
-    blocks = transformer_blocks(backbone)
+    use = "DyT drops tokens from a sequence"
+    token_sequence(backbone, use)
+    blocks = pre_norm_blocks(backbone, use)
     if place != "mlp" and not all(isinstance(block, Block) for block in blocks):
         raise ValueError(
             f"dyt_place={place!r}: the attention of {type(backbone).__name__} rotates tokens by their "

@@ -1,5 +1,6 @@
 """One method on one network: is the network refused, and if not, does the method train, and does it merge."""
 
+import warnings
 from copy import deepcopy
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -98,7 +99,8 @@ def select(model: PEFTMethod, batch: Batch) -> None:
     if model.adapted:
         return
     assert isinstance(model, Selective)
-    with unchanged(model), model.build_scorer() as scorer:
+    with warnings.catch_warnings(), unchanged(model), model.build_scorer() as scorer:
+        warnings.simplefilter("ignore", UserWarning)  # about choices that a small network leaves
         model.eval()
         if scorer.needs_data:
             scorer.observe(batch.targets)
@@ -106,7 +108,8 @@ def select(model: PEFTMethod, batch: Batch) -> None:
             if loss is not None:
                 scorer.backward(loss)
         scorer.check()
-    model.use_selection(model.select({name: total.cpu() for name, total in scorer.sums.items()}))
+        selection = model.select({name: total.cpu() for name, total in scorer.sums.items()})
+    model.use_selection(selection)
     model.configure_model()
     assert model.adapted, "the backbone is not adapted, although there is a selection"
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import torch
 from tqdm import tqdm
 
 from commands.methods.cell import Outcome, outcome
@@ -47,6 +48,7 @@ class Cell(NamedTuple):
 
 def outcomes() -> list[Cell]:
     """Outcomes of all methods on all families, with a progress bar."""
+    torch.set_num_threads(1)  # because the threads would only wait for each other
     return list(tqdm(run(FAMILIES), total=len(FAMILIES) * len(METHODS), desc="methods x families", leave=False))
 
 

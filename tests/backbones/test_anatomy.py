@@ -22,7 +22,6 @@ from backbones.anatomy import (
     stem_parameters,
     token_grid,
     token_sequence,
-    transformer_blocks,
     used_parameters,
     weight_layers,
 )
@@ -43,28 +42,6 @@ def backbone(family: str) -> Any:
         "resnet": ("resnet18", {}),
     }[family]
     return timm.create_model(name, num_classes=3, **options).eval()
-
-
-@pytest.mark.parametrize("family", ["vit", "eva", "swin"])
-def test_blocks_are_pre_norm(family: str) -> None:
-    """In the order of the forward pass, each block norms its input before attention reads it."""
-    model = backbone(family)
-    blocks = transformer_blocks(model)
-    assert len(blocks) == 3
-    events: list[tuple[int, str]] = []
-    for index, block in enumerate(blocks):
-        for name in ("norm1", "attn", "norm2", "mlp"):
-            module = getattr(block, name)
-            module.register_forward_hook(lambda *_, index=index, name=name: events.append((index, name)))
-    with torch.no_grad():
-        model(torch.randn(1, 3, SIZE[family], SIZE[family]))
-    assert events == [(index, name) for index in range(3) for name in ("norm1", "attn", "norm2", "mlp")]
-
-
-@pytest.mark.parametrize("family", ["swin_v2", "resnet"])
-def test_other_blocks_are_refused(family: str) -> None:
-    with pytest.raises(ValueError, match="has no pre-norm transformer blocks: use a ViT, EVA or Swin"):
-        transformer_blocks(backbone(family))
 
 
 @pytest.mark.parametrize("family", ["vit", "eva", "beit", "swin", "swin_v2"])

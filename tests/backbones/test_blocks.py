@@ -60,6 +60,22 @@ def test_branches_end_in_the_stream() -> None:
             assert stream.shape[1 if channels_first(block) else -1] == width(block), name
 
 
+def test_norms_are_before_the_branches() -> None:
+    """In the order of the forward pass, each block norms its input before attention and MLP read it."""
+    for name, network in networks(lambda network: blocks_of(pre_norm_blocks, network)).items():
+        blocks = pre_norm_blocks(network, "this test")
+        events: list[tuple[int, str]] = []
+        for index, block in enumerate(blocks):
+            for part in ("norm1", "attn", "norm2", "mlp"):
+                module = getattr(block, part)
+                module.register_forward_hook(lambda *_, event=(index, part), events=events: events.append(event))
+        with torch.no_grad():
+            network(torch.randn(2, 3, FAMILIES[name].size, FAMILIES[name].size))
+        for index in range(len(blocks)):
+            parts = [part for block, part in events if block == index]
+            assert parts == ["norm1", "attn", "norm2", "mlp"], name
+
+
 def test_attention_keeps_the_shape() -> None:
     found = networks(lambda network: blocks_of(constant_blocks, network))
     assert len(found) > 20

@@ -434,5 +434,5 @@ def test_refusals(option: dict[str, Any], build: Build) -> None:
 @pytest.mark.parametrize("backbone", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "resnet18"])
 def test_backbones_without_one_sequence_are_refused(backbone: str) -> None:
     """Before any image is read: the model cannot even be built."""
-    with pytest.raises(ValueError, match="has windows or no tokens: use a ViT"):
+    with pytest.raises(ValueError, match="is not known to have one sequence of tokens"):
         compose(METHODS["dyt"], task=Classification)(backbone=backbone, pretrained=False)

@@ -74,7 +74,7 @@ def rows_of(attention: Any, name: str, outputs: int) -> dict[str, Tensor]:
     heads, sizes = split(attention, name, outputs)
     if heads * sum(size for _, size in sizes) != outputs:
         return {}
-    parts = torch.arange(outputs).view(heads, -1).split([size for _, size in sizes], dim=1)
+    parts = torch.arange(outputs, device="cpu").view(heads, -1).split([size for _, size in sizes], dim=1)
     rows = {part: numbers.flatten() for (part, _), numbers in zip(sizes, parts, strict=True)}
     return {part: numbers for part, numbers in rows.items() if part in FUSED and len(numbers) > 1}
 

@@ -107,7 +107,7 @@ def test_merged_form_equals_the_elementwise_one(name: str, monkeypatch: pytest.M
     results = []
     for elementwise in (False, True):
         if elementwise:  # no scale is large enough to divide by
-            monkeypatch.setattr("methods.layers.ssf_layers.SMALLEST_SCALE", float("inf"))
+            monkeypatch.setattr("methods.layers.divisors.SMALLEST", float("inf"))
         model.zero_grad()
         logits = model(images)
         logits.square().sum().backward()

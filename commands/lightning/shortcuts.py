@@ -53,10 +53,11 @@ def expand(args: list[str]) -> Expanded:
     elif task is not None:
         raise ValueError(f"--task {task} needs a --method")
     check_class("data", pop_flag(rest, "--data")[0], datamodules, LightningDataModule)
-    check_class("model", pop_flag(rest, "--model")[0], methods, PEFTMethod)
+    named = pop_flag(rest, "--model")[0]
+    check_class("model", named, methods, PEFTMethod)
     path, saved = pop_flag(rest, "--ckpt_path")[0], None
     if path and path not in LIGHTNING_NAMES:
-        saved = read_saved(path)
+        saved = read_saved(path, subcommand, named)
         rest = ["--config", json.dumps(config_of(saved, subcommand)), *rest]
     return Expanded([subcommand, *rest], saved)
 

@@ -3,9 +3,10 @@
 import os
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, distributed
+
+from lightning_modules.host_copy import HostCopy
 
 
 class StopOnNonFiniteLoss(Callback):
@@ -16,23 +17,17 @@ class StopOnNonFiniteLoss(Callback):
     """
 
     def __init__(self) -> None:
-        self.flags: list[Tensor] = []
-        self.event: torch.cuda.Event | None = None
+        self.flags: list[HostCopy] = []
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         finite = loss.detach().isfinite().float()
         if distributed.is_initialized():
             distributed.all_reduce(finite, distributed.ReduceOp.MIN)
-        self.flags.append(finite.to("cpu", non_blocking=True))
-        if loss.is_cuda:
-            self.event = torch.cuda.Event()
-            self.event.record()
+        self.flags.append(HostCopy(finite))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        if self.event is not None:
-            self.event.synchronize()
         flags, self.flags = self.flags, []
-        if not all(bool(flag) for flag in flags):
+        if not all(bool(flag.read()) for flag in flags):
             raise FloatingPointError(
                 f"train/loss is NaN or infinite at step {trainer.global_step} (epoch {trainer.current_epoch}): stopped "
                 f"before the update. Last good checkpoint: {last_checkpoint(trainer) or 'none yet'}. "

@@ -36,7 +36,7 @@ class KeptTokens(Callback):
         task: Any = pl_module  # a method with ``masks``, such as DyT
         training = task.training
         with task.eval().masks() as masks:
-            task(self.shown)
+            task(self.shown.to(task.device))  # on the CPU at the end of a fit on a GPU
         task.train(training)
         sides = zip(self.shown.shape[2:], task.backbone.patch_embed.patch_size, strict=True)
         kept = torch.stack(masks).float().mean(0).unflatten(1, [1, *(-(-side // patch) for side, patch in sides)])

@@ -102,6 +102,7 @@ class ImageModule(DataModule):
         model = (input_config["mean"], input_config["std"])
         chosen = NORMALIZATIONS.get(self.normalization, model)
         self.mean, self.std = (per_channel(values, self.channels) * 255 for values in chosen)
+        self.copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.random_view = transforms.random_view(self.size, self.interpolation)
         self.augment: v2.Transform | None = None
         if self.augmentation == "pad_crop":
@@ -146,12 +147,23 @@ class ImageModule(DataModule):
         return transform(image.convert("RGB"))[:1] if self.channels == 1 else transform(image)
 
     def on_device(self, batch: Batch) -> Batch:
-        """Normalised floats of uint8 pixels (B, C, H, W), with erased rectangles in training."""
+        """Normalised floats of uint8 pixels (B, C, H, W) in the dtype of the frozen weights, with erased rectangles."""
         device = batch.inputs.device
-        images = (batch.inputs - self.mean.to(device)) / self.std.to(device)
+        mean, std = self.moments(device)
+        images = (batch.inputs - mean) / std
         if self.random_erasing and self.trainer is not None and self.trainer.training:
             images = RandomErasing(self.random_erasing, mode="pixel", device=device)(images)
-        return batch._replace(inputs=images)
+        task = self.trainer.lightning_module if self.trainer is not None else None
+        return batch._replace(inputs=images if task is None else images.to(task.dtype))
+
+    def moments(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and std on a device, copied there once, because a GPU would wait for a copy in every batch."""
+        if device not in self.copies:
+            self.copies[device] = self.mean.to(device), self.std.to(device)
+        return self.copies[device]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"copies": {}}  # because worker processes have no GPU
 
     def varies(self) -> list[str]:
         options = {"data.augmentation": self.augmentation, "data.random_erasing": self.random_erasing}

@@ -8,8 +8,7 @@ from timm.data import Mixup
 from timm.models import save_for_hf
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import Metric, MetricCollection
 
 from backbones.timm_inputs import check_input_size
 from backbones.timm_models import (
@@ -22,18 +21,19 @@ from backbones.timm_models import (
     reset_head,
 )
 from lightning_modules.batch import Batch
+from lightning_modules.metrics import ClassAccuracy, WeightedMean
 from lightning_modules.run import datamodule_of
 from lightning_modules.task import Headline, Task
 
 IGNORED = -100  # label of samples that metrics leave out
 
 
-class MeanCrossEntropy(MeanMetric):
+class MeanCrossEntropy(WeightedMean):
     """Mean cross entropy of logits (B, K) with labels (B,), without samples of the label ``IGNORED``."""
 
-    def update(self, preds: Tensor, target: Tensor) -> None:  # type: ignore[override]
-        losses = F.cross_entropy(preds, target, reduction="none", ignore_index=IGNORED)
-        super().update(losses, weight=(target != IGNORED).float())
+    def update(self, outputs: Tensor, labels: Tensor) -> None:
+        losses = F.cross_entropy(outputs, labels, reduction="none", ignore_index=IGNORED)
+        super().update(losses, labels != IGNORED)
 
 
 class Classification(Task):
@@ -158,13 +158,12 @@ class Classification(Task):
     # evaluation
 
     def metrics(self) -> MetricCollection:
-        classes: dict[str, Any] = {"num_classes": self.num_classes, "ignore_index": IGNORED}
-        metrics: dict[str, Metric | MetricCollection] = {"acc1": MulticlassAccuracy(average="micro", **classes)}
+        metrics: dict[str, Metric | MetricCollection] = {"acc1": ClassAccuracy(self.num_classes, IGNORED)}
         if self.num_classes > 5:
-            metrics["acc5"] = MulticlassAccuracy(average="micro", top_k=5, **classes)
-        metrics["mean_class_acc"] = MulticlassAccuracy(average="macro", **classes)
+            metrics["acc5"] = ClassAccuracy(self.num_classes, IGNORED, top_k=5)
+        metrics["mean_class_acc"] = ClassAccuracy(self.num_classes, IGNORED, average="macro")
         metrics["loss"] = MeanCrossEntropy()
-        return MetricCollection(metrics)
+        return MetricCollection(metrics, compute_groups=False)  # finding groups makes a GPU wait
 
     def update(self, metrics: MetricCollection, outputs: Tensor, batch: Batch) -> None:
         """Add logits (B, K) to metrics."""
@@ -201,8 +200,8 @@ class Classification(Task):
         self.class_names = trained
 
     def example_batch(self) -> Batch:
-        """One image of zeros (1, C, H, W) of class 0."""
-        images = torch.zeros(1, *self.input_config["input_size"], device=self.device)
+        """One image of zeros (1, C, H, W) of class 0, in the dtype of the frozen weights."""
+        images = torch.zeros(1, *self.input_config["input_size"], device=self.device).to(self.dtype)
         label = torch.zeros(1, dtype=torch.long, device=self.device)
         return Batch.of(images, label)
 

@@ -146,9 +146,9 @@ class Task(Optimized, ABC):
             return self.predict_from(self.features(inputs))
 
     def mixed_dtypes(self) -> AbstractContextManager[Any]:
-        """Autocast for ``bf16-true``, because trained tensors are fp32 and frozen tensors are bf16."""
-        if self.dtype is torch.bfloat16:
-            return torch.autocast(self.device.type, torch.bfloat16)
+        """Autocast for ``bf16-true`` and ``16-true``, because trained tensors are fp32 and frozen tensors are not."""
+        if self.dtype in (torch.bfloat16, torch.float16):
+            return torch.autocast(self.device.type, self.dtype)
         return nullcontext()  # not autocast(enabled=False), which would disable the autocast of bf16-mixed
 
     @property
@@ -178,7 +178,8 @@ class Task(Optimized, ABC):
         loss = total(terms)
         if len(terms) > 1:
             self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        # a GPU waits for a number of the progress bar, even if there is no bar
+        self.log("train/loss", loss.detach(), prog_bar=self.trainer.progress_bar_callback is not None)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from backbones.anatomy import separate_bias
 from backbones.inject import Backbone, modules_with
+from methods.layers import divisors
+from methods.layers.divisors import DivisorLook, away_from_zero
 from methods.layers.low_rank import LowRank, Rows, compute_dtype, low_rank_gradients, merged_weight, of_rows
 from methods.layers.low_rank_layers import LoRALinear
 from methods.layers.low_rank_targets import Target
 from methods.lora import LoRA
-
-SMALLEST_MAGNITUDE = 1e-3  # division by a smaller magnitude loses too many digits of the gradient
 
 
 def decomposed(
@@ -70,7 +70,7 @@ class MergedDecomposed(torch.autograd.Function):
         products, d_bias = (g * y).sum(0, dtype=torch.float32), g.sum(0, dtype=torch.float32)
         if bias is not None:
             products -= bias * d_bias
-        d_magnitude = torch.cat([products[first:last] for first, last in ctx.rows]) / magnitude
+        d_magnitude = torch.cat([products[first:last] for first, last in ctx.rows]) / away_from_zero(magnitude)
         d_weight = None  # W must be frozen, because the norms of its rows are constants here
         return (
             d_x,
@@ -122,7 +122,7 @@ class Decomposed(LowRank):
         if not torch.is_grad_enabled():
             return True
         if self.divisible_in_step is None:  # no cache by version, because fused optimizers do not change it
-            return bool(self.magnitude.detach().abs().min() >= SMALLEST_MAGNITUDE)
+            return bool(self.magnitude.detach().abs().min() >= divisors.SMALLEST)
         return self.divisible_in_step
 
 
@@ -158,6 +158,10 @@ class DoRA(LoRA):
     update_class = Decomposed
     layer_class = DoRALinear
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.look = DivisorLook()
+
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
         for name, module in backbone.named_modules():
@@ -175,11 +179,10 @@ class DoRA(LoRA):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
-        # one check of all magnitudes makes a GPU wait once per step instead of once per layer
         updates = [linear.lora for linear in modules_with(self.backbone, "lora")]
-        if float(torch.cat([update.magnitude.detach() for update in updates]).abs().min()) >= SMALLEST_MAGNITUDE:
-            for update in updates:
-                update.divisible_in_step = True
+        looks = self.look([update.magnitude for update in updates], batch_idx == 0)
+        for update, divisible in zip(updates, looks, strict=True):
+            update.divisible_in_step = divisible
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_end(outputs, batch, batch_idx)

@@ -12,13 +12,13 @@ from lightning import Callback
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
 
 from backbones.anatomy import token_sequence
 from backbones.blocks import pre_norm_blocks
 from backbones.inject import Backbone, attach, check_free
 from callbacks.kept_tokens import KeptTokens
 from lightning_modules.batch import Batch
+from lightning_modules.metrics import WeightedMean
 from lightning_modules.task import total
 from methods.core.base import PEFTMethod
 from methods.layers.token_dispatch import Adapter, AttentionDispatch, Dispatch, LayerDispatch, MixedAdapter
@@ -120,7 +120,7 @@ class DyT(PEFTMethod):
                 block.register_forward_pre_hook(layer.pre_hook)
                 block.attn.register_forward_pre_hook(layer.attention_pre_hook, with_kwargs=True)
                 attach(block, "dyt_layer", layer)
-        self.kept: Any = nn.ModuleList(MeanMetric() for _ in [*self.dispatches, "all"])
+        self.kept: Any = nn.ModuleList(WeightedMean() for _ in [*self.dispatches, "all"])
 
     def new(self, kind: type[Dispatch], backbone: Backbone) -> Any:
         sizes = (backbone.embed_dim, self.dyt_dim, self.dyt_scale, self.dyt_dropout)
@@ -204,10 +204,10 @@ class DyT(PEFTMethod):
         with self.masks() as masks:
             outputs = super().evaluate(batch)
         split = "test" if self.trainer.testing else "val"
-        kept = torch.stack(masks)[:, batch.valid].float().mean(-1)  # (dispatchers, images)
+        kept = torch.stack(masks).float().mean(-1)  # (dispatchers, images)
         names = [name.removeprefix("blocks.") for name in self.dispatches]
         for name, values, metric in zip([*names, "all"], [*kept, kept], self.kept, strict=True):
-            metric.update(values)
+            metric.update(values, batch.valid)
             self.log(f"{split}/kept/{name}", metric, on_step=False, on_epoch=True)
         return outputs
 

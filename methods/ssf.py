@@ -15,7 +15,7 @@ from backbones.flow import Flow, trace
 from backbones.inject import Backbone, attach, modules_with
 from backbones.shift import add_to_output
 from methods.core.base import PEFTMethod
-from methods.layers import ssf_layers
+from methods.layers.divisors import DivisorLook
 from methods.layers.ssf_layers import AFFINE_NORMS, ScaleShift, add_pair, remove_pair, stored
 
 LINEAR = (nn.Linear, nn.Conv2d, Affine)
@@ -60,6 +60,7 @@ class SSF(PEFTMethod):
             raise ValueError(f"ssf_std={ssf_std}: expected a standard deviation of at least 0")
         self.ssf_std = ssf_std if ssf_init == "normal" else 0.0
         self.ssf_downsample, self.ssf_head_norm = ssf_downsample, ssf_head_norm
+        self.look = DivisorLook()
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
@@ -99,11 +100,9 @@ class SSF(PEFTMethod):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
-        # one check of all scales makes a GPU wait once per step instead of once per layer
         ops = [module.ssf for module in modules_with(self.backbone, "ssf")]
-        if float(torch.cat([op.scale.detach() for op in ops]).abs().min()) >= ssf_layers.SMALLEST_SCALE:
-            for op in ops:
-                op.divisible_in_step = True
+        for op, divisible in zip(ops, self.look([op.scale for op in ops], batch_idx == 0), strict=True):
+            op.divisible_in_step = divisible
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_end(outputs, batch, batch_idx)

@@ -55,10 +55,11 @@ class VeRAUpdate(LowRank):
         nn.Module.__init__(self)  # because LowRank's own creates trained A and B
         self.matrices = tuple(matrices)  # not a list of modules, otherwise each layer would register them as children
         self.rows, self.scale, self.dropout, self.dropout_at = target.rows, 1.0, dropout, "input"
-        self.register_buffer("order", target.order, persistent=False)
         # of one dimension, because weight decay and width_scaling take two dimensions for a matrix
         self.d = nn.Parameter(torch.full((sum(len(shared.A) for shared in matrices),), d_init))
         self.b = nn.Parameter(torch.zeros(sum(len(shared.B) for shared in matrices)))
+        order = None if target.order is None else target.order.to(self.b.device)
+        self.register_buffer("order", order, persistent=False)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Matrices diag(d) A (K r, n) and diag(b) B (sum of sizes, r), in the precision of d and b."""

@@ -16,7 +16,7 @@ def top_of_rows(score: Tensor, k: int) -> Tensor:
 
 def top(score: Tensor, k: int) -> Tensor:
     """Flat indices, ascending, of the k largest entries of a score (n,)."""
-    return top_of_rows(score[None], k) if k else torch.empty(0, dtype=torch.long)
+    return top_of_rows(score[None], k) if k else torch.empty(0, dtype=torch.long, device=score.device)
 
 
 def top_of_all(scores: dict[str, Tensor], k: int) -> dict[str, Tensor]:

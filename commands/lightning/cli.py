@@ -123,7 +123,7 @@ class GraftCLI(LightningCLI):
     def saved(self, path: str) -> Saved:
         """The checkpoint at a path, read already unless a config file names it."""
         saved = self.command.saved
-        return saved if saved is not None and saved.path == path else read_saved(path)
+        return saved if saved is not None and saved.path == path else read_saved(path, self.command.subcommand)
 
     # objects
 

@@ -60,7 +60,7 @@ def expand(args: list[str]) -> Expanded:
     configs: list[dict[str, Any]] = []
     path, saved = pop_flag(rest, "--ckpt_path")[0], None
     if path and path not in LIGHTNING_NAMES:
-        saved = read_saved(path)
+        saved = read_saved(path, subcommand, model)
         configs.append(config_of(saved, subcommand))
     if recipe is not None:
         check_class("data", recipe.config["data"]["class_path"], datamodules, LightningDataModule)

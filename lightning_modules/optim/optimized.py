@@ -80,8 +80,10 @@ class Optimized(LightningModule):
 
     def build_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Optimizer of this run for parameter groups."""
-        # not fused with fp16, because Lightning unscales fp16 gradients itself
-        fused = self.device.type in ("cpu", "cuda", "mps", "xpu") and self.trainer.precision != "16-mixed"
+        # Lightning unscales fp16 gradients itself, and refuses to clip those of a fused optimizer under autocast
+        precision, clips = str(self.trainer.precision), bool(self.trainer.gradient_clip_val)
+        unfused = precision == "16-mixed" or (precision == "bf16-mixed" and clips)
+        fused = self.device.type in ("cpu", "cuda", "mps", "xpu") and not unfused
         return build_optimizer(self.optimizer_name, groups, self.lr, self.adam_eps, fused)
 
     def lr_factors(self) -> Callable[[int], float] | list[Callable[[int], float]]:

@@ -162,6 +162,7 @@ class LowRank(AdapterModule):
         outputs, inputs = layer.weight.flatten(1).shape
         self.rows = rows or ((0, outputs),)
         self.scale, self.dropout, self.dropout_at = scale, dropout, dropout_at
+        order = None if order is None else order.to(layer.weight.device)
         self.register_buffer("order", order, persistent=False)
         bound = 1 / sqrt(inputs)  # Kaiming uniform with a = sqrt 5, the init of torch's linear layers
         self.A = nn.Parameter(torch.empty(len(self.rows) * rank, inputs).uniform_(-bound, bound))

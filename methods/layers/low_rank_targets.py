@@ -1,6 +1,7 @@
 """Layers and blocks of rows that a low-rank update changes, found by the ends of their names or by their role."""
 
 import difflib
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -53,7 +54,7 @@ def find_targets(
             return {name: Target(((0, len(layer.weight)),)) for name, layer in layers.items()}
     found: dict[str, list[Tensor]] = {}
     for target in dict.fromkeys(targets):
-        hits = {name: torch.arange(len(layer.weight)) for name, layer in layers.items() if ends(name, target)}
+        hits = {n: torch.arange(len(layer.weight), device="cpu") for n, layer in layers.items() if ends(n, target)}
         hits |= {name: rows[target] for name, rows in attention.items() if target in rows}
         if not hits:
             raise ValueError(no_hit(option, target, list(layers)))
@@ -80,7 +81,8 @@ def as_blocks(parts: list[Tensor], outputs: int) -> Target:
     if all(int(rows[-1]) - int(rows[0]) + 1 == len(rows) for rows in parts):
         return Target(tuple((int(rows[0]), int(rows[-1]) + 1) for rows in parts))
     updated = torch.cat(parts)
-    every = torch.arange(outputs)
-    last = torch.tensor([len(rows) for rows in parts]).cumsum(0).tolist()
+    every = torch.arange(outputs, device="cpu")
+    last = list(accumulate(len(rows) for rows in parts))
     rows = tuple(zip([0, *last], last, strict=False))
-    return Target(rows, torch.cat([updated, every[~torch.isin(every, updated)]]))
+    order = torch.cat([updated, every[~torch.isin(every, updated)]])
+    return Target(rows, order.to(torch.get_default_device()))

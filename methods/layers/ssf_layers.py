@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
 from backbones.inject import AdapterModule, attach, check_free, detach, swap_class
-
-SMALLEST_SCALE = 1e-3  # division by a smaller scale loses too many digits of the gradient
+from methods.layers import divisors
+from methods.layers.divisors import away_from_zero
 
 
 class ScaleShift(AdapterModule):
@@ -43,7 +43,7 @@ class ScaleShift(AdapterModule):
         if not torch.is_grad_enabled():
             return True
         if self.divisible_in_step is None:  # no cache by version, because fused optimizers do not change it
-            return bool(self.scale.detach().abs().min() >= SMALLEST_SCALE)
+            return bool(self.scale.detach().abs().min() >= divisors.SMALLEST)
         return self.divisible_in_step
 
 
@@ -102,7 +102,7 @@ def affine_gradients(
         d_shift, d_y = column_sums(g, y)
     else:
         d_shift, d_y = g.sum(dims, dtype=torch.float32), (g * y).sum(dims, dtype=torch.float32)
-    return (d_y - shift * d_shift) / scale, d_shift
+    return (d_y - shift * d_shift) / away_from_zero(scale), d_shift
 
 
 def column_sums(g: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -181,10 +181,10 @@ class Direction(nn.Module):
         if self.init == "svd":
             first = torch.linalg.eigh(sums)[1][:, -1]  # the first right singular vector of the sub-tokens
             self.v.copy_(unit(first if first.sum() >= 0 else -first))
-        elif self.init == "running_average" and self.v.any():
-            self.v.copy_(unit(self.decay * self.v + (1 - self.decay) * sums))
-        else:
-            self.v.copy_(unit(sums))
+            return
+        if self.init == "running_average":  # chosen on the device, because a branch here would make a GPU wait
+            sums = torch.where(self.v.any(), self.decay * self.v + (1 - self.decay) * sums, sums)
+        self.v.copy_(unit(sums))
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)

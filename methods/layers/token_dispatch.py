@@ -107,9 +107,9 @@ class Dispatch(AdapterModule):
         if self.drops_patches:
             mask = torch.zeros(patches.shape[:2], dtype=torch.bool, device=x.device)
         else:
-            # in fp32, because a rounded logit near 0 could change the decision
+            # in the fp32 of trained tensors, because a rounded logit near 0 could change the decision
             with torch.autocast(x.device.type, enabled=False):
-                logits = self.dispatcher(patches.float()).squeeze(-1)
+                logits = self.dispatcher(patches.to(self.dispatcher.weight.dtype)).squeeze(-1)
             if self.training:
                 logits = logits + self.noise(logits)
                 soft = torch.sigmoid(logits / self.temperature)

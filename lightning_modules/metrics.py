@@ -1,0 +1,74 @@
+"""Metrics of evaluation for which a GPU never waits during an epoch.
+
+Those of torchmetrics select valid samples by a mask and look for NaN, so that the host waits several times a batch.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class WeightedMean(Metric):
+    """Mean of values, each with a weight. Unlike torchmetrics' mean it does not leave out NaN."""
+
+    full_state_update = False
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("weight", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor, weights: Tensor) -> None:
+        """Add values of any shape, and weights that can be expanded to it; a value of weight 0 is left out."""
+        weights = weights.to(self.weight.dtype).expand_as(values)
+        self.total += (values * weights).masked_fill(weights == 0, 0).sum()
+        self.weight += weights.sum()
+
+    def compute(self) -> Tensor:
+        return self.total / self.weight
+
+
+class ClassAccuracy(Metric):
+    """Share of samples whose class is among the k largest outputs; equal to torchmetrics' ``MulticlassAccuracy``.
+
+    Args:
+        num_classes: Number of classes K.
+        ignored: Label of samples that are left out.
+        average: ``micro``: over all samples. ``macro``: mean over the classes that a label or a prediction names.
+        top_k: Number k of outputs.
+    """
+
+    full_state_update = False
+    hits: Tensor
+    labels: Tensor
+    named: Tensor
+
+    def __init__(
+        self, num_classes: int, ignored: int, average: Literal["micro", "macro"] = "micro", top_k: int = 1
+    ) -> None:
+        super().__init__()
+        self.ignored, self.average, self.top_k = ignored, average, top_k
+        for name in ("hits", "labels", "named"):  # samples of each class: recognised, all, labelled or predicted
+            self.add_state(name, torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, outputs: Tensor, labels: Tensor) -> None:
+        """Add outputs (B, K) with labels (B,)."""
+        # argmax and not topk for one output, because topk takes any of equal outputs and argmax the first one
+        first = outputs.argmax(1, keepdim=True)
+        found = first if self.top_k == 1 else outputs.topk(self.top_k, dim=1).indices
+        valid = labels != self.ignored
+        places = labels.masked_fill(~valid, 0)
+        hits = (found == labels[:, None]).any(1)
+        self.hits.index_add_(0, places, hits.long())
+        self.labels.index_add_(0, places, valid.long())
+        self.named.index_add_(0, places, valid.long()).index_add_(0, first.flatten(), valid.long())
+
+    def compute(self) -> Tensor:
+        if self.average == "micro":
+            return self.hits.sum() / self.labels.sum()
+        present = (self.named > 0).float()
+        return (self.hits / self.labels.clamp(min=1) * present).sum() / present.sum()

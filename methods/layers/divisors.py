@@ -1,0 +1,42 @@
+"""Trained numbers that a backward pass divides by, such as the scales of SSF and the magnitudes of DoRA."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_modules.host_copy import HostCopy
+
+SMALLEST = 1e-3  # division by a smaller number loses too many digits of the gradient
+
+
+def away_from_zero(divisor: Tensor) -> Tensor:
+    """Divisor with magnitudes of at least ``SMALLEST``, for numbers that have become small since the last look."""
+    floor = torch.full_like(divisor, SMALLEST).copysign(divisor)
+    return torch.where(divisor.abs() < SMALLEST, floor, divisor)
+
+
+class DivisorLook:
+    """Look at the divisors of all layers in each training step, for which a GPU does not wait.
+
+    A step uses the values of the step before, because these are on the host already. The first step of an epoch uses
+    its own values, so that a run that resumes there computes the same.
+    """
+
+    def __init__(self) -> None:
+        self.last: HostCopy | None = None
+
+    def __call__(self, divisors: Sequence[Tensor], first: bool) -> list[bool]:
+        """Whether each layer's divisors are large enough.
+
+        Args:
+            divisors: Divisors of each layer, all on one device.
+            first: Whether this is the first step of an epoch.
+        """
+        now = HostCopy(torch.stack([divisor.detach().abs().min() for divisor in divisors]))
+        used = now if first or self.last is None else self.last
+        self.last = now
+        return (used.read() >= SMALLEST).tolist()
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(self), ()  # a copy of a model has no last step, and events of a GPU cannot be copied

@@ -16,7 +16,7 @@ from datamodules.channels import MODES, check_alpha, check_channels, per_channel
 from datamodules.items import Items
 from datamodules.overlap import check_overlap
 from datamodules.pixels import Cache, CachedImages
-from datamodules.samples import ImageSample, ImageSamples, upright
+from datamodules.samples import ImageSample, ImageSamples, leave_out, upright
 from datamodules.transforms import Augmentation, Resize
 from lightning_modules.batch import Batch
 
@@ -84,7 +84,7 @@ class ImageModule(DataModule):
         self.normalization = normalization
         self.overrides: dict[str, Any] = {} if crop_pct is None else {"crop_pct": crop_pct}
         self.overrides |= {} if interpolation == "model" else {"interpolation": interpolation}
-        self.on_corrupt, self.max_corrupt = on_corrupt, max_corrupt
+        self.most_corrupt = max_corrupt if on_corrupt == "skip" else None
         self.allow_overlap = allow_overlap
 
     def configure(self, input_config: dict[str, Any]) -> None:
@@ -211,7 +211,7 @@ class ImageModule(DataModule):
                         image.load()
             except (OSError, ValueError) as error:
                 broken[index] = str(error)
-        return self.leave_out(split, samples, broken)
+        return leave_out(split, samples, broken, self.most_corrupt)
 
     def decode(self, split: str, samples: ImageSamples) -> tuple[ImageSamples, Tensor]:
         """Samples that can be read, and their uint8 pixels (N, C, H, W)."""
@@ -223,23 +223,10 @@ class ImageModule(DataModule):
                     found[index], _ = self.item(sample)
             except (OSError, ValueError) as error:
                 broken[index] = str(error)
-        kept = self.leave_out(split, samples, broken)
+        kept = leave_out(split, samples, broken, self.most_corrupt)
         if broken:
             found = found[[index for index in range(len(found)) if index not in broken]]
         return kept, found
-
-    def leave_out(self, split: str, samples: ImageSamples, broken: dict[int, str]) -> ImageSamples:
-        """Samples without the broken ones, or an error that names the first of them."""
-        if not broken:
-            return samples
-        total, first = len(samples), next(iter(broken))
-        message = f"{split}: {len(broken)} of {total} images cannot be read, first {samples.name(first)}"
-        if self.on_corrupt == "error":
-            raise ValueError(f"{message} ({broken[first]}). Repair it, or pass --data.on_corrupt skip")
-        if len(broken) > self.max_corrupt * total:
-            raise ValueError(f"{message}: more than --data.max_corrupt {self.max_corrupt:.0%} of the split")
-        print(f"note: {message}; left out")
-        return samples.keep([index for index in range(total) if index not in broken])
 
 
 def height_and_width(image_size: int | list[int]) -> tuple[int, int]:

@@ -126,3 +126,27 @@ def open_image(file: Any) -> Image.Image:
         image.close()
         raise OSError(f"{width} x {height} pixels: expected sides within a factor of {MAX_ASPECT}")
     return image
+
+
+def leave_out(split: str, samples: ImageSamples, broken: dict[int, str], most: float | None) -> ImageSamples:
+    """Samples without those that cannot be read.
+
+    Args:
+        split: Name of the split, for messages.
+        samples: All samples.
+        broken: Reasons by index.
+        most: Largest share of the samples that may be left out; None to refuse any.
+
+    Raises:
+        ValueError: If there are too many, with the first of them.
+    """
+    if not broken:
+        return samples
+    total, first = len(samples), next(iter(broken))
+    message = f"{split}: {len(broken)} of {total} images cannot be read, first {samples.name(first)}"
+    if most is None:
+        raise ValueError(f"{message} ({broken[first]}). Repair it, or pass --data.on_corrupt skip")
+    if len(broken) > most * total:
+        raise ValueError(f"{message}: more than --data.max_corrupt {most:.0%} of the split")
+    print(f"note: {message}; left out")
+    return samples.keep([index for index in range(total) if index not in broken])

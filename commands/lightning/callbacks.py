@@ -7,6 +7,7 @@ from jsonargparse import Namespace
 from lightning import Callback, LightningDataModule
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 
+from callbacks.best_checkpoint import BestCheckpoint
 from callbacks.cost import Cost
 from callbacks.delta_export import DeltaExport
 from callbacks.finite_loss import StopOnNonFiniteLoss
@@ -39,7 +40,7 @@ def run_callbacks(
     found = [StopOnNonFiniteLoss(), cost, DeltaExport(), result, Predictions()]
     if subcommand != "fit":
         return [*found, last]
-    best = ModelCheckpoint(**checkpoint_options(options.checkpoint, model, data, folder))
+    best = BestCheckpoint(**checkpoint_options(options.checkpoint, model, data, folder))
     rates = [] if options.trainer.logger is False else [LearningRateMonitor()]
     return [ScoreBeforeFit(**options.score.as_dict(), resume=resume), *found, *rates, best, last]
 

@@ -94,6 +94,7 @@ def test_21_killed_at_any_moment(tiny: list[str], call: Callable[..., Answer], t
         assert call(*fit, "--ckpt_path", left[0], "--run_root", root).code == 0
         for part in ("state_dict", "optimizer_states", "lr_schedulers"):
             torch.testing.assert_close(last(root)[part], whole[part], rtol=0, atol=0)
+        assert digest(root) == digest(tmp_path / "whole"), "another epoch is the best one"
     assert len(epochs) > 1, "moments that are all too early or too late test nothing"
 
 

@@ -65,6 +65,9 @@ def run_own(command: str, args: list[str]) -> None:
     """Run a command of this project: its ``main`` on the words behind it, or its function on its parsed options."""
     from jsonargparse import auto_cli
 
+    from commands.lightning import strict_yaml
+
+    strict_yaml.use()
     module = importlib.import_module(f"commands.{command}")
     if hasattr(module, "main"):
         module.main(args)

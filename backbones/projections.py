@@ -74,7 +74,8 @@ def rows_of(attention: Any, name: str, outputs: int) -> dict[str, Tensor]:
     heads, sizes = split(attention, name, outputs)
     if heads * sum(size for _, size in sizes) != outputs:
         return {}
-    parts = torch.arange(outputs, device="cpu").view(heads, -1).split([size for _, size in sizes], dim=1)
+    numbers = torch.arange(outputs, device="cpu")  # because they are read, which waits for a GPU
+    parts = numbers.view(heads, -1).split([size for _, size in sizes], dim=1)
     rows = {part: numbers.flatten() for (part, _), numbers in zip(sizes, parts, strict=True)}
     return {part: numbers for part, numbers in rows.items() if part in FUSED and len(numbers) > 1}
 

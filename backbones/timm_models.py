@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from timm.data import resolve_input_data_config
 from timm.layers import AttentionPool2d, AttentionPoolLatent, RotAttentionPool2d
 from timm.models import get_pretrained_cfg, load_state_dict
+from timm.models._hub import load_model_config_from_path
 from torch import nn
 
 from backbones.inject import Backbone
@@ -57,7 +58,7 @@ def build_backbone(name: str, pretrained: bool | str, args: dict[str, Any]) -> B
     check_name(name, pretrained)
     if name.startswith("local-dir:") and not Path(name.removeprefix("local-dir:"), "config.json").is_file():
         raise FileNotFoundError(f"backbone={name!r}: no such folder, or no config.json in it. {remedy(name)}")
-    if pretrained is False:
+    if pretrained is False or torch.get_default_device().type == "meta":  # its tensors have no values
         return create(name, args, pretrained=False)
     # reading weights must not advance the RNG, otherwise a shared backbone would give other random heads
     with torch.random.fork_rng(devices=[]):
@@ -85,7 +86,7 @@ def read_backbone(name: str, pretrained: str | Literal[True], args: dict[str, An
     path = Path(pretrained)
     if not path.is_file():
         raise FileNotFoundError(f"pretrained={pretrained!r}: no such file. {remedy(name)}")
-    overlay: dict[str, Any] = {"file": str(path)}
+    overlay: dict[str, Any] = {"file": str(path), "source": ""}  # otherwise timm reads the weights of a local-dir
     if path.suffix == ".npz":
         if not zipfile.is_zipfile(path):
             raise ValueError(f"pretrained={pretrained!r} ({path.stat().st_size} bytes) is no readable weight file")
@@ -140,13 +141,16 @@ def count_classes(name: str, path: Path) -> int:
     Raises:
         ValueError: If the file is not readable.
     """
+    architecture = name
     try:
         state = load_state_dict(str(path), weights_only=True)
+        if name.startswith("local-dir:"):
+            architecture = load_model_config_from_path(name.removeprefix("local-dir:"))[1]
     except LoadError as error:
         raise ValueError(
             f"pretrained={str(path)!r} ({path.stat().st_size} bytes) is no readable weight file: {first_line(error)}"
         ) from error
-    config = get_pretrained_cfg(name) if ":" not in name else None
+    config = get_pretrained_cfg(architecture) if ":" not in architecture else None
     classifier = config.classifier if config is not None else "head"
     names = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
     rows = [state[f"{n}.weight"].shape[0] for n in names if f"{n}.weight" in state]

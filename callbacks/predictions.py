@@ -1,6 +1,7 @@
 """Table of the predictions of a checkpoint."""
 
 import csv
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,14 @@ class Predictions(BasePredictionWriter):
                     writer = csv.writer(file)
                     writer.writerow(["index", "sample", "class", "probability"])
                     for index, label, confidence in sorted(rows):
-                        writer.writerow([index, samples.name(index), names[label], f"{confidence:.6f}"])
+                        row = [index, as_text(samples.name(index)), as_text(names[label]), f"{confidence:.6f}"]
+                        writer.writerow(row)
 
             write_atomically(folder / "predictions.csv", write)
             print(f"{len(rows)} predictions in {folder / 'predictions.csv'}")
+
+
+def as_text(name: str) -> str:
+    """Name behind an apostrophe if a spreadsheet would run it as a formula; ``-1`` and the like are numbers."""
+    formula = re.match(r"[=@\t\r]|[+-](?![\d.]+$)", name)
+    return f"'{name}" if formula else name

@@ -1,13 +1,17 @@
 """Atomic files: written under a temporary name, then renamed."""
 
+import errno
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from safetensors import SafetensorError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -20,13 +24,53 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write one checkpoint.
 
         Raises:
-            OSError: If it cannot be written, with the path and the state of the old file.
+            OSError: If it cannot be written, with the path, the reason and the state of the old file.
         """
-        try:
-            write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))
-        except (OSError, RuntimeError) as error:  # torch raises RuntimeError with the message of the system
-            before = "the old file is unchanged" if Path(path).exists() else "no file was left there"
-            raise OSError(f"cannot write {path} ({error}); {before}") from error
+        path = Path(path)
+        with writing(path, "the old file is unchanged" if path.exists() else "no file was left there"):
+            write_atomically(path, lambda temporary: save(checkpoint, temporary))
+
+
+def save(checkpoint: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:  # because torch's own writer hides the reason of the system, such as a full disk
+        torch.save(checkpoint, file)
+
+
+@contextmanager
+def writing(path: Path, state: str = "nothing was written") -> Iterator[None]:
+    """Turn each error of the system inside this context into one message.
+
+    Args:
+        path: File or folder that is written.
+        state: What an error leaves at the path.
+
+    Raises:
+        OSError: With the path, the reason of the system and, for a full disk, the free space.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        cause = reason(error)
+        if cause is None:
+            raise
+        place = next(folder for folder in (path.parent, *path.parent.absolute().parents) if folder.is_dir())
+        full = "os error 28" in cause or os.strerror(errno.ENOSPC) in cause
+        free = f", {shutil.disk_usage(place).free / 1e6:.1f} MB are free in {place}" if full else ""
+        raise OSError(f"cannot write {path} ({cause}{free}); {state}") from error
+
+
+def reason(error: BaseException | None) -> str | None:
+    """Reason of the system for an error; None if the error has another cause.
+
+    A library may replace the error of the system by its own.
+    """
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.strerror or str(error)
+        if "os error" in str(error):  # safetensors
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -1,6 +1,7 @@
 """File format of a trained method: checkpoint files and adapter folders with the delta only, checked key by key."""
 
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from checkpoints.atomic import write_atomically
-from checkpoints.fingerprint import manifest
+from checkpoints.atomic import write_atomically, writing
+from checkpoints.fingerprint import hash_of, manifest
 from checkpoints.format_1 import to_format_2
 from checkpoints.packed import PACKED
+from checkpoints.structure import BEGINNING, check_entries, check_model, check_tensors, shown, with_prefix
 
 FORMAT = 2
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+# entries of CONFIG; "class_names" stands for "identity" in format 1, and files of before December 2026 have no hash
+ENTRIES = {"peft_type", "peft", "selected", "hyper_parameters", "identity", "class_names", "sha256"}
 
 
 def check_delta(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
@@ -27,7 +31,7 @@ def check_delta(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
         found: The delta of the file.
 
     Raises:
-        ValueError: For a missing, extra, wrongly shaped or non-finite tensor, by name.
+        ValueError: For a missing, extra, wrongly shaped or non-finite tensor, or integers for real numbers, by name.
     """
     problems = [f"missing {name}" for name in expected if name not in found]
     problems += [f"unknown {name}" for name in found if name not in expected]
@@ -35,6 +39,8 @@ def check_delta(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
         tensor = found[name]
         if tensor.shape != expected[name].shape:
             problems.append(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}")
+        elif tensor.is_floating_point() != expected[name].is_floating_point():
+            problems.append(f"{name} has dtype {tensor.dtype}, expected {expected[name].dtype}")
         elif tensor.is_floating_point() and not tensor.isfinite().all():
             problems.append(f"{name} holds NaN or infinity")
     if problems:
@@ -48,8 +54,7 @@ def check_backbone(expected: Mapping[str, Any], found: Mapping[str, Any]) -> Non
     Raises:
         ValueError: If the format is unknown or the frozen weights differ.
     """
-    if found.get("format") != FORMAT:
-        raise ValueError(f"checkpoint format {found.get('format')}: this version of Graft reads format {FORMAT}")
+    check_format(found)
     if found["fingerprint"] != expected["fingerprint"]:
         raise ValueError(
             f"this delta was trained on other weights: {found['backbone']} (sha256 {found['fingerprint'][:12]}), "
@@ -58,12 +63,22 @@ def check_backbone(expected: Mapping[str, Any], found: Mapping[str, Any]) -> Non
         )
 
 
+def check_format(found: Mapping[str, Any]) -> None:
+    """Refuse a file of another format.
+
+    Raises:
+        ValueError: With its format.
+    """
+    if found.get("format") != FORMAT:
+        raise ValueError(f"checkpoint format {found.get('format')}: this version of Graft reads format {FORMAT}")
+
+
 def write_adapter(folder: Path, checkpoint: dict[str, Any]) -> None:
     """Write the delta of a checkpoint as an adapter folder (safetensors and JSON), which ``read_adapter`` reads."""
     peft = dict(checkpoint["peft"])
     selection = peft.pop("selection")
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint["state_dict"].items()}
-    tensors |= {f"selection/{name}": tensor.contiguous() for name, tensor in (selection or {}).items()}
+    tensors |= {name: tensor.contiguous() for name, tensor in with_prefix(selection).items()}
     config = {
         "peft_type": f"GRAFT_{peft['method'].upper()}",
         "peft": peft,
@@ -71,8 +86,11 @@ def write_adapter(folder: Path, checkpoint: dict[str, Any]) -> None:
         "hyper_parameters": dict(checkpoint["hyper_parameters"]),
         "identity": checkpoint["identity"],
     }
-    write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    write_atomically(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2)))
+    config = json.loads(json.dumps(config))  # as it will be read, for example with lists in the place of tuples
+    text = json.dumps(config | {"sha256": hash_of(config)}, indent=2)
+    with writing(folder):
+        write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+        write_atomically(folder / CONFIG, lambda path: path.write_text(text))
 
 
 def one_member(checkpoint: dict[str, Any], name: str = "best") -> dict[str, Any]:
@@ -91,9 +109,12 @@ def one_member(checkpoint: dict[str, Any], name: str = "best") -> dict[str, Any]
         raise ValueError(f"export_member={name!r}: no such member; there are best, {', '.join(names)}")
     prefix = f"members.{names.index(name)}."
     state = {n.removeprefix(prefix): t for n, t in checkpoint["state_dict"].items() if n.startswith(prefix)}
+    peft = {
+        key: value for key, value in checkpoint["peft"].items() if key != "parameters"
+    }  # a member has its own number
     return {
         "state_dict": state,
-        "peft": checkpoint["peft"] | {"manifest": manifest(state), "member": name},
+        "peft": peft | {"manifest": manifest(state | with_prefix(peft["selection"])), "member": name},
         "hyper_parameters": checkpoint["hyper_parameters"] | checkpoint["members"][name],
         "identity": checkpoint["identity"],
     }
@@ -114,23 +135,47 @@ def read_adapter(folder: Path) -> dict[str, Any]:
     except SafetensorError as error:
         size = (folder / WEIGHTS).stat().st_size
         raise ValueError(f"{folder / WEIGHTS} ({size} bytes) is empty or incomplete: {error}") from error
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-    except ValueError as error:  # no JSON, or no text
-        raise ValueError(f"{folder / CONFIG} is not valid JSON: {error}") from error
-    identity = "class_names" if "class_names" in config else "identity"  # "class_names" in format 1
-    missing = {"peft", "selected", "hyper_parameters", identity} - set(config)
-    if missing:
-        raise ValueError(f"{folder / CONFIG} is no adapter of this project: it lacks {', '.join(sorted(missing))}")
-    selection = {n.removeprefix("selection/"): t for n, t in tensors.items() if n.startswith("selection/")}
+    config = read_config(folder / CONFIG)
+    chosen = {name: tensor for name, tensor in tensors.items() if name.startswith("selection/")}
+    if chosen and not config["selected"]:
+        raise ValueError(f"{folder / WEIGHTS} holds {next(iter(chosen))}, and {CONFIG} says that nothing was selected")
+    selection = {name.removeprefix("selection/"): tensor for name, tensor in chosen.items()}
     checkpoint = {
-        "state_dict": {name: tensor for name, tensor in tensors.items() if not name.startswith("selection/")},
+        "state_dict": {name: tensor for name, tensor in tensors.items() if name not in chosen},
         "peft": config["peft"] | {"selection": selection if config["selected"] else None},
         "hyper_parameters": config["hyper_parameters"],
     }
+    identity = "class_names" if "class_names" in config else "identity"
     checkpoint[identity] = config[identity]
-    to_current_format(checkpoint)
-    return checkpoint
+    return checked(checkpoint, str(folder))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read the file ``CONFIG`` of an adapter folder.
+
+    Raises:
+        ValueError: If it is no JSON, not of this project or damaged.
+    """
+    try:
+        config = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:  # no JSON, or no text
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is no adapter of this project: it holds {shown(config)}, expected a mapping")
+    identity = "class_names" if "class_names" in config else "identity"  # "class_names" in format 1
+    missing, unknown = {"peft", "selected", "hyper_parameters", identity} - set(config), sorted(set(config) - ENTRIES)
+    if missing:
+        raise ValueError(f"{path} is no adapter of this project: it lacks {', '.join(sorted(missing))}")
+    if unknown:
+        raise ValueError(f"{path} has the unknown entry {shown(unknown[0])}: it is damaged, or of a newer version")
+    expected = config.pop("sha256", None)
+    if expected is not None and expected != hash_of(config):
+        raise ValueError(f"{path} is damaged: its content is not that of its sha256")
+    try:
+        check_entries(config, {"peft": dict, "selected": bool, "hyper_parameters": dict})
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used: {error}") from error
+    return config
 
 
 def read_checkpoint(path: str | Path, option: str = "ckpt_path") -> dict[str, Any]:
@@ -158,6 +203,7 @@ def read_checkpoint(path: str | Path, option: str = "ckpt_path") -> dict[str, An
                 f"python train.py import_packed --packed {path} --output ADAPTER"
             )
     try:
+        check_zip(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises EOFError, RuntimeError, UnpicklingError and more for a damaged file
         cause = error.__context__ or error  # torch's message suggests weights_only=False: do not show it
@@ -167,11 +213,48 @@ def read_checkpoint(path: str | Path, option: str = "ckpt_path") -> dict[str, An
         ) from error
     if not isinstance(checkpoint, dict) or "peft" not in checkpoint:
         raise ValueError(f"{option}={str(path)!r} is no checkpoint of this project: it has no 'peft' entry")
-    to_current_format(checkpoint)
+    return checked(checkpoint, f"{option}={str(path)!r}")
+
+
+def check_zip(path: Path) -> None:
+    """Compare each part of a torch file with its checksum, because torch does not.
+
+    Raises:
+        BadZipFile: If a part differs.
+    """
+    if zipfile.is_zipfile(path):  # files of another kind have no checksums
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} has another checksum than when it was written")
+
+
+def checked(checkpoint: dict[str, Any], file: str) -> dict[str, Any]:
+    """What was read from a file, in the current format.
+
+    Args:
+        checkpoint: What was read.
+        file: The file, for messages.
+
+    Raises:
+        ValueError: If an entry is missing or has another type, or a tensor is not that of the manifest.
+    """
+    try:
+        to_current_format(checkpoint)
+        check_tensors(checkpoint)
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be used: {error}") from error
     return checkpoint
 
 
 def to_current_format(checkpoint: dict[str, Any]) -> None:
-    """Translate a checkpoint of an older format to the current format, in place; unknown formats stay as they are."""
+    """Translate a checkpoint of an older format to the current format, in place, and check its entries.
+
+    Raises:
+        ValueError: If the format is unknown, or an entry is missing or has another type.
+    """
+    check_entries(checkpoint, BEGINNING)
     if checkpoint["peft"].get("format") == 1:
         to_format_2(checkpoint)
+    check_format(checkpoint["peft"])
+    check_model(checkpoint)

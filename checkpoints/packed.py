@@ -1,11 +1,14 @@
 """File format of low-bit adapters (packed files)."""
 
+import hashlib
 import json
 import struct
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
+
+from checkpoints.fingerprint import hash_of
 
 PACKED = b"LBADPT01"  # first bytes of a file that has a header
 
@@ -40,8 +43,13 @@ def table(records: list[Record]) -> list[dict[str, Any]]:
 
 
 def add_header(payload: bytes, settings: Mapping[str, Any], records: list[Record]) -> bytes:
-    """Bytes of a file in the layout ``tagged``: magic bytes, length of the header, header in JSON, payload."""
-    header = json.dumps({**settings, "records": table(records)}, separators=(",", ":")).encode()
+    """Bytes of a file in the layout ``tagged``: magic bytes, length of the header, header in JSON, payload.
+
+    The entry ``sha256`` of the header is the hash of its other entries and of the payload.
+    """
+    entries = json.loads(json.dumps({**settings, "records": table(records)}))
+    entries["sha256"] = hash_of([entries, hashlib.sha256(payload).hexdigest()])
+    header = json.dumps(entries, separators=(",", ":")).encode()
     return PACKED + struct.pack("<I", len(header)) + header + payload
 
 
@@ -49,7 +57,7 @@ def split_header(data: bytes) -> tuple[dict[str, Any], bytes]:
     """Header and payload of a file; the header of a file in the layout ``raw`` is empty.
 
     Raises:
-        ValueError: If the header is cut off or damaged.
+        ValueError: If the header is cut off, or the file is damaged.
     """
     if data[: len(PACKED)] != PACKED:
         return {}, data
@@ -63,4 +71,8 @@ def split_header(data: bytes) -> tuple[dict[str, Any], bytes]:
         raise ValueError(f"its header is no valid JSON: {error}") from error
     if not isinstance(header, dict) or not header:
         raise ValueError("its header is no JSON object, or an empty one")
-    return header, data[end:]
+    payload = data[end:]
+    expected = header.pop("sha256", None)  # files of before December 2026 have none
+    if expected is not None and expected != hash_of([header, hashlib.sha256(payload).hexdigest()]):
+        raise ValueError("damaged: its content is not that of its sha256")
+    return header, payload

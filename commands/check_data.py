@@ -12,10 +12,10 @@ from rich.table import Table
 from tqdm import tqdm
 
 from datamodules.labelled_images import LabelledImages
+from datamodules.overlap import LEAK
 from datamodules.samples import LabelledSamples, open_image
 
 MOST = 100_000  # of a longer list, evenly chosen images are read
-LEAK = 0.05  # dSprites and others hold some images twice by nature
 
 
 class Read(NamedTuple):

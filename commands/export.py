@@ -32,7 +32,7 @@ def export(ckpt_path: Path, output: Path, format: Literal["peft", "packed", "raw
 def export_peft(model: Any, delta: dict[str, Any], ckpt_path: Path, output: Path) -> None:
     import torch
 
-    from checkpoints.peft import read_peft, write_peft
+    from checkpoints.atomic import writing
 
     with torch.no_grad():
         layers = low_rank_layers(model)
@@ -44,8 +44,39 @@ def export_peft(model: Any, delta: dict[str, Any], ckpt_path: Path, output: Path
             "place for; `python train.py merge` writes a plain model"
         )
 
+    with writing(output), torch.inference_mode():
+        difference = write_checked(model, layers, saved, output)
+    print(f"largest difference of a logit, exported against trained: {difference:.1e}")
+    print(f"wrote {output / 'adapter_model.safetensors'} and adapter_config.json")
+    arguments = {"pretrained": bool(model.pretrained), "num_classes": model.num_classes} | model.backbone_args
+    if isinstance(model.pretrained, str):
+        arguments["pretrained_cfg_overlay"] = {"file": model.pretrained}
+    options = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    print(f"base = timm.create_model({model.backbone_name!r}, {options})")
+    print(f"model = peft.PeftModel.from_pretrained(base, {str(output)!r})")
+
+
+def write_checked(model: Any, layers: dict[str, Any], saved: dict[str, Any], output: Path) -> float:
+    """Write a peft adapter into a new folder, after a check of what was written.
+
+    Args:
+        model: The trained model.
+        layers: Its updates by the names of the layers.
+        saved: Tensors that trained in full.
+        output: New folder.
+
+    Returns:
+        Largest difference of a logit between the written and the trained model.
+
+    Raises:
+        ValueError: If the outputs differ.
+    """
+    import torch
+
+    from checkpoints.peft import read_peft, write_peft
+
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent) as folder, torch.inference_mode():
+    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
         write_peft(Path(folder), layers, saved)
         written_layers, written_head = read_peft(Path(folder))
         written = model.merge()
@@ -60,22 +91,14 @@ def export_peft(model: Any, delta: dict[str, Any], ckpt_path: Path, output: Path
         output.mkdir(exist_ok=True)
         for file in Path(folder).iterdir():
             shutil.move(file, output / file.name)
-
-    print(f"largest difference of a logit, exported against trained: {difference:.1e}")
-    print(f"wrote {output / 'adapter_model.safetensors'} and adapter_config.json")
-    arguments = {"pretrained": bool(model.pretrained), "num_classes": model.num_classes} | model.backbone_args
-    if isinstance(model.pretrained, str):
-        arguments["pretrained_cfg_overlay"] = {"file": model.pretrained}
-    options = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-    print(f"base = timm.create_model({model.backbone_name!r}, {options})")
-    print(f"model = peft.PeftModel.from_pretrained(base, {str(output)!r})")
+    return difference
 
 
 def export_packed(model: Any, delta: dict[str, Any], ckpt_path: Path, output: Path, format: str) -> None:
     import torch
 
     from checkpoints import packed
-    from checkpoints.atomic import write_atomically
+    from checkpoints.atomic import write_atomically, writing
     from methods.bi_adapter import SETTINGS, BiAdapter
     from methods.layers import low_bit
 
@@ -108,7 +131,8 @@ def export_packed(model: Any, delta: dict[str, Any], ckpt_path: Path, output: Pa
             if not torch.allclose(written[record.name], expected, rtol=0, atol=1e-6):
                 raise ValueError(f"{record.name} cannot be read back as it was; nothing was written")
 
-    write_atomically(output, write)
+    with writing(output):
+        write_atomically(output, write)
     kb = f"{len(payload) / 1024:,.1f} KB"
     print(f"wrote {output}: {len(payload):,} bytes of weights ({kb}), {len(data) - len(payload):,} of a header")
     options = "" if format == "packed" else f" --backbone {model.backbone_name}"

@@ -23,10 +23,9 @@ def merge(
             take some of the trained tensors. They stay in the file under their own names.
     """
     # imported late, so that --help is fast
-    import timm
     import torch
 
-    from checkpoints.atomic import current_umask
+    from checkpoints.atomic import writing
     from methods import PEFTMethod
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -34,35 +33,8 @@ def merge(
     model: Any = PEFTMethod.from_delta(ckpt_path)
     merged: Any = model.merge()
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
-        merged = merged.to(getattr(torch, dtype))
-        model.export(merged, Path(folder))
-        extra = extra_keys(model, merged, folder)
-        if extra and not allow_extra:
-            raise ValueError(
-                f"{model.method_name()} on {model.backbone_name}: no weight of the plain model can take "
-                f"{', '.join(extra)}; nothing was written, because timm could not load it. Test and predict with "
-                "--ckpt_path, or pass --allow_extra to write these tensors too"
-            )
-        if not extra:
-            written = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-            images = torch.rand(4, *model.input_config["input_size"]) * 2 - 1
-            with torch.inference_mode():
-                expected = model(images)
-                difference = float((written(images) - expected).abs().max())
-            largest = float(expected.abs().max())
-            if not difference <= (1e-4 * max(1.0, largest) if dtype == "float32" else 0.05 * largest):
-                raise ValueError(f"the merged model differs by {difference:.1e} in its logits; nothing was written")
-            print(f"largest difference of a logit, merged against unmerged: {difference:.1e}")
-        config = json.loads((Path(folder) / "config.json").read_text())
-        config["pretrained_cfg"]["tag"] = model.method_name().lower()  # not the one of the weights before
-        (Path(folder) / "config.json").write_text(json.dumps(config, indent=2))
-        output.mkdir(exist_ok=True)
-        for file in Path(folder).iterdir():
-            file.chmod(0o666 & ~current_umask())
-            shutil.move(file, output / file.name)
-
+    with writing(output):
+        extra = write_merged(model, merged.to(getattr(torch, dtype)), output, allow_extra)
     print(f"wrote {output / 'model.safetensors'} ({(output / 'model.safetensors').stat().st_size / 1e6:.1f} MB)")
     if extra:
         print(f"merged except {', '.join(extra)}: no weight of the plain model can take it")
@@ -74,6 +46,72 @@ def merge(
     architecture = merged.pretrained_cfg["architecture"]
     arguments = f"num_classes={model.num_classes}, checkpoint_path='{output / 'model.safetensors'}'"
     print(f"timm.create_model('{architecture}', {arguments})  # the same by name")
+
+
+def write_merged(model: Any, merged: Any, output: Path, allow_extra: bool) -> list[str]:
+    """Write a merged model into a new folder, after a check of what was written.
+
+    Args:
+        model: The trained model.
+        merged: The plain model in the dtype of the file.
+        output: New folder.
+        allow_extra: Whether the file may hold tensors that timm alone cannot load.
+
+    Returns:
+        Names of such tensors.
+
+    Raises:
+        ValueError: If the written model lacks tensors or has other outputs.
+    """
+    import torch
+
+    from checkpoints.atomic import current_umask
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
+        model.export(merged, Path(folder))
+        extra = extra_keys(model, merged, folder)
+        if extra and not allow_extra:
+            raise ValueError(
+                f"{model.method_name()} on {model.backbone_name}: no weight of the plain model can take "
+                f"{', '.join(extra)}; nothing was written, because timm could not load it. Test and predict with "
+                "--ckpt_path, or pass --allow_extra to write these tensors too"
+            )
+        if not extra:
+            check_outputs(model, folder, exact=next(merged.parameters()).dtype is torch.float32)
+        config = json.loads((Path(folder) / "config.json").read_text())
+        config["pretrained_cfg"]["tag"] = model.method_name().lower()  # not the one of the weights before
+        (Path(folder) / "config.json").write_text(json.dumps(config, indent=2))
+        output.mkdir(exist_ok=True)
+        for file in Path(folder).iterdir():
+            file.chmod(0o666 & ~current_umask())
+            shutil.move(file, output / file.name)
+    return extra
+
+
+def check_outputs(model: Any, folder: str, exact: bool) -> None:
+    """Compare a written timm model with the trained one.
+
+    Args:
+        model: The trained model.
+        folder: Folder of the written model.
+        exact: Whether the file is in float32; otherwise its rounding is allowed for.
+
+    Raises:
+        ValueError: If the outputs differ.
+    """
+    import timm
+    import torch
+
+    written = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    images = torch.rand(4, *model.input_config["input_size"]) * 2 - 1
+    with torch.inference_mode():
+        expected = model(images)
+        difference = float((written(images) - expected).abs().max())
+    largest = float(expected.abs().max())
+    if not difference <= (1e-4 * max(1.0, largest) if exact else 0.05 * largest):
+        raise ValueError(f"the merged model differs by {difference:.1e} in its logits; nothing was written")
+    print(f"largest difference of a logit, merged against unmerged: {difference:.1e}")
 
 
 def extra_keys(model: Any, merged: Any, folder: str) -> list[str]:

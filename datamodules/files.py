@@ -8,7 +8,7 @@ from pathlib import Path, PureWindowsPath
 import torch
 from PIL import Image
 
-from datamodules.samples import IMAGE_SUFFIXES, LabelledSamples, open_image
+from datamodules.samples import IMAGE_SUFFIXES, LabelledSamples, open_image, regular
 
 
 class Files(LabelledSamples):
@@ -29,7 +29,7 @@ class Files(LabelledSamples):
         return open_image(self.root / self.paths[index])
 
     def content(self, index: int) -> bytes:
-        return (self.root / self.paths[index]).read_bytes()
+        return regular(self.root / self.paths[index]).read_bytes()
 
     def name(self, index: int) -> str:
         return str(self.root / self.paths[index])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datamodules.base import Split
 from datamodules.labelled_images import LabelledImages
-from datamodules.samples import IMAGE_SUFFIXES, LabelledSamples, open_image
+from datamodules.samples import IMAGE_SUFFIXES, LabelledSamples, open_image, regular
 
 if TYPE_CHECKING:
     # every function that needs it imports it, because the import takes a second that `--help` can do without
@@ -164,7 +164,7 @@ class Rows(LabelledSamples):
 
     def content(self, index: int) -> bytes:
         image = self.table[index][self.image_column]
-        return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+        return image["bytes"] if image["bytes"] is not None else regular(image["path"]).read_bytes()
 
     def name(self, index: int) -> str:
         path = self.table[index][self.image_column]["path"]

@@ -14,6 +14,7 @@ from datamodules import pixels, transforms
 from datamodules.base import DataModule
 from datamodules.channels import MODES, check_alpha, check_channels, per_channel
 from datamodules.items import Items
+from datamodules.overlap import check_overlap
 from datamodules.pixels import Cache, CachedImages
 from datamodules.samples import ImageSample, ImageSamples, upright
 from datamodules.transforms import Augmentation, Resize
@@ -50,6 +51,7 @@ class ImageModule(DataModule):
             and 0.5, ``none`` 0 and 1.
         on_corrupt: Treatment of an unreadable image: ``error`` stops the run, ``skip`` leaves the image out.
         max_corrupt: Largest share of unreadable images that ``skip`` accepts.
+        allow_overlap: Whether more than 5 % of the training images may be test images as well.
     """
 
     unit = "image"
@@ -67,6 +69,7 @@ class ImageModule(DataModule):
         normalization: Literal["model", "imagenet", "inception", "none"] = "model",
         on_corrupt: Literal["error", "skip"] = "error",
         max_corrupt: float = 0.01,
+        allow_overlap: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -75,16 +78,15 @@ class ImageModule(DataModule):
                 raise ValueError(f"{name}={share}: expected a share from 0 to 1")
         if crop_pct is not None and not 0 < crop_pct <= 1:
             raise ValueError(f"crop_pct={crop_pct}: expected a share above 0 and up to 1")
-        self.cache = cache
-        self.augmentation = augmentation
+        self.cache, self.augmentation = cache, augmentation
         self.random_erasing = random_erasing
         self.resize = resize
         self.image_size = None if image_size is None else height_and_width(image_size)
         self.normalization = normalization
         self.overrides: dict[str, Any] = {} if crop_pct is None else {"crop_pct": crop_pct}
         self.overrides |= {} if interpolation == "model" else {"interpolation": interpolation}
-        self.on_corrupt = on_corrupt
-        self.max_corrupt = max_corrupt
+        self.on_corrupt, self.max_corrupt = on_corrupt, max_corrupt
+        self.allow_overlap = allow_overlap
 
     def configure(self, input_config: dict[str, Any]) -> None:
         """Take over size, channels, interpolation, crop, mean and std of a backbone's input config.
@@ -188,6 +190,8 @@ class ImageModule(DataModule):
         """Dataset of a split, after a check of its samples: cached, or decoded at every access."""
         self.check_samples(split, samples)
         check_alpha(split, samples, self.channels)
+        if split == "train" and self.test_follows:
+            check_overlap(samples, self.samples("test"), self.allow_overlap)
         train, size = split == "train", len(samples) * self.channels * self.size[0] * self.size[1]
         live = self.cache == "none" or (self.cache == "auto" and size > pixels.CACHE_LIMIT)
         if live or (train and self.augments_stored):
@@ -228,8 +232,7 @@ class ImageModule(DataModule):
         """Samples without the broken ones, or an error that names the first of them."""
         if not broken:
             return samples
-        total = len(samples)
-        first = next(iter(broken))
+        total, first = len(samples), next(iter(broken))
         message = f"{split}: {len(broken)} of {total} images cannot be read, first {samples.name(first)}"
         if self.on_corrupt == "error":
             raise ValueError(f"{message} ({broken[first]}). Repair it, or pass --data.on_corrupt skip")

@@ -14,7 +14,7 @@ from datamodules.imagenet import WNIDS
 from datamodules.items import Padded
 from datamodules.labelled_images import LabelledImages
 from datamodules.pixels import Cache
-from datamodules.samples import LabelledSamples, open_image
+from datamodules.samples import LabelledSamples, open_image, regular
 from datamodules.transforms import Resize
 
 # classes of ImageNet-A and ImageNet-R among the 1,000; 86 are in both
@@ -235,7 +235,7 @@ class Corrupted(LabelledSamples):
         return open_image(self.file(index))
 
     def content(self, index: int) -> bytes:
-        return self.file(index).read_bytes()
+        return regular(self.file(index)).read_bytes()
 
     def name(self, index: int) -> str:
         return str(self.file(index))

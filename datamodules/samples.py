@@ -1,6 +1,8 @@
 """Samples as stored: what a split consists of before anything is resized, drawn or batched."""
 
+import stat
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -91,6 +93,18 @@ def upright(image: Image.Image, mode: str = "RGB") -> Image.Image:
     return image.convert(mode)
 
 
+def regular(path: str | Path) -> Path:
+    """Path of a file that can be read to its end.
+
+    Raises:
+        OSError: If there is none, or a pipe, a socket or a device, whose reader would wait for ever.
+    """
+    path = Path(path)
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(f"{path} is no regular file")
+    return path
+
+
 def open_image(file: Any) -> Image.Image:
     """Open an image.
 
@@ -98,8 +112,11 @@ def open_image(file: Any) -> Image.Image:
         file: Path, or file of bytes.
 
     Raises:
-        OSError: If it holds no image, a decompression bomb, or sides whose ratio is above ``MAX_ASPECT``.
+        OSError: If it is no regular file or holds no image, a decompression bomb, or sides whose ratio is above
+            ``MAX_ASPECT``.
     """
+    if isinstance(file, str | Path):
+        file = regular(file)
     try:
         image = Image.open(file)
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:

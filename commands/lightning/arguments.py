@@ -29,6 +29,43 @@ def flags(options: dict[str, Any]) -> list[str]:
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()]
 
 
+def files_first(args: list[str]) -> list[str]:
+    """Put config files in front of flags, because flags win over files and the parser lets the last value win.
+
+    Behind the files stand options of a whole group, such as ``--data CLASS``, because the parser knows the options of a
+    class only behind the class. All others keep their order.
+
+    Args:
+        args: The command line without the subcommand.
+    """
+    groups: list[list[str]] = []
+    for word in args:
+        if word.startswith("--") or word == "-c" or not groups:
+            groups.append([])
+        groups[-1].append(word)
+    names = [group[0].partition("=")[0] for group in groups]
+    wholes = {name.partition(".")[0] for name in names if "." in name}
+
+    def place(number: int) -> int:
+        return 0 if names[number] in ("--config", "-c") else 1 if names[number] in wholes else 2
+
+    return [word for number in sorted(range(len(groups)), key=place) for word in groups[number]]
+
+
+def nested(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with dots, as on the command line, in the form of a config file."""
+    config: dict[str, Any] = {}
+    for name, value in options.items():
+        *groups, last = name.split(".")
+        if groups and groups[0] in ("model", "data"):
+            groups.insert(1, "init_args")
+        inner = config
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = value
+    return config
+
+
 def arguments(module: ModuleType) -> set[str]:
     """Names of all arguments of the classes of a module, with those of their bases in this project."""
     classes = [value for value in vars(module).values() if isinstance(value, type)]

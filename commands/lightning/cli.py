@@ -15,9 +15,11 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from callbacks.save_config import SaveConfig
 from checkpoints.atomic import AtomicCheckpointIO
 from commands.lightning.callbacks import run_callbacks
+from commands.lightning.checks import check_options
 from commands.lightning.conflicts import refuse_conflicts, refuse_names, refuse_to_score
+from commands.lightning.failures import run_failures, trainer_refusals
 from commands.lightning.folders import ENTRY, data_name, new_run_folder
-from commands.lightning.loggers import place_loggers, user_environment, wandb_names
+from commands.lightning.loggers import place_loggers, user_environment, wandb_names, wandb_offline
 from commands.lightning.options import add_options
 from commands.lightning.parser import GraftParser
 from commands.lightning.saved import LIGHTNING_NAMES, Saved, read_saved
@@ -91,6 +93,10 @@ class GraftCLI(LightningCLI):
         assert isinstance(parser, GraftParser)
         add_options(parser, self.command.subcommand)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        check_options(self.options)
+
     def _parse_ckpt_path(self) -> None:
         """Replaced by ``expand``, because here the checkpoint would silently win over the user's flags."""
 
@@ -111,11 +117,13 @@ class GraftCLI(LightningCLI):
         method, backbone = options.model.class_path.rpartition(".")[2], options.model.init_args.get("backbone") or ""
         names = wandb_names(name, method, data_name(options), options.seed_everything, str(backbone))
         os.environ.update(names | dict(os.environ))  # variables of the user win
+        if wandb_offline(options.trainer.logger):
+            os.environ["WANDB_MODE"] = "offline"
 
     def saved(self, path: str) -> Saved:
         """The checkpoint at a path, read already unless a config file names it."""
         saved = self.command.saved
-        return saved if saved is not None and saved.path == path else read_saved(path)
+        return saved if saved is not None and saved.path == path else read_saved(path, self.command.subcommand)
 
     # objects
 
@@ -142,7 +150,8 @@ class GraftCLI(LightningCLI):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, AtomicCheckpointIO()]
-        return super().instantiate_trainer(**kwargs, plugins=plugins)
+        with trainer_refusals():
+            return super().instantiate_trainer(**kwargs, plugins=plugins)
 
     def after_instantiate_classes(self) -> None:
         follows = self.subcommand == "fit" and self.options.test_after_fit
@@ -152,7 +161,7 @@ class GraftCLI(LightningCLI):
     # run
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), run_failures(self.options):
             if subcommand not in ("fit", "score"):
                 # Lightning asks for the callbacks of the fit, which an evaluation does not need
                 warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used")

@@ -1,12 +1,12 @@
 """Command lines that contradict a checkpoint, or use a method that chooses nothing."""
 
-from pydoc import locate
 from typing import Any
 
 from lightning import LightningModule
 
 from commands.lightning.saved import NOT_SAVED, Saved
 from methods import METHODS
+from methods.core.saved_model import saved_class
 from methods.core.selective import Selective
 
 
@@ -35,9 +35,8 @@ def refuse_conflicts(saved: Saved, class_path: str, options: dict[str, Any], ema
     Raises:
         ValueError: With both values of every option that differs.
     """
-    starts = getattr(
-        locate(saved.class_path), "warm_start_options", ()
-    )  # options about the start of a run, which a resumed run does not use
+    # options about the start of a run, which a resumed run does not use
+    starts = getattr(saved_class(saved.class_path), "warm_start_options", ())
     before, now = saved.options | {"ema.decay": saved.ema_decay}, options | {"ema.decay": ema_decay}
     differences = [
         f"{name}: {before[name]!r} in the checkpoint, {now[name]!r} here"

@@ -1,14 +1,19 @@
 """Loggers of a run: their folder, and the names that W&B shows."""
 
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from jsonargparse import Namespace
+from lightning.pytorch.utilities import rank_zero_only
 
+INIT_TIMEOUT = 15  # seconds; W&B's own 90 would hold up a run whose server does not answer
 JOB_TYPES = {"fit": "train", "score": "score"}  # by subcommand; all others evaluate
 
 
@@ -45,6 +50,7 @@ def wandb_names(subcommand: str, method: str, data: str, seed: Any, backbone: st
     """
     names = {
         "WANDB_PROJECT": "graft",
+        "WANDB_INIT_TIMEOUT": str(INIT_TIMEOUT),
         "WANDB_RUN_GROUP": f"{method}-{data}",
         "WANDB_JOB_TYPE": JOB_TYPES.get(subcommand, "eval"),
         "WANDB_NAME": f"{method}-{data}-s{seed}",
@@ -53,6 +59,35 @@ def wandb_names(subcommand: str, method: str, data: str, seed: Any, backbone: st
     if "WANDB_API_KEY" not in os.environ and not (Path.home() / ".netrc").exists():
         names["WANDB_MODE"] = "offline"
     return names
+
+
+def wandb_offline(loggers: Any) -> bool:
+    """Whether W&B would log online to a server that refuses a connection, so that a run should log offline instead.
+
+    Args:
+        loggers: Value of ``trainer.logger`` as ``place_loggers`` returns it.
+    """
+    loggers = loggers if isinstance(loggers, list) else [loggers] if loggers else []
+    online = [logger for logger in loggers if logger.class_path.endswith("WandbLogger")]
+    online = [logger for logger in online if not logger.init_args.get("offline") and not logger.init_args.get("mode")]
+    if not online or os.environ.get("WANDB_MODE", "online") not in ("online", "shared"):
+        return False
+    import wandb
+
+    settings = wandb.Settings()
+    if hasattr(settings, "update_from_system_settings"):  # of late versions; it reads the server of `wandb login`
+        settings.update_from_system_settings()
+    url = urlsplit(os.environ.get("WANDB_BASE_URL") or settings.base_url)
+    if getproxies().get(url.scheme):
+        return False  # only W&B itself can ask the proxy
+    try:
+        socket.create_connection((url.hostname or "", url.port or 443), timeout=5).close()
+    except OSError as error:
+        reason = error.strerror or error
+        note = f"note: W&B at {url.netloc} cannot be reached ({reason}); logging offline, `wandb sync` uploads later"
+        rank_zero_only(print)(note)
+        return True
+    return False
 
 
 @contextmanager

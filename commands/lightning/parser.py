@@ -11,10 +11,11 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 import datamodules
 import methods
+from commands.lightning import strict_yaml
 from commands.lightning.arguments import arguments
 from commands.lightning.names import near
 
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+strict_yaml.use()
 
 
 class GraftParser(LightningArgumentParser):
@@ -58,7 +59,7 @@ def without(content: str, keys: Iterable[str]) -> str:
         keys: Keys to leave out.
     """
     try:
-        node = yaml.compose(content, Loader=Loader)
+        node = yaml.compose(content, Loader=strict_yaml.Loader)
     except yaml.YAMLError:
         return content
     if not isinstance(node, yaml.MappingNode):

@@ -1,11 +1,12 @@
 """Recipes: published settings of a method on a benchmark."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-from commands.lightning.arguments import flags, pop_flag
+from commands.lightning import strict_yaml
+from commands.lightning.arguments import nested, pop_flag
 from commands.lightning.names import nearest
 from commands.lightning.used_by import used_by
 
@@ -13,8 +14,20 @@ RECIPES = Path(__file__).resolve().parents[2] / "configs" / "recipe"
 RECIPE_KEYS = {"method": str, "data": str, "all": dict, "tasks": dict, "grid": dict}
 
 
-def apply_recipe(name: str, subcommand: str, args: list[str]) -> list[str]:
-    """Put the method, the data and the options of a recipe in front of a command line, whose own options so win.
+class Recipe(NamedTuple):
+    """A recipe for one command line.
+
+    Args:
+        method: Names of the methods.
+        config: Data and options, in the form of a config file without the class of the model.
+    """
+
+    method: str
+    config: dict[str, Any]
+
+
+def recipe_of(name: str, subcommand: str, args: list[str]) -> Recipe:
+    """Method, data and options of a recipe for a command line, whose own options win over them.
 
     Args:
         name: Name of a recipe, such as ``vtab/ssf``, or the path of a file.
@@ -34,12 +47,12 @@ def apply_recipe(name: str, subcommand: str, args: list[str]) -> list[str]:
             raise ValueError(f"--recipe {name} needs a --data.task, one of: {', '.join(recipe['tasks'])}")
         task = getattr(getattr(datamodules, recipe["data"], None), "aliases", {}).get(task, task)
         options |= recipe["tasks"][nearest(task, recipe["tasks"], "task")]
-    method, args = pop_flag(args, "--method")
-    method = method or recipe["method"]
+    method = pop_flag(args, "--method")[0] or recipe["method"]
     if not set(recipe["method"].split("+")) <= set(method.split("+")):
         raise ValueError(f"--method {method}: --recipe {name} is one of {recipe['method']}; leave one of the two out")
-    used = {key: value for key, value in options.items() if used_by(subcommand, key)}
-    return ["--method", method, "--data", recipe["data"], *flags(used), *args]
+    config = nested({key: value for key, value in options.items() if used_by(subcommand, key)})
+    config["data"] = {"class_path": recipe["data"]} | config.get("data", {})
+    return Recipe(method, config)
 
 
 def read_recipe(name: str) -> dict[str, Any]:
@@ -53,6 +66,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     if not path.is_file():
         nearest(name, known, "recipe")
     try:
+        strict_yaml.check(path.read_text())
         recipe = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"recipe {path} is no YAML: {error}") from error

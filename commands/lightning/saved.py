@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.delta import read_checkpoint
+from checkpoints.structure import check_resumable, check_version
 from lightning_modules import TASKS
+from methods.core.saved_model import described_model
 
 LIGHTNING_NAMES = ("best", "last", "hpc")  # words that Lightning accepts in the place of a path
 NOT_SAVED = {option for task in TASKS.values() for option in task.links}  # the data give them, also with a checkpoint
@@ -30,16 +32,31 @@ class Saved:
     adapter: dict[str, Any] | None
 
 
-def read_saved(path: str) -> Saved:
+def read_saved(path: str, subcommand: str = "test", named: str | None = None) -> Saved:
     """Read a checkpoint.
+
+    Args:
+        path: Checkpoint file or adapter folder.
+        subcommand: Such as ``fit``, which needs the state of the optimizer too.
+        named: Class that the command line names. It may be one that is not loaded yet, because the user trusts it.
 
     Raises:
         FileNotFoundError: If there is nothing at the path.
         ValueError: If the file is damaged or not one of this project.
     """
     checkpoint = read_checkpoint(path)
+    folder = Path(path).is_dir()
+    try:
+        if not folder:
+            check_version(checkpoint)
+        if subcommand == "fit" and not folder:
+            check_resumable(checkpoint)
+        class_path: str = checkpoint["hyper_parameters"]["_class_path"]
+        if class_path != named or class_path.startswith("methods."):
+            described_model(checkpoint)
+    except ValueError as error:
+        raise ValueError(f"ckpt_path={path!r} cannot be used: {error}") from error
     options = {name: value for name, value in checkpoint["hyper_parameters"].items() if name not in NOT_SAVED}
     options.pop("_instantiator", None)
     class_path = options.pop("_class_path")
-    adapter = checkpoint if Path(path).is_dir() else None
-    return Saved(path, class_path, options, checkpoint.get("ema_decay"), adapter)
+    return Saved(path, class_path, options, checkpoint.get("ema_decay"), checkpoint if folder else None)

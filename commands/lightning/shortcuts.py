@@ -9,9 +9,9 @@ from lightning import LightningDataModule
 
 import datamodules
 import methods
-from commands.lightning.arguments import pop_flag
+from commands.lightning.arguments import files_first, pop_flag
 from commands.lightning.names import nearest
-from commands.lightning.recipes import apply_recipe
+from commands.lightning.recipes import recipe_of
 from commands.lightning.saved import LIGHTNING_NAMES, Saved, read_saved
 from lightning_modules import TASKS
 from methods import METHODS, PEFTMethod, compose
@@ -36,6 +36,9 @@ class Expanded(NamedTuple):
 def expand(args: list[str]) -> Expanded:
     """Rewrite ``--recipe``, ``--method`` and ``--task``, and bring the class and the options of a checkpoint.
 
+    Flags win over config files, those over a recipe, and a recipe over the checkpoint. Ranks that Lightning starts
+    expand the expanded command line again, so a second expansion changes no value.
+
     Args:
         args: Subcommand and options.
 
@@ -43,22 +46,31 @@ def expand(args: list[str]) -> Expanded:
         ValueError: If a name is unknown, or the checkpoint is damaged.
     """
     subcommand, *rest = args
-    recipe, rest = pop_flag(rest, "--recipe")
-    if recipe is not None:
-        rest = apply_recipe(recipe, subcommand, rest)
+    name, rest = pop_flag(rest, "--recipe")
+    recipe = recipe_of(name, subcommand, rest) if name is not None else None
     method, rest = pop_flag(rest, "--method")
     task, rest = pop_flag(rest, "--task")
+    if task is not None and method is None and recipe is None:
+        raise ValueError(f"--task {task} needs a --method")
     if method is not None:
         rest = ["--model", class_path(method, task), *rest]
-    elif task is not None:
-        raise ValueError(f"--task {task} needs a --method")
-    check_class("data", pop_flag(rest, "--data")[0], datamodules, LightningDataModule)
-    check_class("model", pop_flag(rest, "--model")[0], methods, PEFTMethod)
+    model, data = (pop_flag(rest, flag)[0] for flag in ("--model", "--data"))
+    check_class("data", data, datamodules, LightningDataModule)
+    check_class("model", model, methods, PEFTMethod)
+    configs: list[dict[str, Any]] = []
     path, saved = pop_flag(rest, "--ckpt_path")[0], None
     if path and path not in LIGHTNING_NAMES:
-        saved = read_saved(path)
-        rest = ["--config", json.dumps(config_of(saved, subcommand)), *rest]
-    return Expanded([subcommand, *rest], saved)
+        saved = read_saved(path, subcommand, model)
+        configs.append(config_of(saved, subcommand))
+    if recipe is not None:
+        check_class("data", recipe.config["data"]["class_path"], datamodules, LightningDataModule)
+        of_model = {"class_path": class_path(recipe.method, task)} | recipe.config.get("model", {})
+        configs.append(recipe.config | {"model": of_model})
+    if any(word in ("-c", "--config") or word.startswith("--config=") for word in rest):
+        # config files may hold options of a class without the class, which so must stand in front of them too
+        configs.append({kind: name for kind, name in {"model": model, "data": data}.items() if name is not None})
+    words = [word for config in configs if config for word in ("--config", json.dumps(config))]
+    return Expanded([subcommand, *files_first([*words, *rest])], saved)
 
 
 def class_path(method: str, task: str | None) -> str:

@@ -138,7 +138,7 @@ def perturb(model: PEFTMethod) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.005)
 
 
 @torch.no_grad()

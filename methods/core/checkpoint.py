@@ -4,12 +4,14 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Self
 
-from lightning.pytorch.cli import instantiate_module
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from checkpoints import delta as files
 from checkpoints.fingerprint import manifest
+from checkpoints.structure import check_resumable, check_tensors, with_prefix
 from methods.core.precision import KeepsPrecision, updates_statistics
+from methods.core.saved_model import described_model
 
 
 class DeltaCheckpoint(KeepsPrecision):
@@ -79,11 +81,15 @@ class DeltaCheckpoint(KeepsPrecision):
         delta = self.delta_state_dict().keys()
         state = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name in delta}
         checkpoint["state_dict"] = state
-        about = {"counts": self.parameter_counts(), "manifest": manifest(state), "selection": self.selection}
-        checkpoint["peft"] = self.description() | about
+        checkpoint["peft"] = self.description() | {
+            "counts": self.parameter_counts(),
+            "parameters": self.total_parameters,
+            "manifest": manifest(state | with_prefix(self.selection)),
+            "selection": self.selection,
+        }
         # without init_from, because the checkpoint already contains those values and must load without the other run
         options = {name: value for name, value in self.hparams.items() if name not in self.warm_start_options}
-        # PEFTMethod.load_from_checkpoint finds the class by these two keys, for runs of the CLI and of a notebook
+        # read_checkpoint needs the class; Lightning's own loader uses both keys, for runs of the CLI and of a notebook
         checkpoint["hyper_parameters"] = options | {
             "_class_path": f"{type(self).__module__}.{type(self).__qualname__}",
             "_instantiator": "lightning.pytorch.cli.instantiate_module",
@@ -98,6 +104,11 @@ class DeltaCheckpoint(KeepsPrecision):
                 "which holds one, or to resume the same --members"
             )
         files.to_current_format(checkpoint)
+        here, there = self.method_name(), checkpoint["peft"]["method"]
+        if here != there:
+            raise ValueError(f"this checkpoint was trained with {there}, and this model adapts with {here}")
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            check_resumable(checkpoint)
         selection = checkpoint["peft"]["selection"]
         if self.adapted and not (self.selection is None and selection is None):
             self.build()  # a new backbone, because this one is adapted to another selection
@@ -109,6 +120,7 @@ class DeltaCheckpoint(KeepsPrecision):
         files.check_backbone(self.description(), checkpoint["peft"])
         delta = self.delta_state_dict()
         files.check_delta(delta, checkpoint["state_dict"])
+        check_tensors(checkpoint)
         frozen = {name: tensor for name, tensor in self.state_dict().items() if name not in delta}
         checkpoint["state_dict"] = frozen | checkpoint["state_dict"]  # all keys, so that loading stays strict
         super().on_load_checkpoint(checkpoint)
@@ -122,13 +134,35 @@ class DeltaCheckpoint(KeepsPrecision):
 
         Raises:
             FileNotFoundError: If the path does not exist, or the weights of the backbone are missing.
-            ValueError: If the file is damaged or does not fit.
+            ValueError: If the file is damaged or does not fit, or its class is none of this project.
         """
         checkpoint = source if isinstance(source, dict) else files.read_checkpoint(source)
-        options = {name: value for name, value in checkpoint["hyper_parameters"].items() if name != "_instantiator"}
-        module = instantiate_module(cls, options)
+        try:
+            found, options = described_model(checkpoint)
+            if not issubclass(found, cls):
+                raise ValueError(f"its class is {found.__name__}; expected a {cls.__name__}")
+        except ValueError as error:
+            name = "this checkpoint" if isinstance(source, dict) else str(source)
+            raise ValueError(f"{name} cannot be used: {error}") from error
+        module = found(**options)
         module.load_delta(checkpoint)
         return module.eval()
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, **options: Any) -> Self:  # type: ignore[override]
+        """Module of a checkpoint in training mode; Lightning's own function imports what the file names.
+
+        Args:
+            checkpoint_path: A checkpoint file or an adapter folder.
+            options: Options of the model that replace those of the file.
+
+        Raises:
+            FileNotFoundError: If the path does not exist, or the weights of the backbone are missing.
+            ValueError: If the file is damaged or does not fit, or its class is none of this project.
+        """
+        checkpoint = files.read_checkpoint(checkpoint_path, option="checkpoint_path")
+        checkpoint["hyper_parameters"] = checkpoint["hyper_parameters"] | options
+        return cls.from_delta(checkpoint).train()
 
     def load_delta(self, source: str | Path | dict[str, Any]) -> None:
         """Load the delta of a checkpoint file, an adapter folder or a result of ``read_checkpoint``.

@@ -14,6 +14,7 @@ from callbacks.features.cache import check_frozen
 from callbacks.scoring.undisturbed import unchanged
 from checkpoints import delta as files
 from checkpoints.fingerprint import manifest
+from checkpoints.structure import check_tensors, with_prefix
 from lightning_modules.batch import Batch, Features
 from lightning_modules.optim.optimized import Optimized
 from lightning_modules.run import callbacks_of
@@ -184,7 +185,8 @@ class ParallelSettings(Members):
         state = checkpoint["state_dict"]
         self.each()[0].on_save_checkpoint(checkpoint)  # class, options, identity and weights are equal for all members
         checkpoint["state_dict"] = {name: state[name] for name in self.delta_state_dict()}
-        checkpoint["peft"]["manifest"] = manifest(checkpoint["state_dict"])
+        selection = with_prefix(checkpoint["peft"]["selection"])
+        checkpoint["peft"]["manifest"] = manifest(checkpoint["state_dict"] | selection)
         checkpoint["hyper_parameters"] |= self.options
         checkpoint["members"] = {name: options_of(setting) for name, setting in self.settings.items()}
         checkpoint["best_member"] = self.best_member
@@ -197,6 +199,7 @@ class ParallelSettings(Members):
         files.check_backbone(self.each()[0].description(), checkpoint["peft"])
         delta = self.delta_state_dict()
         files.check_delta(delta, checkpoint["state_dict"])
+        check_tensors(checkpoint)
         self.best_member = checkpoint["best_member"]
         frozen = {name: tensor for name, tensor in self.state_dict().items() if name not in delta}
         checkpoint["state_dict"] = frozen | checkpoint["state_dict"]

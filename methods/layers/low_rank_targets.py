@@ -54,9 +54,7 @@ def find_targets(
             return {name: Target(((0, len(layer.weight)),)) for name, layer in layers.items()}
     found: dict[str, list[Tensor]] = {}
     for target in dict.fromkeys(targets):
-        hits = {
-            name: torch.arange(len(layer.weight), device="cpu") for name, layer in layers.items() if ends(name, target)
-        }
+        hits = {n: torch.arange(len(layer.weight), device="cpu") for n, layer in layers.items() if ends(n, target)}
         hits |= {name: rows[target] for name, rows in attention.items() if target in rows}
         if not hits:
             raise ValueError(no_hit(option, target, list(layers)))
@@ -86,4 +84,5 @@ def as_blocks(parts: list[Tensor], outputs: int) -> Target:
     every = torch.arange(outputs, device="cpu")
     last = list(accumulate(len(rows) for rows in parts))
     rows = tuple(zip([0, *last], last, strict=False))
-    return Target(rows, torch.cat([updated, every[~torch.isin(every, updated)]]))
+    order = torch.cat([updated, every[~torch.isin(every, updated)]])
+    return Target(rows, order.to(torch.get_default_device()))

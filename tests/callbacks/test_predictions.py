@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning import Trainer
 
-from callbacks.predictions import Predictions
+from callbacks.predictions import Predictions, as_text
 from datamodules import ImageDataset
 from methods import PEFTMethod
 from tests.support.batches import as_batch
@@ -73,3 +73,13 @@ def test_rows_of_all_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("2", "image, 2.png", "ä", "0.800000"),
         ("3", "image, 3.png", "a", "0.500000"),
     ]
+
+
+@pytest.mark.parametrize("name", ['=HYPERLINK("x")', "+1+cmd", "-a", "@x", "\t=1"])
+def test_formulas_become_text(name: str) -> None:
+    assert as_text(name) == f"'{name}"
+
+
+@pytest.mark.parametrize("name", ["rose", "-1", "+2.5", "a=b", "images/-1.png", ""])
+def test_other_names_stay(name: str) -> None:
+    assert as_text(name) == name

@@ -9,21 +9,36 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from checkpoints.atomic import AtomicCheckpointIO, write_atomically
+from checkpoints.atomic import AtomicCheckpointIO, write_atomically, writing
 
 
-def full_disk(checkpoint: Any, path: Path) -> None:
-    Path(path).write_bytes(b"half")
-    raise OSError(28, "No space left on device")
+class FullDisk:
+    """An open file on a disk with space for 100 bytes."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.free = file, 100
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def write(self, data: Any) -> int:
+        self.free -= len(data)
+        if self.free < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written: int = self.file.write(data)
+        return written
 
 
 def test_a_full_disk_leaves_the_file_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"step": torch.tensor(1)}, path)
-    monkeypatch.setattr(torch, "save", full_disk)
+    whole = torch.save
+    monkeypatch.setattr(torch, "save", lambda value, file: whole(value, FullDisk(file)))
     with pytest.raises(
-        OSError, match=r"cannot write .*last\.ckpt .*No space left on device.*; the old file is unchanged"
+        OSError,
+        match=r"cannot write .*last\.ckpt \(No space left on device, .* MB are free.*; the old file is unchanged",
     ):
         AtomicCheckpointIO().save_checkpoint({"step": torch.tensor(2)}, path)
     with pytest.raises(OSError, match="no file was left there"):
@@ -91,3 +106,29 @@ def test_permissions_follow_the_umask(umask: int, mode: int, tmp_path: Path) -> 
         assert os.umask(umask) == umask
     finally:
         os.umask(before)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            r"cannot write new \(No space left on device, [\d.]+ MB are ",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied"), r"cannot write new \(Permission denied\); nothing was"),
+        (
+            SafetensorError("I/O error: No space left on device (os error 28)"),
+            r"\(os error 28\), [\d.]+ MB are free in",
+        ),
+    ],
+)
+def test_reason_of_the_system(error: Exception, message: str) -> None:
+    with pytest.raises(OSError, match=message), writing(Path("new")):
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), RuntimeError("of a shape"), SafetensorError("header too large")])
+def test_other_errors_stay(error: Exception) -> None:
+    with pytest.raises(type(error)) as found, writing(Path("new")):
+        raise error
+    assert found.value is error

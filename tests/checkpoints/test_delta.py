@@ -8,14 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from checkpoints.delta import CONFIG, WEIGHTS, check_delta, read_checkpoint, write_adapter
+from checkpoints.fingerprint import manifest
+from checkpoints.structure import with_prefix
 from methods import PEFTMethod
+from tests.support.adapters import change_config
 
+STATE = {"backbone.head.weight": torch.arange(6.0).view(2, 3), "backbone.scale": torch.tensor(2.0)}
+PEFT = {"format": 2, "method": "SSF", "fingerprint": "0", "backbone": "vit", "selection": None}
 CHECKPOINT: dict[str, Any] = {
-    "state_dict": {"backbone.head.weight": torch.arange(6.0).view(2, 3), "backbone.scale": torch.tensor(2.0)},
-    "peft": {"format": 2, "method": "SSF", "fingerprint": "0", "backbone": "vit", "selection": None},
+    "state_dict": STATE,
+    "peft": PEFT | {"manifest": manifest(STATE)},
     "hyper_parameters": {"lr": 0.1, "backbone_args": {"depth": 2}, "_class_path": "x.Y"},
     "identity": {"class_names": ["ä", "b"]},
 }
@@ -34,8 +40,9 @@ def equal(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize("selection", [None, SELECTION])
 def test_adapter_round_trip(selection: dict[str, Tensor] | None, tmp_path: Path) -> None:
-    checkpoint = CHECKPOINT | {"peft": CHECKPOINT["peft"] | {"selection": selection}, "optimizer_states": ["left out"]}
-    checkpoint["state_dict"] = checkpoint["state_dict"] | {"strided": torch.arange(6).view(2, 3).T}
+    state = STATE | {"strided": torch.arange(6).view(2, 3).T}
+    peft = PEFT | {"selection": selection, "manifest": manifest(state | with_prefix(selection))}
+    checkpoint = CHECKPOINT | {"state_dict": state, "peft": peft, "optimizer_states": ["left out"]}
     write_adapter(tmp_path / "adapter", checkpoint)
     assert {file.name for file in (tmp_path / "adapter").iterdir()} == {WEIGHTS, CONFIG}
     del checkpoint["optimizer_states"]
@@ -83,12 +90,119 @@ def test_adapter_that_names_a_foreign_class(tmp_path: Path) -> None:
     """Its JSON must not be able to call what it likes."""
     options = {"args": ["touch", str(tmp_path / "was run")], "_class_path": "subprocess.Popen"}
     write_adapter(tmp_path, CHECKPOINT | {"hyper_parameters": options})
-    with pytest.raises(Exception, match=r"subprocess\.Popen"):
+    with pytest.raises(ValueError, match=r"its class 'subprocess\.Popen' is unknown; expected methods\.NAME"):
         PEFTMethod.from_delta(tmp_path)
     assert not (tmp_path / "was run").exists()
 
 
+def flipped(whole: bytes, place: int) -> bytes:
+    """Content with one flipped bit."""
+    return whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :]
+
+
+@pytest.mark.parametrize("selection", [None, SELECTION])
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
+def test_no_flipped_bit_of_an_adapter_changes_a_value(
+    name: str, selection: dict[str, Tensor] | None, tmp_path: Path
+) -> None:
+    peft = PEFT | {"selection": selection, "manifest": manifest(STATE | with_prefix(selection))}
+    write_adapter(tmp_path, CHECKPOINT | {"peft": peft})
+    whole, read = (tmp_path / name).read_bytes(), read_checkpoint(tmp_path)
+    refused = 0
+    for place in range(len(whole)):
+        (tmp_path / name).write_bytes(flipped(whole, place))
+        try:
+            found = read_checkpoint(tmp_path)
+        except ValueError:
+            refused += 1
+        else:
+            assert equal(found, read), f"byte {place} was changed without a word"
+    assert refused > 0.8 * len(whole)
+
+
+def test_adapters_without_hashes_are_read(tmp_path: Path) -> None:
+    write_adapter(tmp_path, CHECKPOINT)
+    change_config(tmp_path, lambda config: None, hashed=False)
+    read = read_checkpoint(tmp_path)
+    assert equal(read["state_dict"], STATE)
+    assert "sha256" not in read["peft"]["manifest"]["backbone.scale"]
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda tensors: tensors.update({"selection/foo": torch.zeros(1)}),
+            "selection/foo, and .* nothing was selected",
+        ),
+        (
+            lambda tensors: tensors.update({"backbone.scale": torch.tensor(2.0).half()}),
+            "backbone.scale has another dtype",
+        ),
+        (lambda tensors: tensors.update({"backbone.scale": torch.tensor([2.0])}), "backbone.scale has another shape"),
+        (lambda tensors: tensors.update({"more": torch.zeros(1)}), "more is not in the manifest"),
+        (lambda tensors: tensors.pop("backbone.scale"), "it lacks backbone.scale"),
+    ],
+)
+def test_tensors_that_the_manifest_does_not_list(change: Any, message: str, hashed: bool, tmp_path: Path) -> None:
+    write_adapter(tmp_path, CHECKPOINT)
+    change_config(tmp_path, lambda config: None, hashed=hashed)
+    tensors = load_file(tmp_path / WEIGHTS)
+    change(tensors)
+    save_file(tensors, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match=message):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda config: config.update(peft=None), "its 'peft' is None; expected a mapping"),
+        (lambda config: config.update(selected="no"), "its 'selected' is 'no'; expected true or false"),
+        (lambda config: config["peft"].pop("manifest"), "it has no 'peft/manifest', where a mapping is expected"),
+        (lambda config: config["peft"].update(manifest={}), "backbone.head.weight is not in the manifest"),
+        (lambda config: config["peft"].update(format="2"), "checkpoint format 2: this version of Graft reads format 2"),
+        (lambda config: config["hyper_parameters"].pop("_class_path"), "it has no 'hyper_parameters/_class_path'"),
+        (lambda config: config.update(extra=1), "has the unknown entry 'extra': it is damaged, or of a newer version"),
+    ],
+)
+def test_wrong_entries_of_an_adapter(change: Any, message: str, tmp_path: Path) -> None:
+    write_adapter(tmp_path, CHECKPOINT)
+    change_config(tmp_path, change)
+    with pytest.raises(ValueError, match=message):
+        read_checkpoint(tmp_path)
+
+
 # checkpoint files
+
+
+def test_no_flipped_bit_of_a_checkpoint_changes_a_value(tmp_path: Path) -> None:
+    """Nor of the optimizer: the whole file has checksums."""
+    checkpoint = CHECKPOINT | {"optimizer_states": [{"state": {0: {"exp_avg": torch.arange(50.0)}}}]}
+    torch.save(checkpoint, tmp_path / "model.ckpt")
+    whole = (tmp_path / "model.ckpt").read_bytes()
+    refused = 0
+    for place in range(0, len(whole), 3):
+        (tmp_path / "model.ckpt").write_bytes(flipped(whole, place))
+        try:
+            found = read_checkpoint(tmp_path / "model.ckpt")
+        except ValueError:
+            refused += 1
+        else:
+            states = found.pop("optimizer_states"), checkpoint["optimizer_states"]
+            assert equal(found, CHECKPOINT), f"byte {place} was changed without a word"
+            assert equal(states[0][0], states[1][0]), f"byte {place} was changed without a word"
+    assert refused > 0.1 * len(whole) / 3  # the most is padding
+
+
+def test_a_tensor_larger_than_its_file(tmp_path: Path) -> None:
+    large = STATE | {"backbone.scale": torch.zeros(1).expand(10**12)}
+    torch.save(CHECKPOINT | {"state_dict": large}, tmp_path / "model.ckpt")
+    with pytest.raises(
+        ValueError, match=r"'state_dict/backbone.scale' is a tensor \(1000000000000,\) .* stored tensor"
+    ):
+        read_checkpoint(tmp_path / "model.ckpt")
 
 
 def test_checkpoint_round_trip(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Hashes and manifests of tensors."""
+"""Hashes and manifests of tensors, and hashes of plain data."""
 
 import torch
 
-from checkpoints.fingerprint import fingerprint, manifest
+from checkpoints.fingerprint import fingerprint, hash_of, manifest
 
 
 def test_fingerprint_sees_every_change() -> None:
@@ -21,5 +21,21 @@ def test_fingerprint_sees_every_change() -> None:
 
 
 def test_manifest() -> None:
-    expected = {"a": {"dtype": "bfloat16", "shape": [2, 3]}, "b": {"dtype": "int64", "shape": []}}
-    assert manifest({"a": torch.ones(2, 3, dtype=torch.bfloat16), "b": torch.tensor(1)}) == expected
+    tensors = {"a": torch.ones(2, 3, dtype=torch.bfloat16), "b": torch.tensor(1)}
+    listed = manifest(tensors)
+    hashes = [entry.pop("sha256") for entry in listed.values()]
+    assert listed == {"a": {"dtype": "bfloat16", "shape": [2, 3]}, "b": {"dtype": "int64", "shape": []}}
+    assert all(len(bytes.fromhex(text)) == 32 for text in hashes)
+    tensors["a"][1, 2] = 1.0078125  # the next number
+    assert manifest(tensors)["a"]["sha256"] != hashes[0]
+    assert manifest(tensors)["b"]["sha256"] == hashes[1]
+
+
+def test_meta_tensors_have_no_bytes() -> None:
+    first, second = torch.empty(2, 3, device="meta"), torch.empty(3, 2, device="meta")
+    assert fingerprint({"a": first}) != fingerprint({"a": second})
+
+
+def test_hash_of_plain_data() -> None:
+    assert hash_of({"a": [1, 2.5, None], "b": "x"}) == hash_of({"b": "x", "a": [1, 2.5, None]})
+    assert hash_of({"a": 1}) != hash_of({"a": "1"}) != hash_of({"a": True})

@@ -1,12 +1,15 @@
 """Colour modes, and files that are no images."""
 
 import io
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from datamodules.files import Files
 from datamodules.samples import open_image, upright
 
 
@@ -76,3 +79,11 @@ def test_decompression_bomb_is_an_unreadable_image(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(OSError, match="decompression bomb"):
         open_image(io.BytesIO(encode(Image.new("RGB", (24, 20)))))
+
+
+def test_a_pipe_is_an_unreadable_image(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(OSError, match=r"pipe.png is no regular file"):
+        open_image(tmp_path / "pipe.png")
+    with pytest.raises(OSError, match=r"pipe.png is no regular file"):
+        Files(tmp_path, ["pipe.png"], [0]).content(0)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from checkpoints.delta import WEIGHTS, write_adapter
+from checkpoints.structure import with_prefix
 from commands.lightning.cli import GraftCLI
 from datamodules import ImageDataset
 from lightning_modules.batch import Batch
@@ -157,7 +158,7 @@ def test_fit_and_reload(
 
     saved = torch.load(path, weights_only=True)
     assert set(saved["state_dict"]) == set(delta)
-    assert set(saved["peft"]["manifest"]) == set(delta)
+    assert set(saved["peft"]["manifest"]) == set(delta | with_prefix(model.selection))
     again = PEFTMethod.load_from_checkpoint(path).eval()  # the base class finds the class
     assert type(again) is type(model)
     for name, tensor in again.delta_state_dict().items():

@@ -1,6 +1,7 @@
 """SSF."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,16 +12,18 @@ from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from callbacks.measures import SavedBytes
 from commands.methods.families import FAMILIES, build
 from commands.methods.randomize import randomize
+from datamodules import ImageDataset
 from lightning_modules.batch import Batch
 from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod, compose
-from tests.conftest import random_tiny
+from tests.conftest import quiet_trainer, random_tiny
 from tests.support.golden import LOGITS, Golden, head_parameters
+from tests.support.ranks import TwoRanks
 
 VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
 
@@ -219,3 +222,20 @@ def test_the_fast_form_of_safe_layers() -> None:
     kinds = {n: type(m) for n, m in adapted("layer_scale").backbone.named_modules()}
     slow = [n for n, kind in kinds.items() if kind in (nn.Linear, nn.Conv2d) and n != "head"]
     assert not slow
+
+
+def fit_beit_on_two_ranks(rank: int, images: Path, folder: Path) -> dict[str, Tensor]:
+    args = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    model = compose(METHODS["ssf"], task=Classification)(
+        backbone="beit_base_patch16_224", backbone_args=args, pretrained=False, num_classes=3, lr=1e-2
+    )
+    run = quiet_trainer(folder, devices=2, strategy="ddp")
+    run.fit(model, datamodule=ImageDataset(root=str(images), batch_size=4, resize="direct"))
+    return model.delta_state_dict()
+
+
+def test_beit_has_no_unused_pairs_on_two_ranks(two_ranks: TwoRanks, images: Path, tmp_path: Path) -> None:
+    """Plain DDP ends with an error if a pair has no gradient, as those of a layer whose weight is read bare."""
+    first, second = two_ranks(fit_beit_on_two_ranks, images, tmp_path)
+    assert any("qkv.ssf" in name for name in first)
+    assert all(torch.equal(first[name], second[name]) for name in first)

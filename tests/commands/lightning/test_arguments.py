@@ -4,7 +4,7 @@ import pytest
 
 import datamodules
 import methods
-from commands.lightning.arguments import arguments, flags, pop_flag
+from commands.lightning.arguments import arguments, files_first, flags, nested, pop_flag
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,30 @@ def test_flags() -> None:
         "--checkpoint.monitor=null",
         '--model.targets=["q", "v"]',
     ]
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ("--model.lr 0.9 --config a.yaml -c b.yaml", "--config a.yaml -c b.yaml --model.lr 0.9"),
+        ("--a=1 --b -2 --config=a.yaml --a=3", "--config=a.yaml --a=1 --b -2 --a=3"),
+        ("--data.root x --data VTAB --model.lr 1", "--data VTAB --data.root x --model.lr 1"),
+        ("--l+=A --l.x 1 --l+=B --l.x 2", "--l+=A --l.x 1 --l+=B --l.x 2"),
+        ("--help", "--help"),
+    ],
+)
+def test_files_first(args: str, expected: str) -> None:
+    assert files_first(args.split()) == expected.split()
+    assert files_first(expected.split()) == expected.split()
+
+
+def test_options_as_a_config() -> None:
+    options = {"model.lr": 1, "model.backbone_args.depth": 2, "trainer.max_epochs": 3, "seed_everything": 4}
+    assert nested(options) == {
+        "model": {"init_args": {"lr": 1, "backbone_args": {"depth": 2}}},
+        "trainer": {"max_epochs": 3},
+        "seed_everything": 4,
+    }
 
 
 def test_arguments_of_classes_and_their_bases() -> None:

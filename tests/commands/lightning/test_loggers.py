@@ -1,6 +1,7 @@
 """Loggers write into the run folder, and W&B gets names."""
 
 import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.loggers import WandbLogger
 
 from commands.lightning.cli import GraftCLI
-from commands.lightning.loggers import place_loggers, user_environment, wandb_names
+from commands.lightning.loggers import place_loggers, user_environment, wandb_names, wandb_offline
 from tests.conftest import BACKBONE, ROOT
 from tests.support.command_line import Answer, folders
 
@@ -79,3 +80,28 @@ def test_the_environment_of_the_user_comes_back(monkeypatch: pytest.MonkeyPatch)
         assert os.environ["WANDB_NAME"] == "mine"
     assert "WANDB_TAGS" not in os.environ
     assert os.environ["WANDB_NAME"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "expected"),
+    [("online", {}, True), ("offline", {}, False), ("disabled", {}, False), ("online", {"offline": True}, False)],
+)
+def test_a_server_that_cannot_be_reached(
+    mode: str, options: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.delenv("http_proxy", raising=False)
+    monkeypatch.delenv("HTTP_PROXY", raising=False)
+    logger = Namespace(class_path="lightning.pytorch.loggers.WandbLogger", init_args=Namespace(**options))
+    assert wandb_offline([logger]) is expected
+    assert not wandb_offline([])
+    assert not wandb_offline(False)
+
+
+def test_a_server_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("WANDB_MODE", "online")
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        logger = Namespace(class_path="lightning.pytorch.loggers.WandbLogger", init_args=Namespace())
+        assert not wandb_offline(logger)

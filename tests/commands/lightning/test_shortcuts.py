@@ -72,6 +72,32 @@ def test_flag_before_config_before_checkpoint(
     assert config["model"]["init_args"]["backbone_args"] == TINY
 
 
+def test_flags_win_over_files_wherever_they_stand(
+    base: list[str], model: list[str], call: Callable[..., Answer], tmp_path: Path
+) -> None:
+    (tmp_path / "own.yaml").write_text("model: {init_args: {lr: 0.3}}\ndata: {init_args: {batch_size: 7}}")
+    (tmp_path / "other.yaml").write_text("model: {class_path: methods.GPSClassification, init_args: {lr: 0.3}}")
+    for file in ("own.yaml", "other.yaml"):
+        args = ["--model.lr", "0.9", "--data.batch_size=5", *base[2:], "--config", tmp_path / file, *model, *base[:2]]
+        config = printed(call("fit", *args, "--print_config"))
+        assert config["model"]["class_path"] == "methods.SSFClassification", file
+        assert config["model"]["init_args"]["lr"] == 0.9, file
+        assert config["data"]["init_args"]["batch_size"] == 4, "the last flag"
+
+
+def test_ranks_expand_the_expanded_command_line(
+    fitted: Path, base: list[str], call: Callable[..., Answer], tmp_path: Path
+) -> None:
+    (tmp_path / "own.yaml").write_text("model: {init_args: {lr: 0.3}}\ntrainer: {max_epochs: 9}")
+    last = str(fitted / "checkpoints/last.ckpt")
+    for more in (["--recipe", "vtab/ssf", "--data.task=cifar"], ["--ckpt_path", last, *base], ["--method=gps", *base]):
+        args = ["fit", "--data.root", "x", "--model.min_lr", "0.1", *more, "--config", str(tmp_path / "own.yaml")]
+        once = expand(args).args
+        first, second = (printed(call(*words, "--print_config")) for words in (once, expand(once).args))
+        assert first == second
+        assert first["model"]["init_args"]["lr"] == 0.3
+
+
 def test_later_configs_win(base: list[str], model: list[str], call: Callable[..., Answer], tmp_path: Path) -> None:
     for number in (1, 2):
         (tmp_path / f"{number}.yaml").write_text(f"model: {{init_args: {{lr: 0.{number}, min_lr: 0.00{number}}}}}")

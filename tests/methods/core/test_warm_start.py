@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import Trainer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,6 +19,7 @@ from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod, compose
 from tests.conftest import BACKBONE, TINY, build_tiny, checkpoint_of, perturb, quiet_trainer
 from tests.methods.test_contract import adapt, batch, every_method
+from tests.support.adapters import change_tensors
 from tests.support.ranks import TwoRanks
 
 Build = Callable[..., PEFTMethod]
@@ -140,10 +141,10 @@ def test_damaged_files_are_refused(build: Build, tmp_path: Path) -> None:
         ({"backbone.more": torch.zeros(1)}, "unknown backbone.more"),
     ]
     for change, message in changes:
-        save_file(tensors | change, tmp_path / WEIGHTS)
+        change_tensors(tmp_path, lambda found, change=change: found.update(tensors | change))
         with pytest.raises(ValueError, match=rf"init_from=.*{re.escape(message)}"):
             build("ssf", init_from=str(tmp_path)).configure_model()
-    save_file({n: t for n, t in tensors.items() if n != name}, tmp_path / WEIGHTS)
+    change_tensors(tmp_path, lambda found: (found.pop(name), found.pop("backbone.more")))
     with pytest.raises(ValueError, match=f"init_from=.*missing {name}"):
         build("ssf", init_from=str(tmp_path)).configure_model()
     (tmp_path / "cut.ckpt").write_bytes((tmp_path / "last.ckpt").read_bytes()[:1000])

@@ -1,0 +1,55 @@
+"""Options of Lightning that cannot work here, refused before anything is built."""
+
+import re
+from typing import Any
+
+from jsonargparse import Namespace
+
+MAX_SEED = 2**32 - 1  # numpy's
+
+
+def check_options(options: Namespace) -> None:
+    """Refuse a seed, an accelerator and devices that no run can have.
+
+    Args:
+        options: Parsed options of the subcommand.
+
+    Raises:
+        ValueError: With the option and what it may be.
+    """
+    check_seed(options.get("seed_everything"))
+    trainer = options.get("trainer") or Namespace()
+    check_accelerator(trainer.get("accelerator"))
+    check_devices(trainer.get("devices"))
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse a seed that numpy does not take."""
+    if isinstance(seed, int) and not isinstance(seed, bool) and not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed_everything={seed}: expected a number from 0 to {MAX_SEED}")
+
+
+def check_accelerator(accelerator: Any) -> None:
+    """Refuse several kinds of devices at once, and a GPU where torch sees none."""
+    import torch
+
+    if not isinstance(accelerator, str):
+        return
+    if "," in accelerator:
+        raise ValueError(f"trainer.accelerator={accelerator}: expected one kind of device, such as cpu, gpu or auto")
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise ValueError("trainer.accelerator=cuda: torch finds no CUDA device here; expected cpu or auto")
+    if accelerator == "gpu" and not torch.cuda.is_available() and not torch.backends.mps.is_available():
+        raise ValueError("trainer.accelerator=gpu: torch finds no GPU here; expected cpu or auto")
+
+
+def check_devices(devices: Any) -> None:
+    """Refuse no device at all, and names of devices, which could be of several kinds."""
+    expected = "expected a number of devices, indices of one kind such as 0,1, or auto"
+    if str(devices).strip() in ("0", "[]", ""):
+        raise ValueError(f"trainer.devices={devices}: a run needs a device; {expected}")
+    named = [word for word in re.findall(r"[^\s,\[\]'\"]+", str(devices)) if not re.fullmatch(r"-?\d+|auto|None", word)]
+    if named:
+        raise ValueError(
+            f"trainer.devices={devices} names {', '.join(named)}; {expected}. --trainer.accelerator names the kind"
+        )

@@ -79,8 +79,7 @@ class ImageModule(DataModule):
         if crop_pct is not None and not 0 < crop_pct <= 1:
             raise ValueError(f"crop_pct={crop_pct}: expected a share above 0 and up to 1")
         self.cache, self.augmentation = cache, augmentation
-        self.random_erasing = random_erasing
-        self.resize = resize
+        self.random_erasing, self.resize = random_erasing, resize
         self.image_size = None if image_size is None else height_and_width(image_size)
         self.normalization = normalization
         self.overrides: dict[str, Any] = {} if crop_pct is None else {"crop_pct": crop_pct}
@@ -202,7 +201,7 @@ class ImageModule(DataModule):
 
     def opened(self, split: str, samples: ImageSamples) -> ImageSamples:
         """Samples whose images can be decoded; of a split above ``DECODED``, those whose headers can be read."""
-        broken: dict[int, Exception] = {}
+        broken: dict[int, str] = {}
         decode = len(samples) <= DECODED
         for index in tqdm(range(len(samples)), desc=f"checking {split}", leave=False, disable=None):
             try:
@@ -211,24 +210,25 @@ class ImageModule(DataModule):
                         image.draft("RGB", (1, 1))  # of a JPEG, an eighth of the pixels, and still all of the file
                         image.load()
             except (OSError, ValueError) as error:
-                broken[index] = error
+                broken[index] = str(error)
         return self.leave_out(split, samples, broken)
 
     def decode(self, split: str, samples: ImageSamples) -> tuple[ImageSamples, Tensor]:
         """Samples that can be read, and their uint8 pixels (N, C, H, W)."""
         found = torch.empty(len(samples), self.channels, *self.size, dtype=torch.uint8)
-        broken: dict[int, Exception] = {}
+        broken: dict[int, str] = {}
         for index in tqdm(range(len(samples)), desc=f"caching {split}", leave=False, disable=None):
             try:
-                found[index], _ = self.item(samples[index])
+                with (sample := samples[index]).image:  # otherwise the file of a broken image stays open
+                    found[index], _ = self.item(sample)
             except (OSError, ValueError) as error:
-                broken[index] = error
+                broken[index] = str(error)
         kept = self.leave_out(split, samples, broken)
         if broken:
             found = found[[index for index in range(len(found)) if index not in broken]]
         return kept, found
 
-    def leave_out(self, split: str, samples: ImageSamples, broken: dict[int, Exception]) -> ImageSamples:
+    def leave_out(self, split: str, samples: ImageSamples, broken: dict[int, str]) -> ImageSamples:
         """Samples without the broken ones, or an error that names the first of them."""
         if not broken:
             return samples

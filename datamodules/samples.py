@@ -123,5 +123,6 @@ def open_image(file: Any) -> Image.Image:
         raise OSError(str(error)) from error
     width, height = image.size
     if max(width, height) > MAX_ASPECT * min(width, height):
+        image.close()
         raise OSError(f"{width} x {height} pixels: expected sides within a factor of {MAX_ASPECT}")
     return image

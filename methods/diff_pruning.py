@@ -16,6 +16,50 @@ from methods.core.base import PEFTMethod
 SURE = 1e4  # |alpha| of a gate that is open or shut for every draw of u and has no gradient
 
 
+def hard_concrete(logits: Tensor, stretch: float) -> Tensor:
+    """Gates z (n,) from the logits of the sigmoid."""
+    return ((2 * torch.sigmoid(logits) - 1) * stretch).clamp(0, 1)
+
+
+class GatedDifference(torch.autograd.Function):
+    """``z * w`` in the dtype of W0; keeps z alone for the backward pass, in that dtype.
+
+    The sigmoid is s = (z / stretch + 1) / 2, so that dz / dalpha = 2 stretch s (1 - s) for 0 < z < 1.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, difference: Tensor, alpha: Tensor, noise: Tensor | None, stretch: float, dtype: torch.dtype
+    ) -> Tensor:
+        gates = hard_concrete(alpha if noise is None else alpha + noise, stretch).view_as(difference)
+        ctx.save_for_backward(difference, gates.to(dtype))
+        ctx.stretch = stretch
+        return (gates * difference).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        difference, gates = ctx.saved_tensors
+        g, gates = g.to(difference.dtype), gates.to(difference.dtype)
+        s = (gates / ctx.stretch + 1) / 2
+        slope = (2 * ctx.stretch * s * (1 - s)).masked_fill((gates <= 0) | (gates >= 1), 0)
+        return g * gates, (g * difference * slope).flatten(), None, None, None
+
+
+class SumOfSigmoids(torch.autograd.Function):
+    """``sum sigmoid(alpha)``; keeps alpha alone, a parameter, for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, alpha: Tensor) -> Tensor:
+        ctx.save_for_backward(alpha)
+        return alpha.sigmoid().sum()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (alpha,) = ctx.saved_tensors
+        s = alpha.sigmoid()
+        return g * s * (1 - s)
+
+
 class Diff(nn.Module):
     """``W0 + z * w`` with hard concrete gates z: ``clamp(stretch(sigmoid(logit u + alpha)), 0, 1)``, u uniform.
 
@@ -32,15 +76,17 @@ class Diff(nn.Module):
         self.stretch = stretch
 
     def forward(self, parameter: Tensor) -> Tensor:
-        return parameter + (self.gates().view_as(parameter) * self.difference).to(parameter.dtype)
+        noise = self.noise() if self.training else None
+        return parameter + GatedDifference.apply(self.difference, self.alpha, noise, self.stretch, parameter.dtype)
+
+    def noise(self) -> Tensor:
+        """``logit u`` (n,) for each gate."""
+        u = torch.empty_like(self.alpha).uniform_(1e-6, 1 - 1e-6)
+        return u.log() - (1 - u).log()
 
     def gates(self) -> Tensor:
         """Gates z (n,). An evaluation adds no noise."""
-        noise = torch.zeros_like(self.alpha)
-        if self.training:
-            u = torch.empty_like(self.alpha).uniform_(1e-6, 1 - 1e-6)
-            noise = u.log() - (1 - u).log()
-        return ((2 * torch.sigmoid(self.alpha + noise) - 1) * self.stretch).clamp(0, 1)
+        return hard_concrete(self.alpha + self.noise() if self.training else self.alpha, self.stretch)
 
     @torch.no_grad()
     def prune(self, count: int) -> None:
@@ -114,7 +160,7 @@ class DiffPruning(PEFTMethod):
 
     def l0_loss(self) -> Tensor:
         """Weight times the expected number of open gates, ``sum sigmoid(alpha)`` for a symmetric stretch."""
-        return self.diff_l0_weight * torch.stack([diff.alpha.sigmoid().sum() for diff in self.diffs()]).sum()
+        return self.diff_l0_weight * torch.stack([SumOfSigmoids.apply(diff.alpha) for diff in self.diffs()]).sum()
 
     def on_train_start(self) -> None:
         super().on_train_start()

@@ -61,6 +61,7 @@ class PEFTMethod(WarmStart):
     # adapting, in six steps
 
     def configure_callbacks(self) -> list[Callback]:
+        self.refuse_precision()
         self.refuse_compiled()
         self.adapt_before_data()  # here, because this is the first hook of a run, before any data are read
         callbacks = super().configure_callbacks()

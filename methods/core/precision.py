@@ -44,6 +44,21 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 class KeepsPrecision(AdaptedTask):
     """An adapted task that keeps trained tensors in fp32 and BatchNorm statistics of the frozen backbone fixed."""
 
+    precisions: tuple[str, ...] = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
+
+    def refuse_precision(self) -> None:
+        """Refuse a precision of the trainer in which the method cannot train.
+
+        Raises:
+            ValueError: With the precision and the possible ones.
+        """
+        precision = "32-true" if self._trainer is None else str(self.trainer.precision)
+        if precision not in self.precisions:
+            raise ValueError(
+                f"trainer.precision={precision}: {self.method_name()} cannot train in it; expected one of "
+                f"{', '.join(self.precisions)}"
+            )
+
     def train(self, mode: bool = True) -> Self:
         """Set the mode; frozen BatchNorms stay in eval mode, so that their statistics do not change."""
         super().train(mode)

@@ -66,6 +66,22 @@ class MixedAdapter(nn.Module):
         return x @ weight.transpose(1, 2) + bias.unsqueeze(1)
 
 
+class Logits(torch.autograd.Function):
+    """Logits ``x w^T + b`` (B, N, 1) in the dtype of w; keeps the tokens x (B, N, D) in their own dtype."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x.to(weight.dtype), weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        d_x = (g @ weight).to(x.dtype) if ctx.needs_input_grad[0] else None
+        d_weight = g.flatten(0, 1).T @ x.flatten(0, 1).to(weight.dtype)
+        return d_x, d_weight, g.sum((0, 1))
+
+
 class Dispatch(AdapterModule):
     """Sends patch tokens through a branch or past it, and adds an adapter's update to all tokens.
 
@@ -109,7 +125,7 @@ class Dispatch(AdapterModule):
         else:
             # in the fp32 of trained tensors, because a rounded logit near 0 could change the decision
             with torch.autocast(x.device.type, enabled=False):
-                logits = self.dispatcher(patches.to(self.dispatcher.weight.dtype)).squeeze(-1)
+                logits = Logits.apply(patches, self.dispatcher.weight, self.dispatcher.bias).squeeze(-1)
             if self.training:
                 logits = logits + self.noise(logits)
                 soft = torch.sigmoid(logits / self.temperature)

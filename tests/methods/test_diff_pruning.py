@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from methods.diff_pruning import Diff
+from methods.diff_pruning import Diff, GatedDifference, SumOfSigmoids, hard_concrete
 from tests.conftest import random_tiny
 
 COUNTS = {"vit_small_patch16_224": 43_331_328}
@@ -24,6 +24,26 @@ def test_gates_are_hard_concrete() -> None:
         assert (gates == 0).float().mean() == pytest.approx(shut, abs=0.02)
         assert (gates == 1).float().mean() == pytest.approx(1 - below_one, abs=0.02)
         assert 0 <= gates.min() <= gates.max() <= 1
+
+
+def test_functions_against_autograd() -> None:
+    draw = torch.Generator().manual_seed(0)
+    difference, alpha, noise = (torch.randn(40, generator=draw, dtype=torch.float64) for _ in range(3))
+    inputs = [difference.view(5, 8).requires_grad_(), alpha.requires_grad_()]
+    found = GatedDifference.apply(*inputs, noise, 1.5, torch.float64)
+    expected = hard_concrete(alpha + noise, 1.5).view(5, 8) * inputs[0]
+    torch.testing.assert_close(found, expected)
+    pairs = [(found.square().sum(), expected.square().sum()), (SumOfSigmoids.apply(alpha), alpha.sigmoid().sum())]
+    for one, other in pairs:
+        gradients = [torch.autograd.grad(y, inputs, allow_unused=True, materialize_grads=True) for y in (one, other)]
+        torch.testing.assert_close(*gradients)
+
+
+def test_gates_are_kept_in_the_dtype_of_the_weight() -> None:
+    diff, kept = Diff(torch.zeros(4, 4), 1.0, 1.5), list[torch.dtype]()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.dtype) or t, lambda t: t):
+        diff(torch.zeros(4, 4, dtype=torch.bfloat16))
+    assert kept == [torch.float32, torch.bfloat16]  # the first one is a parameter
 
 
 def test_the_penalty_is_the_expected_number_of_open_gates(build: Any) -> None:

@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from lightning import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins import MixedPrecision
-from lightning.pytorch.strategies import SingleDeviceStrategy
-from torch import Tensor
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor, distributed
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -88,6 +90,10 @@ class PretendTensor(Tensor):
         Tensor.data.__set__(self, new)
         self.values = new.values
 
+    def tolist(self) -> Any:
+        events["wait", line()] += 1
+        return self.values.tolist()
+
     def untyped_storage(self) -> torch.UntypedStorage:
         return self.values.untyped_storage()
 
@@ -140,7 +146,7 @@ def check(
 ) -> None:
     """Refuse tensors of two devices; count what makes the host wait."""
     if func.namespace == "c10d":
-        if plain:
+        if plain and func is not torch.ops.c10d.barrier.default:  # torch makes the tensor of a barrier itself
             raise RuntimeError(f"No backend type associated with device type cpu: {func} at {line()}")
         return
     if func in COPIES:
@@ -234,9 +240,31 @@ class Accelerator(CPUAccelerator):
         """Nothing to set up."""
 
 
-def trainer(precision: Any, **options: Any) -> Trainer:
+class FirstOfTwo(SingleDeviceStrategy):
+    """Strategy of the first of two ranks; inside ``two_ranks`` the other one adds nothing to a collective."""
+
+    world_size, global_rank, is_distributed = 2, 0, True
+    reduce, broadcast, all_gather = DDPStrategy.reduce, DDPStrategy.broadcast, DDPStrategy.all_gather  # type: ignore
+
+
+@contextmanager
+def two_ranks(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Context with a process group that takes tensors of ``DEVICE`` alone, as NCCL does; objects stay as they are."""
+    patch.setattr(distributed, "broadcast_object_list", lambda objects, *_, **__: None)
+    distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def trainer(precision: Any, kind: type[SingleDeviceStrategy] = SingleDeviceStrategy, **options: Any) -> Trainer:
     """A trainer on ``DEVICE``, with the teardown to the CPU that a GPU run has."""
     quiet = dict.fromkeys(("enable_progress_bar", "enable_model_summary", "logger", "enable_checkpointing"), False)
-    strategy = SingleDeviceStrategy(device=DEVICE, accelerator=Accelerator())
-    plugin = {"plugins": [MixedPrecision(precision, NAME)]} if precision.endswith("mixed") else {"precision": precision}
-    return Trainer(strategy=strategy, **quiet | plugin | options)
+    strategy = kind(device=DEVICE, accelerator=Accelerator())
+    chosen: dict[str, Any] = {"precision": precision}
+    if precision.endswith("mixed"):
+        # from a scale of 1, because the default of 65536 skips the first steps
+        scaler = torch.amp.GradScaler(NAME, init_scale=1.0) if precision == "16-mixed" else None
+        chosen = {"plugins": [MixedPrecision(precision, NAME, scaler)]}
+    return Trainer(strategy=strategy, **quiet | chosen | options)

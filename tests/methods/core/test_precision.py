@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import Trainer
+from lightning.pytorch.plugins import Precision
 from timm.layers import EvoNorm2dB0
 from torch import nn
 
@@ -63,3 +65,13 @@ def test_batch_norms_of_a_frozen_backbone_stay(method: str, moves: bool) -> None
     model(torch.randn(4, 3, 32, 32))
     assert norm.training is moves
     assert torch.equal(norm.running_mean, before) is not moves
+
+
+def test_other_precisions_are_refused(build: Build, trainer: Callable[..., Trainer]) -> None:
+    class Replaced(Precision):
+        """A precision of Lightning that exchanges the layers of a model."""
+
+        precision: Any = "transformer-engine"
+
+    with pytest.raises(ValueError, match=r"trainer\.precision=transformer-engine: LoRA cannot train in it"):
+        trainer(plugins=[Replaced()]).fit(build("lora"))

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from backbones.inject import attach
-from methods.layers.token_dispatch import Adapter, AttentionDispatch, Dispatch, MixedAdapter
+from methods.layers.token_dispatch import Adapter, AttentionDispatch, Dispatch, Logits, MixedAdapter
 
 
 def test_initial_values() -> None:
@@ -119,3 +119,22 @@ def test_an_image_without_a_kept_token_attends_to_something() -> None:
     _, options = op.attention_pre_hook(nn.Identity(), (), {})
     assert options["attn_mask"].shape == (2, 1, 1, 3)
     assert options["attn_mask"].flatten(1).tolist() == [[True, False, True], [True, True, True]]
+
+
+def test_logits_against_autograd() -> None:
+    linear = nn.Linear(6, 1).double()
+    x = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
+    inputs = (x, linear.weight, linear.bias)
+    found, expected = Logits.apply(*inputs), linear(x)
+    assert torch.equal(found, expected)
+    g = torch.randn_like(expected)
+    for one, other in zip(torch.autograd.grad(found, inputs, g), torch.autograd.grad(expected, inputs, g), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_logits_keep_tokens_of_bf16() -> None:
+    linear, kept = nn.Linear(6, 1), list[torch.dtype]()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.dtype) or t, lambda t: t):
+        logits = Logits.apply(torch.randn(2, 5, 6, dtype=torch.bfloat16), linear.weight, linear.bias)
+    assert logits.dtype is torch.float32
+    assert kept == [torch.bfloat16, torch.float32]

@@ -16,7 +16,7 @@ class LinearProbe(FrozenBackbone):
             raise ValueError(f"{type(self.backbone).__name__} has no single linear classifier, whose input is kept")
         images, training = self.example_batch().inputs, self.training
         self.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self.mixed_dtypes():
             same = torch.equal(self.forward_frozen(self.frozen_features(images)), self(images))
         self.train(training)
         if not same:

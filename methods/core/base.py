@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from backbones.anatomy import used_parameters
 from backbones.inject import Backbone
+from callbacks.scoring.undisturbed import eagerly
 from checkpoints.fingerprint import fingerprint
 from methods.core.precision import default_dtype
 from methods.core.warm_start import WarmStart
@@ -55,7 +56,8 @@ class PEFTMethod(WarmStart):
         """
         if self.used is None:
             inputs = move_data_to_device(self.example_batch().inputs, next(self.backbone.parameters()).device)
-            self.used = used_parameters(self.backbone, lambda: self(inputs))
+            with eagerly(self):  # because a graph of the plain backbone cannot be used later
+                self.used = used_parameters(self.backbone, lambda: self(inputs))
         return [name for name, _ in self.backbone.named_parameters() if name in self.used]
 
     # adapting, in six steps

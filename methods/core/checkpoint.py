@@ -4,6 +4,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -138,14 +139,16 @@ class DeltaCheckpoint(KeepsPrecision):
         """
         checkpoint = source if isinstance(source, dict) else files.read_checkpoint(source)
         try:
-            found, options = described_model(checkpoint)
+            with torch.inference_mode(False):
+                found, options = described_model(checkpoint)
             if not issubclass(found, cls):
                 raise ValueError(f"its class is {found.__name__}; expected a {cls.__name__}")
         except ValueError as error:
             name = "this checkpoint" if isinstance(source, dict) else str(source)
             raise ValueError(f"{name} cannot be used: {error}") from error
-        module = found(**options)
-        module.load_delta(checkpoint)
+        with torch.inference_mode(False):  # because finding the used parameters needs autograd
+            module = found(**options)
+            module.load_delta(checkpoint)
         return module.eval()
 
     @classmethod

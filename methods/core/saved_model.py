@@ -76,8 +76,10 @@ def check_options(cls: type, options: Mapping[str, Any]) -> None:
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, fail_untyped=False)
+    # an option that a class passes on unseen, in its ``**kwargs``, is checked when the model is built
+    seen = {action.dest for action in parser._actions}
     try:
-        parser.parse_object(dict(options))
+        parser.parse_object({name: value for name, value in options.items() if name in seen})
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
         text = " ".join(str(error).split())
         raise ValueError(f"its options do not fit {cls.__name__}: {text[:200]}") from error

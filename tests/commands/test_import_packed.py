@@ -127,8 +127,9 @@ def test_other_settings_are_refused(change: dict[str, Any], message: str, raw: A
 
 
 def changed(path: Path, **values: Any) -> bytes:
-    """The file with other values in its header."""
+    """The file with other values in its header, and without its hash, as a file of before December 2026."""
     header, payload = header_of(path)
+    header.pop("sha256")
     text = json.dumps(header | values).encode()
     return MAGIC + struct.pack("<I", len(text)) + text + payload
 
@@ -136,8 +137,8 @@ def changed(path: Path, **values: Any) -> bytes:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda path: path.read_bytes()[:-1], "truncated, or of other settings"),
-        (lambda path: path.read_bytes() + b"x", "too long, or of other settings"),
+        (lambda path: path.read_bytes()[:-1], "damaged: its content is not that of its sha256"),
+        (lambda path: path.read_bytes() + b"x", "damaged: its content is not that of its sha256"),
         (lambda path: path.read_bytes()[:100], "truncated: its header ends at byte"),
         (lambda path: path.read_bytes()[:10], "truncated: its header ends at byte"),
         (lambda path: MAGIC, "truncated: its header ends at byte"),

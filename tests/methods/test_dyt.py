@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,13 +62,19 @@ def check_dyt(golden: Golden) -> None:
             equal(model(tensors["input"]), "eval.logits")
             equal(model(tensors["input"], complete=True), "eval.logits_complete")
         logits: list[Tensor] = []
-        handles = [op.dispatcher.register_forward_hook(lambda m, a, o: logits.append(o.squeeze(-1))) for op in ops]
+
+        def keep(op: Any, decide: Any, x: torch.Tensor) -> torch.Tensor:
+            logits.append(op.dispatcher(x[:, op.prefix :]).squeeze(-1))
+            return decide(x)
+
+        for op in ops:
+            op.decide = partial(keep, op, op.decide)
         with model.masks() as masks:
             model(tensors["input"])
         equal(torch.stack(logits, 1), "eval.dispatcher_logits")
         assert torch.equal(torch.stack(masks, 1).float(), tensors["eval.mask"])
-        for handle in handles:
-            handle.remove()
+        for op in ops:
+            del op.decide
 
     for index, op in enumerate(ops):
         op.noise = lambda logits, index=index: tensors["train.noise"][:, index]

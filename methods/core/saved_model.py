@@ -62,10 +62,18 @@ def described_model(checkpoint: Mapping[str, Any]) -> tuple[type[Any], dict[str,
     """
     options = {name: value for name, value in checkpoint["hyper_parameters"].items() if name != "_instantiator"}
     cls = saved_class(options.pop("_class_path"))
+    if "num_classes" not in accepted(cls):  # the command line saves what it links, also for a task without this option
+        options.pop("num_classes", None)
     check_options(cls, options)
     if "members" not in checkpoint:
         check_sizes(cls, options, checkpoint)
     return cls, options
+
+
+def accepted(cls: type) -> set[str]:
+    """Names of the options of a class."""
+    parser = ArgumentParser(exit_on_error=False)
+    return set(parser.add_class_arguments(cls, fail_untyped=False))
 
 
 def check_options(cls: type, options: Mapping[str, Any]) -> None:
@@ -76,10 +84,8 @@ def check_options(cls: type, options: Mapping[str, Any]) -> None:
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, fail_untyped=False)
-    # an option that a class passes on unseen, in its ``**kwargs``, is checked when the model is built
-    seen = {action.dest for action in parser._actions}
     try:
-        parser.parse_object({name: value for name, value in options.items() if name in seen})
+        parser.parse_object(dict(options))
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
         text = " ".join(str(error).split())
         raise ValueError(f"its options do not fit {cls.__name__}: {text[:200]}") from error

@@ -191,8 +191,8 @@ class VeLoRA(PEFTMethod):
         if not trained:
             raise ValueError(
                 f"{self.method_name()}: VeLoRA saves memory of trained linear layers and scale-shifts, and this model "
-                "has none of a supported kind; a frozen layer keeps no input. Stack it on a method such as lora+velora, or "
-                "use lora alone on this backbone"
+                "has none of a supported kind; a frozen layer keeps no input. Stack it on a method, as in lora+velora, "
+                "or use lora alone on this backbone"
             )
         if self.velora_targets is None:
             return {name: layer for name, layer in trained.items() if by_default(name, layer)} or trained

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import multiprocessing
 import os
 import random
 import signal
@@ -45,26 +46,31 @@ def wait_for(found: Callable[[], bool], process: subprocess.Popen[bytes], second
     assert found(), process.communicate()[1].decode() if process.poll() is not None else "nothing happened in time"
 
 
-def fork_and_kill(args: list[str], root: Path, after: float) -> None:
-    """Run a command line in a fork of this process, which has all imports, and kill it some time after its first file.
+def on_one_thread(args: list[str]) -> None:
+    """Run a command line with the number of threads of the tests, because other numbers round other sums."""
+    torch.set_num_threads(1)
+    main(args)
+
+
+def run_and_kill(args: list[str], root: Path, after: float) -> None:
+    """Run a command line in a process of its own and kill it some time after its first file.
 
     Args:
         args: The command line.
         root: Its ``run_root``.
         after: Seconds.
     """
-    child = os.fork()
-    if child == 0:
-        try:
-            main([*args, "--run_root", str(root)])
-        finally:
-            os._exit(0)
+    # forks of a server that has all imports, and not of this process, where earlier tests have left threads of autograd
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["commands.lightning.cli"])
+    child = context.Process(target=on_one_thread, args=([*args, "--run_root", str(root)],))
+    child.start()
     end = time.monotonic() + 60
     while not folders(root) and time.monotonic() < end:
         time.sleep(0.01)
     time.sleep(after)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    child.kill()
+    child.join()
 
 
 def last(root: Path) -> dict[str, Any]:
@@ -74,7 +80,6 @@ def last(root: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
 def test_21_killed_at_any_moment(tiny: list[str], call: Callable[..., Answer], tmp_path: Path) -> None:
     """A killed fit leaves whole files, and a resumed one ends with the bits of one that nobody killed."""
     fit = [*tiny, "--trainer.max_epochs=5", "--data.num_workers=0"]
@@ -84,7 +89,7 @@ def test_21_killed_at_any_moment(tiny: list[str], call: Callable[..., Answer], t
     draw, epochs, latest = random.Random(0), set(), 0.7 * duration
     for number in range(20):
         root = tmp_path / f"killed{number}"
-        fork_and_kill(fit, root, draw.uniform(0, latest))
+        run_and_kill(fit, root, draw.uniform(0, latest))
         for file in root.glob("*/*/*/checkpoints/*.ckpt"):
             torch.load(file, weights_only=True)
         left = list(root.glob("*/*/*/checkpoints/last.ckpt"))

@@ -242,11 +242,7 @@ def test_two_heads_of_a_distilled_model() -> None:
     assert not any(head.weight.any() for head in head_modules(model).values())
 
 
-# their small members can be built once in a process, because timm empties the block arguments that they share
-ONCE = ("mobilenetv3/mobilenetv4", "mobilenetv5")
-
-
-@pytest.mark.parametrize("name", [n for n, family in FAMILIES.items() if not family.slow and n not in ONCE])
+@pytest.mark.parametrize("name", [n for n, family in FAMILIES.items() if not family.slow])
 def test_classifier_is_all_that_timm_resets(name: str) -> None:
     model: Any = build(name)
     old = list(model.parameters())

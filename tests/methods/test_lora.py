@@ -271,8 +271,8 @@ def check_step_and_merge(model: Any, family: str) -> None:
 
 # fused and apart, unequal parts, parts of heads one after another, a bias of its own; then networks without attention:
 # padding of TensorFlow, standardised weights, depthwise and grouped convolutions
-EVERY_FORM = ["pvt_v2", "efficientvit_msra", "levit", "maxxvit/coatnet", "beit", "swin_transformer_v2", "nasnet"]
-EVERY_FORM += ["nfnet", "resnet", "efficientnet", "convnext"]
+EVERY_FORM: list[Any] = ["pvt_v2", "efficientvit_msra", "levit", "maxxvit/coatnet", "beit", "swin_transformer_v2"]
+EVERY_FORM += ["nfnet", "resnet", "efficientnet", "convnext", pytest.param("nasnet", marks=pytest.mark.matrix)]
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "vera"])

@@ -23,6 +23,8 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from backbones.inject import Backbone
 from backbones.projections import POOLS
 
+LINEAR = (nn.Linear, nn.Conv2d, Affine)  # layers whose outputs are linear in the tensors of `output_names`
+
 
 def per_block(option: str, values: list[int] | None, common: int, blocks: int) -> list[int]:
     """Size for each block: the values of an option, or ``common`` for all blocks.
@@ -253,6 +255,11 @@ def drops_patches(backbone: Backbone) -> bool:
 def norms_first(block: Any) -> bool:
     """Whether a block of a plain vision transformer norms its input before attention reads it, and adds the result."""
     return isinstance(block, (Block, EvaBlock, RelPosBlock, BeitBlock))
+
+
+def attends_without_positions(block: Any) -> bool:
+    """Whether the attention of a block has no positions, so that it can run on a part of the tokens."""
+    return isinstance(block, Block)
 
 
 def drop_path_rate(block: nn.Module) -> float:

@@ -6,11 +6,10 @@ def recipes() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from commands.lightning.recipes import RECIPES, read_recipe
+    from commands.lightning.recipes import read_recipe, recipe_files
 
     table = Table("--recipe", "--method", "data", "tasks", "searched by the source", "where the numbers are from")
-    for path in sorted(RECIPES.rglob("*.yaml")):
-        name = path.relative_to(RECIPES).with_suffix("").as_posix()
+    for name, path in recipe_files().items():
         recipe = read_recipe(name)
         grid = ", ".join(key.partition(".")[2] for key in recipe.get("grid", {}))
         source = path.read_text().splitlines()[1].removeprefix("# ")

@@ -6,13 +6,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
-
-from backbones.anatomy import owner
+from backbones.anatomy import NORMS, owner
 from methods.core.base import PEFTMethod
-
-# by class and not by name, because the norms in the stem and downsampling of a ConvNeXt have numbers as names
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
 class BitFit(PEFTMethod):

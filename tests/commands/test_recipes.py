@@ -2,7 +2,7 @@
 
 import pytest
 
-from commands.lightning.recipes import RECIPES
+from commands.lightning.recipes import recipe_files
 from commands.recipes import recipes
 
 
@@ -10,8 +10,7 @@ def test_a_line_for_every_recipe(capsys: pytest.CaptureFixture[str], monkeypatch
     monkeypatch.setenv("COLUMNS", "200")
     recipes()
     out = capsys.readouterr().out
-    names = [path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml")]
-    assert all(name in out for name in names)
+    assert all(name in out for name in recipe_files())
     line = next(line for line in out.splitlines() if " vtab/ssf " in line)
     assert "SSF (arXiv:2210.08823)" in line
     assert " 19 " in line

@@ -65,30 +65,45 @@ def recipe_files() -> dict[str, Path]:
 def read_recipe(name: str) -> dict[str, Any]:
     """Read ``configs/recipe/NAME.yaml``, or a file of the user's own, and the common values of its source.
 
+    Raises:
+        ValueError: If there is no such recipe or file, or if it is not in the form of a recipe.
+    """
+    files = recipe_and_sources(name)
+    recipe: dict[str, Any] = {}
+    for values in files.values():
+        recipe = joined(values, recipe)
+    recipe.pop("source", None)
+    if not {"method", "data"} <= recipe.keys():
+        raise ValueError(
+            f"recipe {next(iter(files))} says no method and data; expected the keys {', '.join(RECIPE_KEYS)}"
+        )
+    return recipe
+
+
+def recipe_and_sources(name: str) -> dict[Path, dict[str, Any]]:
+    """Content of the file of a recipe, then of its source, then of the source's own source, and so on.
+
     The key ``source`` names a file of ``configs/recipe/source``, another recipe, or a file of the user's own. Its
     values hold wherever the recipe has none.
 
     Raises:
-        ValueError: If there is no such recipe or file, or if it is not in the form of a recipe.
+        ValueError: If there is no such file, if it is not in the form of a recipe, or if it is its own source.
     """
     known = recipe_files()
     path = known.get(name, Path(name))
     if not path.is_file():
         nearest(name, known, "recipe")
-    recipe, read = read_values(path), [path]
-    while "source" in recipe:
-        source = recipe.pop("source")
+    read = {path: read_values(path)}
+    while "source" in read[path]:
+        user, source = path, read[path]["source"]
         named = known | {path.stem: path for path in SOURCES.glob("*.yaml")}
         path = named.get(source, Path(source))
         if not path.is_file():
-            nearest(source, named, f"source of recipe {read[-1]}:")
+            nearest(source, named, f"source of recipe {user}:")
         if path in read:
-            raise ValueError(f"recipe {read[-1]}: its source {source} has it as a source itself; leave one of them out")
-        read.append(path)
-        recipe = joined(read_values(path), recipe)
-    if not {"method", "data"} <= recipe.keys():
-        raise ValueError(f"recipe {read[0]} says no method and data; expected the keys {', '.join(RECIPE_KEYS)}")
-    return recipe
+            raise ValueError(f"recipe {user}: its source {source} has it as a source itself; leave one of them out")
+        read[path] = read_values(path)
+    return read
 
 
 def joined(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
@@ -191,6 +193,46 @@ def test_learning_rates_are_those_of_the_source(
     for epoch in range(epochs):
         assert own["lr"] * factor(epoch) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
         schedule.step(epoch if late else epoch + 1)
+
+
+def by_timm(model: nn.Module) -> set[str]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {names[id(p)] for group in param_groups_weight_decay(model, 0.1)[1:] for p in group["params"]}
+
+
+def everything(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.filterwarnings("ignore:adapter_init='vpt_dead_zero'")
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("few_shot/adapter", by_timm),
+        ("vtab/lora_noah", by_timm),
+        ("few_shot/vpt_deep", by_timm),
+        ("vtab/ssf", by_timm),
+        ("vtab/repadapter", everything),
+        ("vtab/convpass", everything),
+        ("vtab/fact_tt", everything),
+        ("vtab/dyt", everything),
+        ("vtab/vpt_shallow", lambda model: everything(model) - {"backbone.head.bias"}),
+        ("vtab/mlp_head", lambda model: everything(model) - {"backbone.head.bias"}),
+        ("vtab/partial", lambda model: {name for name in everything(model) if "bias" not in name}),
+        ("fgvc/adapter_vpt", lambda model: {name for name in everything(model) if "bias" not in name}),
+    ],
+)
+def test_decayed_parameters_are_those_of_the_source(name: str, source: Callable[[nn.Module], set[str]]) -> None:
+    """Names of a ViT-B without data, by the rule of the source's optimizer."""
+    recipe = read_recipe(name)
+    options = recipe["all"] | next(iter(recipe.get("tasks", {"": {}}).values())) | {"model.pretrained": False}
+    own = {key.removeprefix("model."): value for key, value in options.items() if key.startswith("model.")}
+    with torch.device("meta"):
+        model: Any = compose(METHODS[recipe["method"]], task=Classification)(**own)
+        model.configure_model()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = [group for group in model.param_groups() if group["weight_decay"] == own["weight_decay"]]
+    assert {names[id(p)] for group in groups for p in group["params"]} == source(model)
 
 
 def test_every_source_is_used() -> None:

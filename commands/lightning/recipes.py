@@ -108,8 +108,11 @@ def recipe_and_sources(name: str) -> dict[Path, dict[str, Any]]:
 
 def joined(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """Values of a recipe, and those of its source where it has none."""
-    both = [key for key in own if isinstance(own[key], dict) and isinstance(common.get(key), dict)]
-    return common | own | {key: joined(common[key], own[key]) for key in both}
+    both = common | own | {key: common.get(key, {}) | own.get(key, {}) for key in ("all", "grid")}
+    tasks, own_tasks = common.get("tasks", {}), own.get("tasks", {})
+    if tasks:
+        both["tasks"] = tasks | {task: tasks.get(task, {}) | options for task, options in own_tasks.items()}
+    return {key: value for key, value in both.items() if value}
 
 
 def read_values(path: Path) -> dict[str, Any]:

@@ -182,6 +182,8 @@ class ImageModule(DataModule):
         return super().description() | {
             "augmentation": self.augmentation,
             "resize": self.resize,
+            "image_size": [*self.size],
+            "crop_pct": self.crop_pct,
             "interpolation": self.interpolation.value,
             "normalization": self.normalization,
         }

@@ -123,7 +123,7 @@ def read_values(path: Path) -> dict[str, Any]:
     """
     try:
         strict_yaml.check(path.read_text())
-        recipe = yaml.safe_load(path.read_text())
+        recipe = yaml.load(path.read_text(), Loader=strict_yaml.Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"recipe {path} is no YAML: {error}") from error
     if not isinstance(recipe, dict):

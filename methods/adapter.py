@@ -107,6 +107,7 @@ class Adapter(PEFTMethod):
             (``houlsby`` for ``pfeiffer``).
     """
 
+    shardable = True
     mergeable = False
     unmergeable = "its adapters are not linear"
 

@@ -7,6 +7,8 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from checkpoints.whole import shard_like, whole
+
 
 class EMA(Callback):
     """Average the trained parameters over steps; evaluation and checkpoints use the average.
@@ -33,7 +35,7 @@ class EMA(Callback):
         trained = self.trained(pl_module)
         self.average = {name: p.detach().clone() for name, p in trained.items()}
         for name, value in self.raw.items():  # resumed: the module has loaded the average
-            trained[name].data.copy_(value)
+            trained[name].data.copy_(shard_like(value, trained[name]))
         self.raw = {}
 
     @torch.no_grad()
@@ -59,7 +61,7 @@ class EMA(Callback):
             return
         checkpoint["ema_decay"] = self.decay
         checkpoint["raw"] = {name: checkpoint["state_dict"][name] for name in self.average}
-        checkpoint["state_dict"] |= self.average
+        checkpoint["state_dict"] |= whole(self.average)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.raw = checkpoint.get("raw", {})

@@ -110,6 +110,7 @@ class Adapter(PEFTMethod):
             for ``pfeiffer``).
     """
 
+    shardable = True
     mergeable = False
     unmergeable = "its adapters are not linear"
 

@@ -19,6 +19,8 @@ class BitFit(PEFTMethod):
             trains with ``lr``.
     """
 
+    shardable = True
+
     def __init__(self, bitfit_norm: bool = True, bitfit_lr_scale: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if bitfit_lr_scale <= 0:

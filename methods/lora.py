@@ -39,6 +39,7 @@ class LoRA(PEFTMethod):
         lora_ranks: Ranks that differ from ``lora_rank``, by the end of the layer's name; 0 for no update.
     """
 
+    shardable = True
     update_class: ClassVar[type[LowRank]] = LowRank
     layer_class: ClassVar[type[LoRALinear]] = LoRALinear
 

@@ -33,6 +33,12 @@ class EMA(Callback):
         if self.decay is None:
             return
         trained = self.trained(pl_module)
+        if self.raw and self.raw.keys() != trained.keys():
+            other = sorted(self.raw.keys() ^ trained.keys())[0]
+            raise ValueError(
+                f"ckpt_path: its 'raw' and the trained parameters of this run differ in {other}. Begin a new fit with "
+                "the averaged values, --model.init_from PATH"
+            )
         self.average = {name: p.detach().clone() for name, p in trained.items()}
         for name, value in self.raw.items():  # resumed: the module has loaded the average
             trained[name].data.copy_(shard_like(value, trained[name]))

@@ -1,15 +1,20 @@
 """Failures of a run that only the user can mend, in the words of this project."""
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from checkpoints.atomic import NotWritten
 from commands.lightning.errors import Failed, own_error
 
+# a disk or a quota is full, a file system is read-only or takes no file of this size
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 KILLED_WORKER = re.compile(r"DataLoader worker \(pid.*(exited unexpectedly|is killed by signal)", re.DOTALL)
 
 
@@ -36,8 +41,8 @@ def run_failures(options: Namespace) -> Iterator[None]:
         options: Parsed options of the subcommand.
 
     Raises:
-        Failed: With a remedy, if a GPU has no memory left, a worker of a loader was killed, W&B does not answer, or
-            Lightning refuses an option.
+        Failed: With a remedy, if a GPU has no memory left, a file cannot be written, a worker of a loader was killed,
+            W&B does not answer, or Lightning refuses an option.
     """
     try:
         yield
@@ -53,6 +58,11 @@ def message_of(error: Exception, options: Namespace) -> str | None:
     first = str(error).partition("\n")[0].partition(". ")[0]
     if isinstance(error, torch.OutOfMemoryError):
         return f"{first}: {memory(options)}"
+    if isinstance(error, NotWritten):
+        return f"{error}. {kept(options)}"
+    if isinstance(error, OSError) and error.errno in NO_SPACE:  # of a library, such as the writer of metrics.csv
+        place = error.filename or options.trainer.default_root_dir
+        return f"cannot write {place} ({error.strerror}). {kept(options)}"
     if isinstance(error, MisconfigurationException):
         return f"trainer: {error}"
     if isinstance(error, RuntimeError) and KILLED_WORKER.search(str(error)):
@@ -63,6 +73,15 @@ def message_of(error: Exception, options: Namespace) -> str | None:
     if type(error).__module__.startswith("wandb."):  # not imported, because a run without its logger need not have it
         return f"W&B: {first}. With WANDB_MODE=offline a run needs no server"
     return None
+
+
+def kept(options: Namespace) -> str:
+    """The last checkpoint of a run that could not write a file, and how to go on."""
+    last = Path(options.trainer.default_root_dir) / "checkpoints/last.ckpt"
+    remedy = "Make room, or pass another folder, --run_root"
+    if last.is_file():
+        return f"The last checkpoint is whole. {remedy}, and go on with fit --ckpt_path {last}"
+    return f"{remedy}, and begin again"
 
 
 def memory(options: Namespace) -> str:

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_modules.optim.decay import Decayed, decay_groups, decays
 from lightning_modules.optim.optimizers import OptimizerName, build_optimizer
+from lightning_modules.optim.restored import restore_moments
 from lightning_modules.optim.schedule import warmup_cosine
 
 
@@ -77,8 +78,11 @@ class Optimized(LightningModule):
         self.lr_interval, self.lr_late, self.decayed = lr_interval, lr_late, decayed
 
     def on_train_start(self) -> None:
-        # use this run's learning rates and decays, not those of a restored optimizer
+        # use this run's step, learning rates and decays, not those of a restored schedule
         schedule: Any = self.lr_schedulers()
+        if self.lr_interval == "step":
+            schedule.last_epoch = self.trainer.global_step
+        schedule.base_lrs = [0.0] * len(schedule.optimizer.param_groups)
         for i, (group, wanted) in enumerate(zip(schedule.optimizer.param_groups, self.param_groups(), strict=True)):
             group["weight_decay"] = wanted["weight_decay"]
             schedule.base_lrs[i] = group["initial_lr"] = wanted.get("lr", self.lr)
@@ -102,6 +106,7 @@ class Optimized(LightningModule):
         if not groups:
             raise ValueError(f"{type(self).__name__} has nothing to train")
         optimizer = self.build_optimizer(groups)
+        optimizer.register_load_state_dict_pre_hook(restore_moments)
         # a checkpoint does not save plain functions, so a resumed run with more epochs follows its own schedule
         schedule = LambdaLR(optimizer, self.lr_factors())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": self.lr_interval}}

@@ -30,6 +30,7 @@ PLACES = ["houlsby", "pfeiffer", "noah", "adapter_plus"]
         ({"adapter_placement": "adapter_plus"}, 156_768 + 12 * 768),
     ],
 )
+@pytest.mark.usefixtures("on_meta")
 def test_counts(options: dict[str, Any], count: int) -> None:
     model = compose(Adapter, task=Classification)(backbone="vit_base_patch16_224", pretrained=False, **options)
     model.configure_model()

@@ -141,6 +141,7 @@ def vit_base(**options: Any) -> Any:
         ("lora", 32, 1_179_648, 147_840),
     ],
 )
+@pytest.mark.usefixtures("on_meta")
 def test_counts_and_bytes(form: str, dim: int, count: int, stored: int) -> None:
     """The published files, of any number of classes K: adapters, and 4 x 769 K or 96 K + 8 bytes of classifier."""
     classes = 397

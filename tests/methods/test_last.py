@@ -64,6 +64,7 @@ GOLDEN = {"last": check_last}
         (3, 1, 32, 399_360),
     ],
 )
+@pytest.mark.usefixtures("on_meta")
 def test_counts(gap: int, depth: int, rank: int, count: int) -> None:
     side = {"last_gap": gap, "last_depth": depth, "last_rank": rank}
     model = compose(LAST, task=Classification)(backbone="vit_base_patch16_224", pretrained=False, **side)
@@ -71,6 +72,7 @@ def test_counts(gap: int, depth: int, rank: int, count: int) -> None:
     assert model.parameter_counts() == {"method": count, "neck": 0, "head": 769_000}
 
 
+@pytest.mark.usefixtures("on_meta")
 def test_count_with_biases() -> None:
     model = compose(LAST, task=Classification)(backbone="vit_base_patch16_224", pretrained=False, last_bias=True)
     model.configure_model()

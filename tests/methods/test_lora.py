@@ -115,6 +115,7 @@ GOLDEN = {"lora_qv": check_separate, "lora_qkv_fused": check_fused}
         ({"lora_ranks": {"blocks.0.attn.qkv": 4}}, 294_912 - 4 * 4 * 768),
     ],
 )
+@pytest.mark.usefixtures("on_meta")
 def test_counts(options: dict[str, Any], count: int) -> None:
     model = compose(METHODS["lora"], task=Classification)(
         backbone="vit_base_patch16_224", pretrained=False, num_classes=100, **options

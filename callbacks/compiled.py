@@ -1,8 +1,10 @@
 """Compilation of the network."""
 
+from contextlib import ExitStack
 from typing import Any, Literal, cast
 
 import torch
+import torch._dynamo
 from lightning import Callback, LightningModule, Trainer
 
 from lightning_modules.adapted import AdaptedTask
@@ -22,6 +24,7 @@ class Compiled(Callback):
 
     def __init__(self, mode: Mode | None = None) -> None:
         self.mode = mode
+        self.settings = ExitStack()  # of the compiler, while the trainer runs
 
     def check(self, task: AdaptedTask) -> None:
         """Refuse a model that cannot be compiled.
@@ -39,6 +42,11 @@ class Compiled(Callback):
         if self.mode is None:
             return
         self.check(cast(AdaptedTask, pl_module))
+        if stage == "fit":
+            torch.compiler.reset()  # otherwise earlier models of this process count for the limit of graphs
+        # otherwise a block that is computed again breaks the graph if a hook keeps a tensor for another one
+        settings = torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=True)
+        self.settings.enter_context(settings)
         # the attribute of this object, and not Module.compile, because DDP of Lightning runs its steps through __call__
         pl_module.forward = torch.compile(pl_module.forward, mode=self.mode)  # type: ignore[method-assign]
 
@@ -52,6 +60,7 @@ class Compiled(Callback):
     on_train_batch_start = on_validation_batch_start = on_test_batch_start = on_predict_batch_start = start_step
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.settings.close()
         if self.mode is not None:
             vars(pl_module).pop("forward", None)
 

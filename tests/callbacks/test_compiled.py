@@ -11,6 +11,7 @@ import torch
 from lightning import Callback, Trainer
 
 from callbacks.alignment import Alignment
+from callbacks.checkpoint_activations import CheckpointActivations
 from callbacks.compiled import Compiled
 from callbacks.cost import Cost
 from datamodules import ImageDataset
@@ -86,6 +87,19 @@ def test_a_fit_gives_the_same(graphs: Graphs, build: Build, data: Data, trainer:
     assert compiled_gflops == gflops
 
 
+def test_blocks_that_are_computed_again(graphs: Graphs, build: Build, data: Data, trainer: MakeTrainer) -> None:
+    """They are part of the one graph, although hooks inside keep tensors for later ones."""
+    deltas = []
+    for callbacks in ([], [CheckpointActivations(True), Compiled("reduce-overhead")]):
+        model = build("adaptformer", adaptformer_dim=8)
+        trainer(callbacks=callbacks, max_steps=2, limit_val_batches=0).fit(model, datamodule=data())
+        deltas.append(model.delta_state_dict())
+    assert len(graphs) == 1
+    assert not torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint
+    for name, tensor in deltas[0].items():
+        torch.testing.assert_close(deltas[1][name], tensor, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("verb", ["test", "predict"])
 def test_evaluations(verb: str, graphs: Graphs, build: Build, data: Data, trainer: MakeTrainer) -> None:
     model = build("lora")
@@ -113,27 +127,29 @@ def test_refused_models(build: Build, data: Data, trainer: MakeTrainer) -> None:
     Compiled().check(gathering)
 
 
-def fit_on_two_ranks(rank: int, images: Path, weights: Path, folder: Path) -> tuple[int, dict[str, Any]]:
-    graphs = Graphs()
+def fit_on_two_ranks(rank: int, images: Path, weights: Path, folder: Path) -> tuple[int, list[dict[str, Any]]]:
+    graphs, deltas = Graphs(), []
     torch.compile = partial(with_graphs, graphs)  # type: ignore[assignment]
     try:
-        model = build_tiny(weights, "lora")
-        run = quiet_trainer(
-            folder, devices=2, strategy="ddp", max_steps=4, callbacks=[Compiled("reduce-overhead")], limit_val_batches=0
-        )
-        run.fit(model, datamodule=ImageDataset(root=str(images), batch_size=4, resize="direct"))
+        for callback in (Compiled(), Compiled("reduce-overhead")):
+            model = build_tiny(weights, "lora")
+            run = quiet_trainer(
+                folder, devices=2, strategy="ddp", max_steps=3, callbacks=[callback], limit_val_batches=0
+            )
+            run.fit(model, datamodule=ImageDataset(root=str(images), batch_size=4, resize="direct"))
+            deltas.append(model.delta_state_dict())
     finally:
         torch.compile = COMPILE
-    return len(graphs), model.delta_state_dict()
+    return len(graphs), deltas
 
 
-def test_two_ranks(
-    two_ranks: TwoRanks, images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """DDP reaches the compiled forward pass, and ranks end equal."""
-    (count, first), (other, second) = two_ranks(fit_on_two_ranks, images, weights, tmp_path)
+def test_two_ranks(two_ranks: TwoRanks, images: Path, weights: Path, tmp_path: Path) -> None:
+    """DDP reaches the compiled forward pass, and ranks end equal to each other and to a fit without compilation."""
+    (count, (plain, first)), (other, (_, second)) = two_ranks(fit_on_two_ranks, images, weights, tmp_path)
     assert count == other == 1
-    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+        torch.testing.assert_close(tensor, plain[name], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.matrix

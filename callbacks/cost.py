@@ -1,6 +1,7 @@
 """Costs of a run: parameters, storage, compute, memory and speed."""
 
 import time
+from contextlib import ExitStack
 from typing import Any, cast
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from callbacks.measures import SavedBytes, flop_counter, forward_gflops, peak_memory, reset_peak_memory
+from callbacks.scoring.undisturbed import eagerly
 from lightning_modules.adapted import AdaptedTask
 from lightning_modules.batch import Batch
 
@@ -34,6 +36,7 @@ class Cost(Callback):
         self.values: dict[str, float] = {}
         self.samples, self.seconds, self.start = 0, 0.0, 0.0
         self.counter: FlopCounterMode | None = None  # active during the forward pass of an evaluation batch
+        self.counting = ExitStack()  # of the counter
         self.flops, self.evaluated = 0, 0
         self.saved: SavedBytes | None = None  # active during the forward pass of the first training batch
 
@@ -84,13 +87,14 @@ class Cost(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, *args: Any
     ) -> None:
         if cast(AdaptedTask, pl_module).input_dependent:
-            self.counter = flop_counter().__enter__()
+            self.counter = self.counting.enter_context(flop_counter())
+            self.counting.enter_context(eagerly())  # a compiled graph hides its operations from the counter
 
     def stop_count(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: Any
     ) -> None:
         if self.counter is not None:
-            self.counter.__exit__(None, None, None)
+            self.counting.close()
             self.flops, self.evaluated = self.flops + self.counter.get_total_flops(), self.evaluated + batch.size
             self.counter = None
 
@@ -106,9 +110,8 @@ class Cost(Callback):
     on_validation_epoch_end = on_test_epoch_end = report_count
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self.counter is not None:
-            self.counter.__exit__(None, None, None)
-            self.counter = None
+        self.counting.close()
+        self.counter = None
         if self.saved is not None:
             self.saved.__exit__(None, None, None)
             self.saved = None

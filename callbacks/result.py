@@ -27,10 +27,11 @@ class Result(Callback):
     Args:
         cost: Callback with the costs of the run.
         test_follows: Whether a test follows the fit in the same command; then the table is printed after the test.
+        options: Options of the run that are written beside its results.
     """
 
-    def __init__(self, cost: Cost, test_follows: bool = False) -> None:
-        self.cost, self.test_follows = cost, test_follows
+    def __init__(self, cost: Cost, test_follows: bool = False, options: dict[str, Any] | None = None) -> None:
+        self.cost, self.test_follows, self.options = cost, test_follows, options or {}
         self.values: dict[str, Any] = {}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -60,6 +61,7 @@ class Result(Callback):
         return (
             pl_module.description()
             | about
+            | self.options
             | ({"ckpt_path": str(trainer.ckpt_path)} if trainer.ckpt_path else {})
             | {
                 "task": task_name(type(pl_module)),

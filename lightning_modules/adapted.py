@@ -13,6 +13,7 @@ class AdaptedTask(Task):
     """A task with an adapted backbone. A small part of its tensors trains: the delta."""
 
     mergeable: bool = True  # whether ``merge`` returns a plain model
+    uncompilable: str = ""  # the reason why torch.compile cannot be used, if there is one
     input_dependent: bool = False  # whether the cost of a forward pass depends on its input
     total_parameters: int = 0  # number of all parameters, frozen and trained
     plain_keys: frozenset[str] | None = None  # state-dict keys of the plain backbone; None until it is adapted

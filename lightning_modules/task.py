@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from backbones.blocks import recompute_blocks
 from backbones.inject import Backbone
 from lightning_modules.batch import Batch
 from lightning_modules.optim.optimized import Optimized
@@ -150,6 +151,17 @@ class Task(Optimized, ABC):
         if self.dtype in (torch.bfloat16, torch.float16):
             return torch.autocast(self.device.type, self.dtype)
         return nullcontext()  # not autocast(enabled=False), which would disable the autocast of bf16-mixed
+
+    def recompute(self, enabled: bool) -> None:
+        """Compute the activations inside blocks again in the backward pass, instead of keeping them for it.
+
+        Args:
+            enabled: Whether to do so; False keeps activations again.
+
+        Raises:
+            ValueError: If the network has no blocks that can be computed again.
+        """
+        recompute_blocks(self.backbone, enabled)
 
     @property
     def head_names(self) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from backbones.anatomy import token_sequence
 from backbones.inject import AdapterModule, Backbone, attach, check_free
@@ -125,6 +126,7 @@ class LAST(FrozenBackbone):
         if not 0 <= last_dropout < 1:
             raise ValueError(f"last_dropout={last_dropout}: expected a probability below 1")
         self.last_gap, self.last_depth, self.last_up_init = last_gap, last_depth, last_up_init
+        self.recomputes = False
         self.attention: dict[str, Any] = {
             "rank": last_rank,
             "heads": last_heads,
@@ -183,8 +185,13 @@ class LAST(FrozenBackbone):
         for z, modules in zip(maps[1:], self.side, strict=True):
             total = total + z
             for module in modules:  # type: ignore[attr-defined]
-                d = d + module(total + d)
+                x = total + d
+                d = d + (checkpoint(module, x, use_reentrant=False) if self.recomputes else module(x))
         return (maps[-1] + d).to(maps[-1].dtype)
+
+    def recompute(self, enabled: bool) -> None:
+        """Compute activations of the side network again, because gradients do not enter the backbone."""
+        self.recomputes = enabled
 
     def frozen_layers(self) -> str:
         return f"input and every {self.last_gap} blocks"

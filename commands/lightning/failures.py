@@ -15,6 +15,7 @@ from commands.lightning.errors import Failed, own_error
 
 # a disk or a quota is full, a file system is read-only or takes no file of this size
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+COMPILER = ("torch._dynamo.", "torch._inductor.")
 KILLED_WORKER = re.compile(r"DataLoader worker \(pid.*(exited unexpectedly|is killed by signal)", re.DOTALL)
 
 
@@ -42,7 +43,7 @@ def run_failures(options: Namespace) -> Iterator[None]:
 
     Raises:
         Failed: With a remedy, if a GPU has no memory left, a file cannot be written, a worker of a loader was killed,
-            W&B does not answer, or Lightning refuses an option.
+            W&B does not answer, torch.compile fails, or Lightning refuses an option.
     """
     try:
         yield
@@ -70,6 +71,8 @@ def message_of(error: Exception, options: Namespace) -> str | None:
             f"{first}: the system kills workers where memory or /dev/shm runs out. Pass a smaller --data.num_workers "
             "(0 loads in the main process) or a smaller --data.batch_size"
         )
+    if type(error).__module__.startswith(COMPILER):
+        return f"compile={options.get('compile')}: {first}; leave compile out"
     if type(error).__module__.startswith("wandb."):  # not imported, because a run without its logger need not have it
         return f"W&B: {first}. With WANDB_MODE=offline a run needs no server"
     return None

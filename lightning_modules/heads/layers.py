@@ -1,6 +1,8 @@
 """Layers that several heads use."""
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class ConvNormReLU(nn.Sequential):
@@ -15,3 +17,8 @@ class ConvNormReLU(nn.Sequential):
     def __init__(self, channels: int, width: int, kernel: int = 3) -> None:
         conv = nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False)
         super().__init__(conv, nn.BatchNorm2d(width), nn.ReLU())
+
+
+def resized(x: Tensor, size: torch.Size) -> Tensor:
+    """Map (B, C, H, W) in another size (H, W), by bilinear interpolation; the map itself if it has this size."""
+    return x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear")

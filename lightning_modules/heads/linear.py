@@ -2,7 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from lightning_modules.heads.layers import resized
 
 
 class Linear(nn.Module):
@@ -21,5 +22,4 @@ class Linear(nn.Module):
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Logits (B, K, H, W) of maps (B, C, h, w), the largest of which, H x W, is the first."""
         size = maps[0].shape[2:]
-        resized = [maps[0], *(F.interpolate(x, size, mode="bilinear") for x in maps[1:])]
-        return self.classifier(self.norm(torch.cat(resized, dim=1)))
+        return self.classifier(self.norm(torch.cat([resized(x, size) for x in maps], dim=1)))

@@ -2,10 +2,9 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.ops import FeaturePyramidNetwork
 
-from lightning_modules.heads.layers import ConvNormReLU
+from lightning_modules.heads.layers import ConvNormReLU, resized
 
 
 class SemanticFPN(nn.Module):
@@ -42,8 +41,3 @@ class SemanticFPN(nn.Module):
         # the sides of a map can be odd, so that doubling the next one gives a pixel more or less
         enlarged = [resized(branch(x), size) for branch, x in zip(self.branches, levels, strict=True)]
         return self.classifier(self.dropout(torch.stack(enlarged).sum(0)))
-
-
-def resized(x: Tensor, size: torch.Size) -> Tensor:
-    """Map (B, C, H, W) of another size; the map itself if it has that size."""
-    return x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear")

@@ -5,9 +5,8 @@ The layers and their order are those of mmsegmentation and of transformers, with
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from lightning_modules.heads.layers import ConvNormReLU
+from lightning_modules.heads.layers import ConvNormReLU, resized
 
 SCALES = (1, 2, 3, 6)  # sides of the pooled maps
 
@@ -35,7 +34,7 @@ class PyramidPooling(nn.Module):
         """
         if self.training and len(x) < 2:
             raise ValueError("batch_size=1: UperNet norms means over whole images, expected at least 2 images a device")
-        pooled = [F.interpolate(pool(x), x.shape[2:], mode="bilinear") for pool in self.pools]
+        pooled = [resized(pool(x), x.shape[2:]) for pool in self.pools]
         return self.bottleneck(torch.cat([x, *pooled], dim=1))
 
 
@@ -63,11 +62,10 @@ class UperNet(nn.Module):
         """Logits (B, K, H, W) of maps (B, C, h, w), the first of which is the largest, H x W."""
         levels = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=False)] + [self.pooling(maps[-1])]
         for i in range(len(levels) - 1, 0, -1):
-            levels[i - 1] = levels[i - 1] + F.interpolate(levels[i], levels[i - 1].shape[2:], mode="bilinear")
+            levels[i - 1] = levels[i - 1] + resized(levels[i], levels[i - 1].shape[2:])
         levels = [*(conv(x) for conv, x in zip(self.convs, levels, strict=False)), levels[-1]]
-        size = levels[0].shape[2:]
-        resized = [levels[0], *(F.interpolate(x, size, mode="bilinear") for x in levels[1:])]
-        return self.classifier(self.dropout(self.bottleneck(torch.cat(resized, dim=1))))
+        joined = torch.cat([resized(x, levels[0].shape[2:]) for x in levels], dim=1)
+        return self.classifier(self.dropout(self.bottleneck(joined)))
 
 
 class FCN(nn.Sequential):

@@ -55,6 +55,7 @@ class ImageModule(DataModule):
     """
 
     unit = "image"
+    dense: ClassVar[bool] = False  # whether targets are masks
     opens_all: ClassVar[bool] = True  # whether every image is opened before a run, to find unreadable ones
 
     def __init__(
@@ -79,9 +80,8 @@ class ImageModule(DataModule):
         if crop_pct is not None and not 0 < crop_pct <= 1:
             raise ValueError(f"crop_pct={crop_pct}: expected a share above 0 and up to 1")
         self.cache, self.augmentation = cache, augmentation
-        self.random_erasing, self.resize = random_erasing, resize
+        self.random_erasing, self.resize, self.normalization = random_erasing, resize, normalization
         self.image_size = None if image_size is None else height_and_width(image_size)
-        self.normalization = normalization
         self.overrides: dict[str, Any] = {} if crop_pct is None else {"crop_pct": crop_pct}
         self.overrides |= {} if interpolation == "model" else {"interpolation": interpolation}
         self.most_corrupt = max_corrupt if on_corrupt == "skip" else None
@@ -111,6 +111,7 @@ class ImageModule(DataModule):
             self.augment = transforms.of_stored_images(self.augmentation, self.size, self.interpolation)
 
     def follow(self, task: Any) -> None:
+        check_targets(self, task)
         super().follow(task)
         if hasattr(task, "check_input_size"):  # a task of this form of data has it
             task.check_input_size((self.channels, *self.size))
@@ -239,3 +240,16 @@ def height_and_width(image_size: int | list[int]) -> tuple[int, int]:
     if len(sides) != 2 or min(sides) < 1:
         raise ValueError(f"image_size={image_size}: expected a number of pixels, or [height, width]")
     return sides[0], sides[1]
+
+
+def check_targets(data: ImageModule, task: Any) -> None:
+    """Refuse masks for a task that reads labels, and the reverse.
+
+    Raises:
+        ValueError: With both and the options that fit.
+    """
+    if getattr(task, "dense", data.dense) == data.dense:
+        return
+    given, read = ("masks", "labels") if data.dense else ("labels of images", "masks")
+    remedy = "--task segmentation" if data.dense else "--data SegmentationFolder, or --task classification"
+    raise ValueError(f"{type(data).__name__} has {given}, and {type(task).__name__} reads {read}: pass {remedy}")

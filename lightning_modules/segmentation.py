@@ -174,7 +174,7 @@ class Segmentation(NamedClasses):
     def logits(self, outputs: Tensor | list[Tensor]) -> Tensor:
         return outputs[0] if isinstance(outputs, list) else outputs
 
-    def plain_outputs(self, backbone: nn.Module, inputs: Tensor) -> Tensor:
+    def outputs_with(self, backbone: nn.Module, inputs: Tensor) -> Tensor:
         """Logits (B, K, h, w) of images for a plain backbone under the heads of this task."""
         return self.logits(self.predict_from(self.maps(backbone, inputs)))
 

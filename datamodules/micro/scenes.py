@@ -35,7 +35,7 @@ class Item(NamedTuple):
     @property
     def box(self) -> tuple[int, int, int, int]:
         """Left, top, width and height of the visible pixels."""
-        rows, columns = self.mask.any(1).nonzero()[0], self.mask.any(0).nonzero()[0]
+        rows, columns = (np.flatnonzero(self.mask.any(axis)) for axis in (1, 0))
         left, top = int(columns[0]), int(rows[0])
         return left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1
 

@@ -138,7 +138,7 @@ def test_export(tmp_path: Path) -> None:
     model.export(merged, tmp_path)
     plain = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     with torch.no_grad():
-        torch.testing.assert_close(model.plain_outputs(plain, images), model(images), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model.outputs_with(plain, images), model(images), atol=1e-5, rtol=1e-5)
     state = load_file(tmp_path / "head.safetensors")
     assert state.keys() == {name for name in model.state_dict() if model.in_head(name)}
     assert "neck.levels.1.weight" in state

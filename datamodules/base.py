@@ -52,6 +52,10 @@ class DataModule(Loaders, ABC):
         """Inputs and target of one training sample, with augmentation."""
         return self.item(sample)
 
+    def score_item(self, sample: Any) -> tuple[Any, Any]:
+        """Inputs and target of one sample for scoring, without augmentation; all of one size."""
+        return self.item(sample)
+
     def view(self, sample: Any) -> tuple[Any, Any]:
         """Inputs and target of one sample in a random view, as contrastive scores compare them."""
         raise ValueError(f"{type(self).__name__} has no random views of its samples")
@@ -174,7 +178,7 @@ class DataModule(Loaders, ABC):
         batches = score_order(len(samples), batch_size, shuffle, drop_last, passes)[:max_batches]
         if not batches:
             raise ValueError(f"scoring batches of {batch_size} {self.unit}s: the train split has only {len(samples)}")
-        dataset = Items(samples, self.item if views == 1 else self.view)
+        dataset = Items(samples, self.score_item if views == 1 else self.view)
         for number in range(rank, len(batches), world):
             torch.manual_seed(run_seed() + number)  # otherwise views would depend on the rank that makes the batch
             items = [dataset[index] for _ in range(views) for index in batches[number]]

@@ -57,6 +57,7 @@ class ImageModule(DataModule):
     """
 
     unit = "image"
+    dense: ClassVar[bool] = False  # whether targets are masks
     opens_all: ClassVar[bool] = True  # whether every image is opened before a run, to find unreadable ones
 
     def __init__(
@@ -83,11 +84,10 @@ class ImageModule(DataModule):
                 raise ValueError(f"{name}={share}: expected a share from 0 to 1")
         if crop_pct is not None and not 0 < crop_pct <= 1:
             raise ValueError(f"crop_pct={crop_pct}: expected a share above 0 and up to 1")
-        self.cache, self.resize = cache, resize
+        self.cache, self.resize, self.normalization = cache, resize, normalization
         self.augmentation, self.random_filter = augmentation, augmentation_filter == "random"
         self.randaug_fill, self.random_erasing, self.erase_mixed = randaug_fill, random_erasing, erase_mixed
         self.image_size = None if image_size is None else height_and_width(image_size)
-        self.normalization = normalization
         self.overrides: dict[str, Any] = {} if crop_pct is None else {"crop_pct": crop_pct}
         self.overrides |= {} if interpolation == "model" else {"interpolation": interpolation}
         self.most_corrupt = max_corrupt if on_corrupt == "skip" else None
@@ -116,6 +116,7 @@ class ImageModule(DataModule):
             self.augment = transforms.of_stored_images(self.augmentation, self.size, self.interpolation, *options)
 
     def follow(self, task: Any) -> None:
+        check_targets(self, task)
         super().follow(task)
         if hasattr(task, "check_input_size"):  # a task of this form of data has it
             task.check_input_size((self.channels, *self.size))
@@ -245,3 +246,16 @@ def height_and_width(image_size: int | list[int]) -> tuple[int, int]:
     if len(sides) != 2 or min(sides) < 1:
         raise ValueError(f"image_size={image_size}: expected a number of pixels, or [height, width]")
     return sides[0], sides[1]
+
+
+def check_targets(data: ImageModule, task: Any) -> None:
+    """Refuse masks for a task that reads labels, and the reverse.
+
+    Raises:
+        ValueError: With both and the options that fit.
+    """
+    if getattr(task, "dense", data.dense) == data.dense:
+        return
+    given, read = ("masks", "labels") if data.dense else ("labels of images", "masks")
+    remedy = "--task segmentation" if data.dense else "--data SegmentationFolder, or --task classification"
+    raise ValueError(f"{type(data).__name__} has {given}, and {type(task).__name__} reads {read}: pass {remedy}")

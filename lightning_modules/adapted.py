@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from backbones.blocks import recompute_blocks
 from lightning_modules.task import Task
 
 
@@ -56,3 +57,14 @@ class AdaptedTask(Task):
     def adapted(self) -> bool:
         """Whether the backbone is adapted."""
         return self.plain_keys is not None
+
+    def recompute(self, enabled: bool) -> None:
+        """Compute the activations inside blocks again in the backward pass, instead of keeping them for it.
+
+        Args:
+            enabled: Whether to do so; False keeps activations again.
+
+        Raises:
+            ValueError: If the network has no blocks that can be computed again.
+        """
+        recompute_blocks(self.backbone, enabled)

@@ -22,8 +22,9 @@ from backbones.timm_models import (
 )
 from lightning_modules.batch import Batch
 from lightning_modules.metrics import ClassAccuracy, WeightedMean
+from lightning_modules.named_classes import NamedClasses
 from lightning_modules.run import datamodule_of
-from lightning_modules.task import Headline, Task
+from lightning_modules.task import Headline
 
 IGNORED = -100  # label of samples that metrics leave out
 
@@ -36,7 +37,7 @@ class MeanCrossEntropy(WeightedMean):
         super().update(losses, labels != IGNORED)
 
 
-class Classification(Task):
+class Classification(NamedClasses):
     """Image classification with a timm backbone.
 
     Args:
@@ -85,7 +86,6 @@ class Classification(Task):
         self.mixup = None
         if mixup > 0 or cutmix > 0:
             self.mixup = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
-        self.class_names: list[str] = []
         self.class_subset: list[int] | None = None  # classes that may be predicted; set by ImageNet-A and ImageNet-R
         self.build()
         self.init_metrics()
@@ -187,38 +187,10 @@ class Classification(Task):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        data = datamodule_of(self.trainer)
-        self.class_subset = getattr(data, "class_subset", None)
-        names = list(getattr(data, "class_names", []))
-        if stage != "fit":  # here, because an adapter folder is loaded before the data
-            check_classes(names, self.class_names)
-        self.class_names = names
-
-    def identity(self) -> dict[str, Any]:
-        return {"class_names": self.class_names}
-
-    def adopt(self, identity: dict[str, Any]) -> None:
-        trained = identity.get("class_names") or []
-        check_classes(self.class_names, trained)
-        self.class_names = trained
+        self.class_subset = getattr(datamodule_of(self.trainer), "class_subset", None)
 
     def example_batch(self) -> Batch:
         """One image of zeros (1, C, H, W) of class 0, in the dtype of the frozen weights."""
         images = torch.zeros(1, *self.input_config["input_size"], device=self.device).to(self.dtype)
         label = torch.zeros(1, dtype=torch.long, device=self.device)
         return Batch.of(images, label)
-
-
-def check_classes(here: list[str], there: list[str]) -> None:
-    """Refuse data with other classes, or another order of classes, than the checkpoint.
-
-    Args:
-        here: Names of the classes of the data.
-        there: Names of the classes of the checkpoint.
-
-    Raises:
-        ValueError: If both lists have names and differ, with both lists.
-    """
-    if here and there and here != there:
-        shown = f"{', '.join(here[:10])} in the data, {', '.join(there[:10])} in the checkpoint"
-        raise ValueError(f"the data have other classes than the checkpoint: {shown}")

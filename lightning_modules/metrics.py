@@ -72,3 +72,45 @@ class ClassAccuracy(Metric):
             return self.hits.sum() / self.labels.sum()
         present = (self.named > 0).float()
         return (self.hits / self.labels.clamp(min=1) * present).sum() / present.sum()
+
+
+class ConfusionShare(Metric):
+    """Share of right pixels, from the confusion counts of all images.
+
+    The counts are those of the whole split, because the mean over images of such a share is another number.
+
+    Args:
+        share: ``iou``: intersection over union, mean over the classes that a label or a prediction names.
+            ``accuracy``: share of the pixels of a class, mean over the classes that a label names. ``pixels``: share of
+            all pixels.
+        num_classes: Number of classes K.
+        ignored: Label of pixels that are left out.
+    """
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, share: Literal["iou", "accuracy", "pixels"], num_classes: int, ignored: int) -> None:
+        super().__init__()
+        self.share, self.num_classes, self.ignored = share, num_classes, ignored
+        # of label i and prediction j at i * K + j
+        self.add_state("counts", torch.zeros(num_classes**2, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, outputs: Tensor, labels: Tensor) -> None:
+        """Add outputs (B, K, ...) with labels (B, ...)."""
+        valid = labels != self.ignored
+        # not bincount and not a mask, for which a GPU waits
+        places = labels.masked_fill(~valid, 0) * self.num_classes + outputs.argmax(1)
+        self.counts.index_add_(0, places.flatten(), valid.flatten().long())
+
+    def per_class(self) -> Tensor:
+        """Share of each class (K,); not a number for classes that are left out of the mean."""
+        counts = self.counts.view(self.num_classes, self.num_classes).double()
+        hits, labels, predictions = counts.diagonal(), counts.sum(1), counts.sum(0)
+        return hits / (labels + predictions - hits if self.share == "iou" else labels)
+
+    def compute(self) -> Tensor:
+        if self.share == "pixels":
+            counts = self.counts.view(self.num_classes, self.num_classes)
+            return (counts.diagonal().sum() / counts.sum()).float()
+        return self.per_class().nanmean().float()

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from backbones.blocks import recompute_blocks
 from backbones.inject import Backbone
 from lightning_modules.batch import Batch
 from lightning_modules.optim.optimized import Optimized
@@ -50,7 +49,8 @@ class Task(Optimized, ABC):
     headline: ClassVar[Headline]
     unit: ClassVar[str] = "image"  # name of one sample, for speed and scoring
     links: ClassVar[dict[str, str]] = {}  # option -> attribute of the datamodule that gives its value
-
+    dense: ClassVar[bool] = False  # whether the head reads maps of an image, and not one feature
+    necks: ClassVar[tuple[str, ...]] = ()  # names among ``heads`` that are counted as the neck
     backbone: Backbone
 
     def __init__(self, **kwargs: Any) -> None:
@@ -88,6 +88,14 @@ class Task(Optimized, ABC):
         """
         raise TypeError(f"the head of {type(self).__name__} cannot change its width to {width}")
 
+    def read_pyramid(self, widths: list[int]) -> None:
+        """Build a new head for maps of strides 4, 8, 16 and 32, with ``widths`` channels, that a method computes.
+
+        Raises:
+            TypeError: If the head of this task reads no maps.
+        """
+        raise TypeError(f"the head of {type(self).__name__} reads no maps")
+
     def augment(self, batch: Batch) -> Batch:
         """Augment a training batch on its device, for example by mixup."""
         return batch
@@ -103,6 +111,14 @@ class Task(Optimized, ABC):
     @abstractmethod
     def update(self, metrics: MetricCollection, outputs: Any, batch: Batch) -> None:
         """Add the outputs of a batch to metrics."""
+
+    def infer(self, batch: Batch) -> Any:
+        """Outputs for a batch without its targets, by one or several passes of the model."""
+        return self(batch.inputs)
+
+    def logits(self, outputs: Any) -> Tensor:
+        """Logits (B, K, ...) of K classes among outputs, for methods that compare two passes."""
+        return outputs
 
     def predictions(self, outputs: Any) -> Any:
         """Predictions for the prediction writer, such as class probabilities."""
@@ -152,17 +168,6 @@ class Task(Optimized, ABC):
             return torch.autocast(self.device.type, self.dtype)
         return nullcontext()  # not autocast(enabled=False), which would disable the autocast of bf16-mixed
 
-    def recompute(self, enabled: bool) -> None:
-        """Compute the activations inside blocks again in the backward pass, instead of keeping them for it.
-
-        Args:
-            enabled: Whether to do so; False keeps activations again.
-
-        Raises:
-            ValueError: If the network has no blocks that can be computed again.
-        """
-        recompute_blocks(self.backbone, enabled)
-
     @property
     def head_names(self) -> list[str]:
         """Names of the heads inside the backbone, without the prefix ``backbone.``."""
@@ -183,7 +188,7 @@ class Task(Optimized, ABC):
 
     def evaluate(self, batch: Batch) -> Any:
         """Outputs for a batch of a validation or test set."""
-        return self(batch.inputs)
+        return self.infer(batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         terms = self.terms(batch)
@@ -206,7 +211,7 @@ class Task(Optimized, ABC):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Any:
         """Predictions for the rows of a batch."""
-        return self.predictions(self(batch.inputs))
+        return self.predictions(self.infer(batch))
 
     def setup(self, stage: str) -> None:
         headline = self.headline.name

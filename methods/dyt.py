@@ -115,7 +115,7 @@ class DyT(PEFTMethod):
                 block.drop_path2.register_forward_hook(mlp.hook)
                 # patch tokens of the last block have no effect on the logits, because only the class token is pooled
                 pools_class_token = getattr(backbone, "global_pool", "") == "token" and backbone.num_prefix_tokens > 0
-                mlp.prefix_only = self.dyt_drop_last and block is blocks[-1] and pools_class_token
+                mlp.prefix_only = self.dyt_drop_last and block is blocks[-1] and pools_class_token and not self.dense
             if self.dyt_place == "layer":
                 layer = self.new(LayerDispatch, backbone)
                 block.register_forward_pre_hook(layer.pre_hook)
@@ -196,8 +196,9 @@ class DyT(PEFTMethod):
             teacher = self(batch.inputs, complete=True)
             terms["complete_loss"] = total(self.losses(teacher, batch.targets))
             if self.dyt_teacher == "kl":
-                log_p, log_q = teacher.detach().float().log_softmax(-1), outputs.float().log_softmax(-1)
-                terms["distill_loss"] = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+                log_p, log_q = (self.logits(out).float().log_softmax(1) for out in (teacher, outputs))
+                divergence = F.kl_div(log_q, log_p.detach(), reduction="none", log_target=True)
+                terms["distill_loss"] = divergence.sum(1).mean()  # over images, or over pixels of a dense task
         return terms
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -214,8 +215,10 @@ class DyT(PEFTMethod):
         with self.masks() as masks:
             outputs = super().evaluate(batch)
         split = "test" if self.trainer.testing else "val"
-        kept = torch.stack(masks).float().mean(-1)  # (dispatchers, images)
         names = [name.removeprefix("blocks.") for name in self.dispatches]
+        # (dispatchers, images); a dense task passes the windows of an image, in one pass or several
+        shares = [torch.cat(masks[i :: len(names)]).float().mean(-1) for i in range(len(names))]
+        kept = torch.stack(shares).unflatten(1, (batch.size, -1)).mean(-1)
         for name, values, metric in zip([*names, "all"], [*kept, kept], self.kept, strict=True):
             metric.update(values, batch.valid)
             self.log(f"{split}/kept/{name}", metric, on_step=False, on_epoch=True)

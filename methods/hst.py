@@ -21,8 +21,6 @@ from backbones.attention import can_extend, extend_attention
 from backbones.inject import Backbone
 from methods.core.frozen import FrozenBackbone
 
-Size = tuple[int, int]
-
 
 class MetaTokens(nn.Module):
     """Learned tokens before the patches, new ones in every block; their outputs summarise the block.
@@ -59,7 +57,7 @@ class Shrink(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Size]:
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         x = self.layers(x)
         return self.norm(x.flatten(2).mT), (x.shape[2], x.shape[3])
 
@@ -90,8 +88,7 @@ class SideBlock(nn.Module):
             grid: Patches of the ViT block, resized to the grid of the side tokens (B, n, C).
         """
         context = torch.cat([meta, grid.mean(1, keepdim=True)], dim=1)
-        t = t + self.drop_path(self.attend(self.norm1(t), context))
-        t = t + grid
+        t = t + self.drop_path(self.attend(self.norm1(t), context)) + grid
         return t + self.drop_path(self.fc2(F.gelu(self.fc1(self.norm2(t)))))
 
     def attend(self, t: Tensor, context: Tensor) -> Tensor:
@@ -124,7 +121,7 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(SideBlock(dim, heads, rate) for rate in drop_paths)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
-    def forward(self, x: Tensor, outputs: Iterator[Tensor], grid: Size) -> Tensor:
+    def forward(self, x: Tensor, outputs: Iterator[Tensor], grid: tuple[int, int]) -> Tensor:
         """Map (B, C, h, w) of this stage from the previous map and the next outputs (B, M + gh gw, D) of the ViT."""
         t, size = self.shrink(x)
         patches = grid[0] * grid[1]
@@ -167,7 +164,7 @@ class SideNetwork(nn.Module):
         )
         self.apply(init_weights)
 
-    def forward(self, x: Tensor, outputs: Iterable[Tensor], grid: Size) -> list[Tensor]:
+    def forward(self, x: Tensor, outputs: Iterable[Tensor], grid: tuple[int, int]) -> list[Tensor]:
         """Maps (B, C_s, H / stride, W / stride) from images (B, 3, H, W) and the outputs of all ViT blocks."""
         maps, remaining = [], iter(outputs)
         for stage in self.stages:
@@ -236,8 +233,7 @@ class HST(FrozenBackbone):
                 f"tune_norm=True: the blocks of {type(backbone).__name__} have parallel branches, and so no norm1 and "
                 "norm2; pass --model.tune_norm false"
             )
-        depth = len(sequence.blocks)
-        starts = [-1, *self.ends(depth)]
+        starts = [-1, *self.ends(depth := len(sequence.blocks))]
         shares = [[drop_path_rate(b) for b in sequence.blocks[i + 1 : j + 1]] for i, j in pairwise(starts)]
         sizes = (self.hst_dims, self.hst_heads, sequence.width, self.meta_tokens)
         self.side = SideNetwork(backbone.in_chans, *sizes, shares)
@@ -247,7 +243,9 @@ class HST(FrozenBackbone):
                 block.register_forward_pre_hook(partial(self.meta.pre_hook, index))
                 if can_extend(block):
                     extend_attention(block).inserted = (sequence.prefix, self.meta_tokens)
-        if self.head_names:  # none for a dense task, whose head lies outside the backbone
+        if self.dense:
+            self.read_pyramid(self.hst_dims)
+        elif self.head_names:
             self.resize_head(self.hst_dims[-1])
             self.head_norm = nn.BatchNorm1d(self.hst_dims[-1], eps=1e-6, affine=False)
 
@@ -275,19 +273,22 @@ class HST(FrozenBackbone):
         outputs = self.backbone.forward_intermediates(x, output_fmt="NLC", intermediates_only=True)
         return x, *(output.contiguous() for output in outputs)  # so that cached features give bit-equal results
 
-    def forward_frozen(self, features: tuple[Tensor, ...]) -> Tensor:
-        return self.predict_from(self.pyramid(*features)[-1].flatten(2).mT)
+    def forward_frozen(self, features: tuple[Tensor, ...]) -> Any:
+        return self.predict_from(self.head_input(self.pyramid(*features)))
 
     def pyramid(self, x: Tensor, *outputs: Tensor) -> list[Tensor]:
         return self.side(x, outputs, token_grid(self.backbone, (x.shape[2], x.shape[3])))
 
-    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
-        return self.pyramid(*self.frozen_features(x))
+    def head_input(self, maps: list[Tensor]) -> Any:
+        """All maps for a dense task, otherwise the tokens (B, n, C) of the last one."""
+        return maps if self.dense else maps[-1].flatten(2).mT
 
-    def features(self, x: Tensor) -> Tensor:
-        return self.forward_pyramid(x)[-1].flatten(2).mT
+    def features(self, x: Tensor) -> Any:
+        return self.head_input(self.pyramid(*self.frozen_features(x)))
 
-    def predict_from(self, features: Tensor) -> Tensor:
+    def predict_from(self, features: Any) -> Any:
+        if self.dense:
+            return super().predict_from(features)
         if self.training and len(features) < 2:
             raise ValueError("batch_size=1: HST norms its features over the batch, expected at least 2 images a device")
         return self.backbone.head(self.head_norm(features.mean(1)))

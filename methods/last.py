@@ -136,6 +136,8 @@ class LAST(FrozenBackbone):
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
+        if self.dense:
+            raise ValueError("LAST gives one sequence of tokens, and here a head reads maps of blocks: use hst or lora")
         sequence = token_sequence(backbone, "LAST reads the tokens of a plain ViT")
         depth, gap = len(sequence.blocks), self.last_gap
         if depth % gap:

@@ -54,6 +54,10 @@ class MLPHead(LinearProbe):
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
+        if self.dense:
+            raise ValueError(
+                "MLPHead puts layers before a classifier, and here a head reads maps: use linear_probe or lora"
+            )
         heads = [backbone.get_submodule(name) for name in self.head_names]
         if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
             raise ValueError(

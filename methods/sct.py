@@ -108,6 +108,8 @@ class SCT(Selective):
         super().__init__(**kwargs)
         if getattr(self, "num_classes", None) is None:
             raise ValueError(f"SCT averages scores over classes, and {type(self).__name__} has none: use gps or sara")
+        if self.dense:
+            raise ValueError("SCT averages scores over the classes of images, and masks have none: use gps or sara")
         if sct_channels < 1:
             raise ValueError(f"sct_channels={sct_channels}: expected at least 1 channel")
         self.sct_channels, self.sct_mode, self.sct_importance = sct_channels, sct_mode, sct_importance

@@ -77,6 +77,10 @@ class Sidetune(PEFTMethod):
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
+        if self.dense:
+            raise ValueError(
+                "Sidetune adds to the input of a classifier, and here a head reads maps: use linear_probe or lora"
+            )
         heads = [backbone.get_submodule(name) for name in self.head_names]
         if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
             raise ValueError(

@@ -116,8 +116,8 @@ class SPT(Selective):
         return {"batch_size": 32, "max_batches": 16}
 
     def score_loss(self, batch: Batch) -> Tensor:
-        """Cross entropy through the fresh head, without label smoothing."""
-        return F.cross_entropy(self(batch.inputs).float(), batch.targets)
+        """Cross entropy through the fresh head, without label smoothing; the loss of a dense task."""
+        return self.loss(batch) if self.dense else F.cross_entropy(self(batch.inputs).float(), batch.targets)
 
     def select(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
         """Spend the budget on the entries with the largest sums of squared gradients.

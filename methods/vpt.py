@@ -134,6 +134,8 @@ class VPT(PEFTMethod):
 
     def check_backbone(self, backbone: Backbone) -> None:
         """Refuse a backbone that cannot have prompts."""
+        if has_windows(backbone) and self.dense:
+            raise ValueError("a Swin passes its prompts on with its maps, which a head cannot read: use a ViT or lora")
         if not has_windows(backbone):
             token_sequence(backbone, "prompts join the tokens of a ViT or the windows of a Swin")
 

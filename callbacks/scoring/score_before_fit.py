@@ -137,6 +137,7 @@ class ScoreBeforeFit(Callback):
             for module in pl_module.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()  # so that its statistics, a part of the backbone, do not change
+            pl_module.requires_grad_(False)  # also a head beside the backbone; the scorer takes what it needs
             scorer = pl_module.build_scorer()
             batches = data.score_batches(**pl_module.score_data, rank=trainer.global_rank, world=trainer.world_size)
             visible = trainer.is_global_zero and trainer.progress_bar_callback is not None

@@ -99,19 +99,25 @@ def select(model: PEFTMethod, batch: Batch) -> None:
     if model.adapted:
         return
     assert isinstance(model, Selective)
-    with warnings.catch_warnings(), unchanged(model), model.build_scorer() as scorer:
+    with warnings.catch_warnings(), unchanged(model):
         warnings.simplefilter("ignore", UserWarning)  # about choices that a small network leaves
-        model.eval()
+        selection = scored(model, batch)
+    model.use_selection(selection)
+    model.configure_model()
+    assert model.adapted, "the backbone is not adapted, although there is a selection"
+
+
+def scored(model: Selective, batch: Batch) -> dict[str, Tensor]:
+    """Selection from the scores of a batch."""
+    model.eval().requires_grad_(False)
+    with model.build_scorer() as scorer:
         if scorer.needs_data:
             scorer.observe(batch.targets)
             loss = model.score_loss(batch)
             if loss is not None:
                 scorer.backward(loss)
         scorer.check()
-        selection = model.select({name: total.cpu() for name, total in scorer.sums.items()})
-    model.use_selection(selection)
-    model.configure_model()
-    assert model.adapted, "the backbone is not adapted, although there is a selection"
+        return model.select({name: total.cpu() for name, total in scorer.sums.items()})
 
 
 def check_step(model: PEFTMethod, batch: Batch) -> None:

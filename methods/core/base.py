@@ -59,8 +59,12 @@ class PEFTMethod(WarmStart):
         """
         if self.used is None:
             inputs = move_data_to_device(self.example_batch().inputs, next(self.backbone.parameters()).device)
+            training = [module for module in self.modules() if module.training]
+            self.eval()  # otherwise statistics of a head beside the backbone would change
             with eagerly():  # because a graph of the plain backbone cannot be used later
                 self.used = used_parameters(self.backbone, lambda: self(inputs))
+            for module in training:
+                module.training = True
         return [name for name, _ in self.backbone.named_parameters() if name in self.used]
 
     # adapting, in six steps

@@ -71,9 +71,11 @@ class DeltaCheckpoint(KeepsPrecision):
 
     def parameter_counts(self) -> dict[str, int]:
         counts = {"method": 0, "neck": 0, "head": 0}
+        necks = tuple(f"{name}." for name in self.necks)
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                counts["head" if self.in_head(name) else "method"] += parameter.numel()
+                part = "neck" if name.startswith(necks) else "head" if self.in_head(name) else "method"
+                counts[part] += parameter.numel()
         return counts
 
     # files

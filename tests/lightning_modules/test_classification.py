@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from checkpoints.delta import read_checkpoint, write_adapter
 from datamodules import ImageDataset
 from lightning_modules.batch import Batch
-from lightning_modules.classification import check_classes
+from lightning_modules.named_classes import check_classes
 from lightning_modules.task import Task
 from methods import PEFTMethod
 from tests.conftest import BACKBONE, TINY

@@ -68,7 +68,7 @@ def check_hst(golden: Golden) -> None:
             state[place(name, ends)].copy_(tensor)
     state["meta.tokens"].copy_(torch.cat([weights[f"meta_tokens.{i}"] for i in range(ends[-1] + 1)]))
     golden.check_logits(model)
-    for stage, feature in enumerate(model.forward_pyramid(tensors["input"])):
+    for stage, feature in enumerate(model.pyramid(*model.frozen_features(tensors["input"]))):
         torch.testing.assert_close(feature, tensors[f"feature.{stage}"], atol=1e-5, rtol=0)
 
     model.train()
@@ -137,10 +137,11 @@ def test_what_trains() -> None:
 
 def test_shapes_of_the_pyramid() -> None:
     model = small()
-    shapes = [tuple(m.shape[1:]) for m in model.forward_pyramid(torch.randn(2, 3, 48, 48))]
+    shapes = [tuple(m.shape[1:]) for m in model.pyramid(*model.frozen_features(torch.randn(2, 3, 48, 48)))]
     assert shapes == [(8, 12, 12), (12, 6, 6), (16, 3, 3), (24, 2, 2)]
     args = {"img_size": 48, "patch_size": 12, "embed_dim": 32, "depth": 8, "num_heads": 4, "dynamic_img_size": True}
-    shapes = [tuple(m.shape[2:]) for m in small(backbone_args=args).forward_pyramid(torch.randn(2, 3, 36, 84))]
+    other = small(backbone_args=args)
+    shapes = [tuple(m.shape[2:]) for m in other.pyramid(*other.frozen_features(torch.randn(2, 3, 36, 84)))]
     assert shapes == [(9, 21), (5, 11), (3, 6), (2, 3)]
 
 

@@ -25,6 +25,8 @@ class NamedClasses(Task):
 
     def adopt(self, identity: dict[str, Any]) -> None:
         trained = identity.get("class_names") or []
+        if not isinstance(trained, list):
+            raise ValueError(f"the checkpoint has the class names {str(trained)[:60]!r}; expected a list")
         check_classes(self.class_names, trained)
         self.class_names = trained
 
@@ -40,5 +42,7 @@ def check_classes(here: list[str], there: list[str]) -> None:
         ValueError: If both lists have names and differ, with both lists.
     """
     if here and there and here != there:
-        shown = f"{', '.join(here[:10])} in the data, {', '.join(there[:10])} in the checkpoint"
-        raise ValueError(f"the data have other classes than the checkpoint: {shown}")
+        ours, theirs = (", ".join(map(str, names[:10]))[:300] for names in (here, there))
+        raise ValueError(
+            f"the data have other classes than the checkpoint: {ours} in the data, {theirs} in the checkpoint"
+        )

@@ -108,6 +108,22 @@ def test_local_dir_round_trip(state: dict[str, Tensor], tmp_path: Path) -> None:
     assert input_config(again)["mean"] == input_config(model)["mean"]
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_weight_file_for_a_local_dir(suffix: str, state: dict[str, Tensor], tmp_path: Path) -> None:
+    """The file wins over the weights of the folder, also if its classifier has another number of classes."""
+    save_for_hf(timm.create_model(BACKBONE, num_classes=5, **TINY), tmp_path / "model", model_args=TINY)
+    file = tmp_path / f"other.{suffix}"
+    (save_file if suffix == "safetensors" else torch.save)(state, file)
+    loaded = build_backbone(f"local-dir:{tmp_path / 'model'}", str(file), {}).state_dict()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in state.items())
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=rf"other\.{suffix}' \(\d+ bytes\) is no readable weight file"):
+        build_backbone(f"local-dir:{tmp_path / 'model'}", str(file), {})
+    save_file({"fc.weight": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(ValueError, match=r"foreign\.safetensors' does not fit backbone='local-dir:"):
+        build_backbone(f"local-dir:{tmp_path / 'model'}", str(tmp_path / "foreign.safetensors"), {})
+
+
 # damaged, foreign and unsafe files
 
 

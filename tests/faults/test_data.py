@@ -1,4 +1,4 @@
-"""Data that no run can have (faults 6, 8 to 11, 43 and 44 of the list, and their kind)."""
+"""Data that no run can have (faults 6, 8 to 11, 28 and 42 to 44 of the list, and their kind)."""
 
 import csv
 import os
@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from methods import METHODS
+from tests.conftest import TINY_OPTIONS
 from tests.faults.conftest import Refused
 from tests.support.command_line import Answer, folders
 
@@ -77,6 +80,28 @@ def test_11_too_few_images(tiny: list[str], own_images: Path, refused: Refused) 
         for split in ("train", "val", "test"):
             shutil.rmtree(own_images / split / name)
     refused(*tiny, says="num_classes=1: expected at least 2 classes")
+
+
+@pytest.mark.parametrize(("factor", "message"), [(1e30, "holds NaN or infinity"), (0.0, "all scores are zero")])
+def test_28_scores_that_choose_nothing(
+    factor: float, message: str, tiny: list[str], refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = METHODS["spt"].score_loss
+    monkeypatch.setattr(METHODS["spt"], "score_loss", lambda self, batch: factor * loss(self, batch))
+    options = [f"--model.{name}={value}" for name, value in TINY_OPTIONS["spt"].items()]
+    refused(*("spt" if word == "ssf" else word for word in tiny), *options, says=(message, "blocks."))
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/secret.png"])
+def test_42_a_list_that_leaves_its_folder(
+    name: str, model: list[str], base: list[str], refused: Refused, tmp_path: Path
+) -> None:
+    (tmp_path / "vtab/cifar").mkdir(parents=True)
+    for split in ("train800", "val200", "test"):
+        (tmp_path / f"vtab/cifar/{split}.txt").write_text(f"{name} 0\n")
+    data = ["--data", "VTAB", "--data.root", str(tmp_path / "vtab"), "--data.task=cifar"]
+    trainer = [word for word in base if word.startswith("--trainer")]
+    refused("fit", *model, *trainer, *data, says=(name, "lies outside"))
 
 
 def test_43_other_classes_than_in_training(fitted: Path, base: list[str], own_images: Path, refused: Refused) -> None:

@@ -48,6 +48,11 @@ def test_05_a_budget_larger_than_the_backbone(tiny: list[str], refused: Refused)
     )
 
 
+@pytest.mark.parametrize(("method", "option"), [("gps", "gps_k=0"), ("spt", "spt_budget=0")])
+def test_05_nothing_selected(method: str, option: str, tiny: list[str], refused: Refused) -> None:
+    refused(*with_method(tiny, method, f"--model.{option}"), says=f"{option.partition('=')[0]}=0")
+
+
 @pytest.mark.parametrize(
     ("option", "messages"),
     [

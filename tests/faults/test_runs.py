@@ -1,7 +1,7 @@
-"""Runs that are killed, run out of something, or are repeated (faults 21, 22, 26, 27, 29 and 38 to 40 of the list)."""
+"""Runs that are killed, run out of something, or are repeated (faults 21, 25 to 27, 29 to 31 and 38 to 40)."""
 
-import errno
 import hashlib
+import json
 import multiprocessing
 import os
 import random
@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from checkpoints import atomic
 from datamodules.image_module import ImageModule
 from lightning_modules.classification import Classification
+from methods import PEFTMethod
 from tests.conftest import ROOT
 from tests.faults.conftest import Refused
 from tests.support.command_line import Answer, folders
@@ -105,12 +106,59 @@ def test_21_killed_at_any_moment(tiny: list[str], call: Callable[..., Answer], t
     assert epochs, "moments that are all too early or too late test nothing"
 
 
-def test_22_a_full_disk(tiny: list[str], refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: Any, **kwargs: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.fixture(scope="module")
+def two_ranks(base: list[str], model: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of a fit and a test in two processes, whose test images do not divide evenly."""
+    root = tmp_path_factory.mktemp("two ranks")
+    options = ["--trainer.devices=2", "--trainer.strategy=ddp", "--test_after_fit=true", "--trainer.max_epochs=2"]
+    process = start(["fit", *model, *base, *options], root)
+    message = process.communicate(timeout=120)[1].decode()
+    assert process.returncode == 0, message
+    (folder,) = folders(root)
+    return folder
 
-    monkeypatch.setattr(atomic.torch, "save", full)
-    refused(*tiny, says=("No space left on device", ".ckpt"))
+
+def test_30_frozen_weights_under_two_ranks(two_ranks: Path, weights: Path, tmp_path: Path) -> None:
+    """Every parameter that trains has changed, and every other one is that of the weight file, bit for bit."""
+    trained = PEFTMethod.from_delta(two_ranks / "adapter")
+    plain = load_file(weights)
+    state = dict(trained.named_parameters())
+    assert all(torch.equal(state[f"backbone.{name}"], value) for name, value in plain.items() if "head" not in name)
+    saved = torch.load(two_ranks / "checkpoints/last.ckpt", weights_only=True)
+    moments = saved["optimizer_states"][0]["state"].values()
+    assert len(moments) == sum(parameter.requires_grad for parameter in trained.parameters())
+    assert all(moment["exp_avg"].abs().sum() > 0 for moment in moments), "a parameter without a gradient"
+
+
+def test_31_metrics_of_two_ranks(two_ranks: Path, base: list[str], call: Callable[..., Answer], tmp_path: Path) -> None:
+    """15 images in batches of 4 on two ranks give the metrics of one process."""
+    best = two_ranks / "checkpoints/best.ckpt"
+    assert call("test", "--ckpt_path", best, *base, "--run_root", tmp_path).code == 0
+    (folder,) = folders(tmp_path)
+    alone, together = (json.loads((place / "result.json").read_text()) for place in (folder, two_ranks))
+    assert together["world_size"] == 2
+    for metric in ("test/acc1", "test/loss"):
+        assert alone[metric] == pytest.approx(together[metric], abs=1e-6)
+
+
+def test_25_two_of_four_epochs(tiny: list[str], call: Callable[..., Answer], tmp_path: Path) -> None:
+    """A fit of a method that chooses weights, resumed after two epochs, ends bit for bit; nothing is scored again."""
+    every_epoch = ["--checkpoint.save_top_k=-1", "--checkpoint.filename={epoch}", "--ema.decay=0.9"]
+    fit = [*("gps" if word == "ssf" else word for word in tiny), "--trainer.max_epochs=4", *every_epoch]
+    fit.remove("--model.weight_decay=0.05")
+    assert call(*fit, "--run_root", tmp_path / "whole").code == 0
+    (whole,) = folders(tmp_path / "whole")
+    second = whole / "checkpoints/epoch=1.ckpt"
+    answer = call(*fit, "--ckpt_path", second, "--run_root", tmp_path / "resumed")
+    assert answer.code == 0, answer.err
+    (resumed,) = folders(tmp_path / "resumed")
+    assert (whole / "scores.png").exists()
+    assert not (resumed / "scores.png").exists()
+    for part in ("state_dict", "raw", "optimizer_states", "lr_schedulers"):
+        torch.testing.assert_close(last(tmp_path / "resumed")[part], last(tmp_path / "whole")[part], rtol=0, atol=0)
+    results = [json.loads((folder / "result.json").read_text()) for folder in (whole, resumed)]
+    for metric in ("val/acc1", "val/loss", "train/loss"):
+        assert results[0][metric] == results[1][metric], metric
 
 
 def test_26_resumed_with_another_batch_size(

@@ -1,5 +1,6 @@
-"""Weight files, adapters and checkpoints that no run can use (faults 13, 15 to 18 and 33 of the list)."""
+"""Weight files, adapters and checkpoints that no run can use (faults 12, 13, 15 to 18 and 45 of the list)."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.conftest import BACKBONE, TINY
+from checkpoints.delta import CONFIG, WEIGHTS
+from tests.conftest import BACKBONE, ROOT, TINY
 from tests.faults.conftest import Refused
 from tests.support.command_line import Answer
 
-WEIGHTS = "adapter_model.safetensors"
 Tensors = dict[str, Tensor]
 
 
@@ -23,6 +24,20 @@ class Payload:
 
     def __reduce__(self) -> tuple[Callable[..., None], tuple[str]]:
         return Path.touch, (Path("run.txt"),)  # type: ignore[return-value]
+
+
+def test_12_no_weights_and_no_network(base: list[str], refused: Refused) -> None:
+    model = ["--method", "ssf", "--model.backbone", "vit_tiny_patch16_224.augreg_in21k", "--model.pretrained=true"]
+    source = "Download model.safetensors of huggingface.co/timm/vit_tiny_patch16_224.augreg_in21k"
+    refused(
+        "fit", *model, *base, says=("could not be loaded", "Nothing was trained", source, "--model.pretrained PATH")
+    )
+
+
+def test_12_random_weights_are_noted(tiny: list[str], call: Callable[..., Answer], tmp_path: Path) -> None:
+    assert call(*tiny, "--model.pretrained=false", "--run_root", tmp_path).code == 0
+    (result,) = tmp_path.glob("*/*/*/result.json")
+    assert json.loads(result.read_text())["pretrained"] is False
 
 
 def test_13_weights_of_another_architecture(tiny: list[str], refused: Refused, tmp_path: Path) -> None:
@@ -41,6 +56,18 @@ def test_13_truncated_weights_and_code(
     torch.save({"state_dict": Payload()}, tmp_path / "code.pth")
     refused(*tiny, "--model.pretrained=code.pth", says="code.pth")
     assert not (tmp_path / "run.txt").exists()
+
+
+def test_13_weights_beside_a_folder(
+    fitted: Path, base: list[str], weights: Path, call: Callable[..., Answer], tmp_path: Path
+) -> None:
+    """A backbone that is a folder of timm takes its weights from a file that fits."""
+    assert call("merge", "--ckpt_path", fitted / "adapter", "--output", tmp_path / "merged").code == 0
+    model = ["--method", "ssf", "--model.backbone", f"local-dir:{tmp_path / 'merged'}", f"--model.pretrained={weights}"]
+    answer = call("fit", *model, *base, "--run_root", tmp_path / "runs")
+    assert answer.code == 0, answer.err
+    (adapter,) = tmp_path.glob("runs/*/*/*/adapter")
+    assert call("test", "--ckpt_path", adapter, *base, "--run_root", tmp_path / "tests").code == 0
 
 
 @pytest.fixture
@@ -84,13 +111,24 @@ def test_18_a_truncated_file(share: float, fitted: Path, adapter: Path, base: li
         refused("test", "--ckpt_path", named, *base, says=place.name)
 
 
-def test_33_a_method_that_cannot_be_merged(
-    base: list[str], model: list[str], call: Callable[..., Answer], tmp_path: Path
+def test_45_a_newer_format(adapter: Path, base: list[str], refused: Refused) -> None:
+    config = json.loads((adapter / CONFIG).read_text())
+    del config["sha256"]
+    config["peft"]["format"] = 3
+    (adapter / CONFIG).write_text(json.dumps(config))
+    refused("test", "--ckpt_path", adapter, *base, says="checkpoint format 3: this version of Graft reads format 2")
+
+
+@pytest.mark.parametrize("name", ["ssf", "ssf.ckpt"])
+def test_45_an_older_format(
+    name: str, call: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ["adapter" if word == "ssf" else word for word in model]
-    assert call("fit", *options, *base, "--run_root", tmp_path / "runs").code == 0
-    (adapter,) = tmp_path.glob("runs/*/*/*/adapter")
-    answer = call("merge", "--ckpt_path", adapter, "--output", tmp_path / "merged")
-    assert answer.code == 1
-    assert "error: Adapter cannot be merged" in answer.err
-    assert not (tmp_path / "merged").exists()
+    """Files of format 1 are translated; their accuracy is that of the day on which they were written."""
+    monkeypatch.chdir(ROOT)  # because their backbone is named by a relative path
+    folder = Path("tests/checkpoints/format_1")
+    answer = call("test", "--ckpt_path", folder / name, "--config", folder / "run.yaml", "--run_root", tmp_path)
+    assert answer.code == 0, answer.err
+    (result,) = tmp_path.glob("*/*/*/result.json")
+    stored = json.loads((folder / "results.json").read_text())["ssf"]["test"]
+    found = json.loads(result.read_text())
+    assert {metric: found[metric] for metric in stored} == pytest.approx(stored, abs=2e-5)

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,7 +25,8 @@ class Cost(Callback):
     - ``cost/storage_bytes``: size of the delta, in packed form if the method has a packed file;
     - ``cost/gflops``: one forward pass of one sample, multiply-adds counted as two; if it depends on the sample, the
       mean over the split that was evaluated last;
-    - ``cost/saved_mib``: activations that autograd keeps between the forward and backward pass of the first batch;
+    - ``cost/saved_mib``: activations that autograd keeps between the forward and backward pass of the first batch; not
+      if the model is sharded;
     - ``cost/images_per_s`` (or another unit of the task): training speed of all devices together, without evaluation
       and, if there are several epochs, without the first one;
     - ``cost/peak_mem_gib``: the largest allocation on this GPU or, on a CPU, the largest size of the process.
@@ -56,7 +58,8 @@ class Cost(Callback):
         self.start, self.epoch_samples = time.perf_counter(), 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        if "cost/saved_mib" not in self.values:
+        # not of a sharded model, because the whole weights that its blocks have for a moment would count too
+        if "cost/saved_mib" not in self.values and not isinstance(trainer.strategy, ModelParallelStrategy):
             self.saved = SavedBytes(pl_module).__enter__()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:

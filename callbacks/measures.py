@@ -31,18 +31,22 @@ class SavedBytes:
     def __init__(self, module: nn.Module) -> None:
         tensors: Iterable[Tensor] = [*module.parameters(), *module.buffers()]
         self.own = {tensor.untyped_storage().data_ptr() for tensor in tensors}
-        self.storages: dict[int, int] = {}
+        self.storages: dict[int, tuple[torch.dtype, int]] = {}  # dtype and bytes by address
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor)
 
     def pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self.own:
-            self.storages[storage.data_ptr()] = storage.nbytes()
+            self.storages[storage.data_ptr()] = (tensor.dtype, storage.nbytes())
         return tensor.detach()  # otherwise a reference cycle leaks the graph
 
     @property
     def bytes(self) -> int:
-        return sum(self.storages.values())
+        return sum(count for _, count in self.storages.values())
+
+    def bytes_of(self, dtype: torch.dtype) -> int:
+        """Bytes of tensors of one dtype."""
+        return sum(count for kind, count in self.storages.values() if kind is dtype)
 
     def __enter__(self) -> "SavedBytes":
         self.hooks.__enter__()

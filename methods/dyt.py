@@ -9,11 +9,10 @@ from typing import Any, Literal
 
 import torch
 from lightning import Callback
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.anatomy import token_sequence
+from backbones.anatomy import attends_without_positions, token_sequence
 from backbones.blocks import pre_norm_blocks
 from backbones.inject import Backbone, attach, check_free
 from callbacks.kept_tokens import KeptTokens
@@ -236,7 +235,7 @@ def dispatchable_blocks(backbone: Backbone, place: str) -> list[Any]:
     use = "DyT drops tokens from a sequence"
     token_sequence(backbone, use)
     blocks = pre_norm_blocks(backbone, use)
-    if place != "mlp" and not all(isinstance(block, Block) for block in blocks):
+    if place != "mlp" and not all(attends_without_positions(block) for block in blocks):
         raise ValueError(
             f"dyt_place={place!r}: the attention of {type(backbone).__name__} rotates tokens by their "
             "place in the full sequence; expected dyt_place=mlp"

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 from timm import layers
-from timm.models.mlp_mixer import Affine
 from torch import Tensor, nn
 
 from backbones import anatomy
@@ -18,7 +17,6 @@ from methods.core.base import PEFTMethod
 from methods.layers.divisors import DivisorLook
 from methods.layers.ssf_layers import AFFINE_NORMS, ScaleShift, add_pair, remove_pair, stored
 
-LINEAR = (nn.Linear, nn.Conv2d, Affine)
 # norms without a bias; by class, because a subclass has an activation inside
 CHANNELS_LAST = (nn.RMSNorm, layers.RmsNorm, layers.RmsNormFp32, layers.SimpleNorm, layers.SimpleNormFp32)
 CHANNELS_FIRST = (layers.RmsNorm2d, layers.RmsNorm2dFp32, layers.SimpleNorm2d, layers.SimpleNorm2dFp32)
@@ -45,6 +43,7 @@ class SSF(PEFTMethod):
         ssf_head_norm: Whether the norm inside the head of a ConvNeXt trains, as in the published code.
     """
 
+    shardable = True
     flow: Flow
 
     def __init__(
@@ -124,7 +123,7 @@ def is_scaled(module: nn.Module) -> bool:
     """Whether a module is a linear layer, a convolution, or a norm over one axis of channels."""
     if isinstance(module, nn.LayerNorm):
         return len(module.normalized_shape) == 1
-    return isinstance(module, (*LINEAR, *AFFINE_NORMS)) or type(module) in (*CHANNELS_LAST, *CHANNELS_FIRST)
+    return isinstance(module, (*anatomy.LINEAR, *AFFINE_NORMS)) or type(module) in (*CHANNELS_LAST, *CHANNELS_FIRST)
 
 
 def channels(module: Any, shape: torch.Size, spatial: bool) -> int:

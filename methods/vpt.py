@@ -6,13 +6,13 @@
 from typing import Any, Literal
 
 import torch
-from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock, WindowAttention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.anatomy import TokenSequence, has_windows, norms_first, patch_embedding, per_block, token_sequence
 from backbones.attention import can_extend, extend_attention
-from backbones.inject import AdapterModule, Backbone, check_free, swap_class
+from backbones.inject import AdapterModule, Backbone, check_free
+from backbones.prompted_swin import pass_prompts
 from methods.core.base import PEFTMethod
 
 
@@ -58,59 +58,6 @@ class Prompt(AdapterModule):
         return output[:, self.length :]
 
 
-class PromptedWindowAttention(WindowAttention):
-    """Window attention where each window also contains the prompts of its image, without position bias or mask."""
-
-    prompts: Tensor  # (B, P, C): normed prompts before a call, mean of their outputs over the windows after it
-
-    def _get_rel_pos_bias(self) -> Tensor:
-        length = self.prompts.shape[1]
-        return F.pad(super()._get_rel_pos_bias(), (length, 0, length, 0))
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        images, length, _ = self.prompts.shape
-        # windows have the order (image, window); VPT's code copies as (window, image), which mixes images of a batch
-        copies = self.prompts.repeat_interleave(len(x) // images, dim=0)
-        mask = None if mask is None else F.pad(mask, (length, 0, length, 0))
-        x = super().forward(torch.cat([copies, x], dim=1), mask)
-        self.prompts = x[:, :length].unflatten(0, (images, -1)).mean(dim=1)
-        return x[:, length:]
-
-
-class PromptedSwinBlock(SwinTransformerBlock):
-    """Swin block that passes on prompts (B, P, C) with the map (B, H, W, C), or starts new prompts."""
-
-    attn: PromptedWindowAttention
-    prompt: Prompt | None
-
-    def forward(self, tokens: Any) -> Any:
-        x, prompts = tokens if isinstance(tokens, tuple) else (tokens, None)
-        if self.prompt is not None:
-            prompts = self.prompt(x).expand(len(x), -1, -1)
-        self.attn.prompts = self.norm1(prompts)
-        attended = self._attn(self.norm1(x)).flatten(1, 2)
-        stream = torch.cat([prompts, x.flatten(1, 2)], dim=1)
-        stream = stream + self.drop_path1(torch.cat([self.attn.prompts, attended], dim=1))
-        stream = stream + self.drop_path2(self.mlp(self.norm2(stream)))
-        del self.attn.prompts
-        length = prompts.shape[1]
-        return stream[:, length:].view_as(x), stream[:, :length]
-
-
-class PromptedPatchMerging(PatchMerging):
-    """Patch merging in which each prompt takes the place of all four patches."""
-
-    def forward(self, tokens: Any) -> Any:
-        x, prompts = tokens
-        return super().forward(x), self.reduction(self.norm(prompts.repeat(1, 1, 4)))
-
-
-def join_prompts(module: nn.Module, args: tuple[Any, ...], tokens: tuple[Tensor, Tensor]) -> Tensor:
-    """Forward hook: map and prompts as one row (B, 1, H W + P, C), so that average pooling includes both."""
-    x, prompts = tokens
-    return torch.cat([x.flatten(1, 2), prompts], dim=1).unsqueeze(1)
-
-
 def resize_prompt(tokens: Tensor, length: int, how: str) -> Tensor:
     """Prompts (P, d) resized to (length, d); unchanged for ``error``, so that a later check refuses them."""
     if how == "truncate":
@@ -135,6 +82,9 @@ class VPT(PEFTMethod):
         prompt_project: Width of the prompts before one learned layer that maps them to the width of the backbone; 0 for
             no such layer.
         prompt_dropout: Probability of dropping an element of a prompt.
+        prompt_init: Initial prompts, uniform within a bound. ``patch``: the Xavier bound of the patch embedding,
+            ``sqrt(6 / (3 h w + d))``, as in VPT's code. ``xavier``: that of P prompts themselves,
+            ``sqrt(6 / (d (P + 1)))``, as in NOAH's code.
         prompt_resize: Prompts from ``init_from`` if the other run has another number of them. ``error``: refuse them.
             ``truncate``: keep the first ones. ``tile``: repeat them. ``interpolate``: interpolate linearly.
     """
@@ -150,6 +100,7 @@ class VPT(PEFTMethod):
         prompt_deep: bool = True,
         prompt_project: int = 0,
         prompt_dropout: float = 0.0,
+        prompt_init: Literal["patch", "xavier"] = "patch",
         prompt_resize: Literal["error", "truncate", "tile", "interpolate"] = "error",
         **kwargs: Any,
     ) -> None:
@@ -163,7 +114,8 @@ class VPT(PEFTMethod):
         if prompt_lengths is not None and not prompt_deep:
             raise ValueError("prompt_lengths is for new prompts at every block: leave prompt_deep=False out")
         self.prompt_length, self.prompt_lengths, self.prompt_deep = prompt_length, prompt_lengths, prompt_deep
-        self.prompt_project, self.prompt_dropout, self.prompt_resize = prompt_project, prompt_dropout, prompt_resize
+        self.prompt_project, self.prompt_dropout, self.prompt_init = prompt_project, prompt_dropout, prompt_init
+        self.prompt_resize = prompt_resize
 
     def free_options(self) -> set[str]:
         length = {"prompt_length"} if self.prompt_resize != "error" else set()
@@ -226,19 +178,16 @@ class VPT(PEFTMethod):
             raise ValueError(f"prompt_project={self.prompt_project}: the stages of a Swin differ in width, expected 0")
         if self.prompt_lengths is not None:
             raise ValueError("prompt_lengths: a Swin passes its prompts on, expected one prompt_length")
-        blocks, none = [block for stage in backbone.layers for block in stage.blocks], nn.Identity()
-        for index, block in enumerate(blocks):
-            check_free(block, "prompt")
-            swap_class(block, PromptedSwinBlock)
-            swap_class(block.attn, PromptedWindowAttention)
-            new = self.prompt_deep or index == 0
-            block.prompt = self.new_prompt(backbone, self.prompt_length, block.dim, none, none) if new else None
-        for stage in backbone.layers[1:]:
-            swap_class(stage.downsample, PromptedPatchMerging)
-        blocks[-1].register_forward_hook(join_prompts)
+        none = nn.Identity()
+        pass_prompts(
+            backbone, lambda dim: self.new_prompt(backbone, self.prompt_length, dim, none, none), self.prompt_deep
+        )
 
     def new_prompt(self, backbone: Backbone, length: int, dim: int, project: nn.Module, norm: nn.Module) -> Prompt:
         height, width = patch_embedding(backbone).patch_size
+        if self.prompt_init == "xavier":  # NOAH draws as many prompts as its largest block has, and uses the first
+            longest = max(self.prompt_lengths or [length])
+            return Prompt(length, dim, (6 / (dim * (longest + 1))) ** 0.5, self.prompt_dropout, project, norm)
         # bound of Xavier uniform for the patch embedding; the later stages of a Swin use the bound of the first
         bound = (6 / (3 * height * width + (self.prompt_project or backbone.embed_dim))) ** 0.5
         return Prompt(length, dim, bound, self.prompt_dropout, project, norm)

@@ -71,6 +71,12 @@ def test_parts_of_a_batch_have_names() -> None:
     assert not offenders, shown("a batch has inputs, targets and valid; no batch[0] outside datamodules", offenders)
 
 
+def test_families_of_networks() -> None:
+    # small_models.py makes a small member of each family for the matrix
+    offenders = house.lines_with(outside("backbones/", "commands/methods/small_models.py"), r"timm\.models\.\w")
+    assert not offenders, shown("classes of network families stand in backbones/ alone", offenders)
+
+
 def test_type_of_the_module_in_callbacks() -> None:
     offenders = house.arguments_of_any(SOURCES, "pl_module")
     assert not offenders, shown("pl_module has a type: LightningModule, Task or PEFTMethod", offenders)

@@ -90,6 +90,24 @@ def test_a_number_for_each_block(build: Build) -> None:
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 3)
 
 
+@pytest.mark.parametrize(
+    ("options", "bound"),
+    [
+        ({"prompt_length": 40}, (6 / (3 * 8 * 8 + 48)) ** 0.5),  # VPT: Xavier of the patch embedding
+        ({"prompt_length": 40, "prompt_init": "xavier"}, (6 / (48 * 41)) ** 0.5),  # NOAH: Xavier of (1, P, C)
+        ({"prompt_lengths": [5, 60], "prompt_init": "xavier"}, (6 / (48 * 61)) ** 0.5),
+    ],
+)
+def test_initial_prompts(options: dict[str, Any], bound: float, build: Build) -> None:
+    model = build("vpt", **options)
+    model.configure_model()
+    tokens = model.backbone.blocks[1].prompt.tokens.detach()
+    assert 0.98 * bound < float(tokens.abs().max()) <= bound
+    if "prompt_lengths" not in options and "prompt_init" in options:
+        plain = torch.nn.init.xavier_uniform_(torch.empty(1, *tokens.shape))
+        assert float(tokens.std()) == pytest.approx(float(plain.std()), rel=0.05)
+
+
 def test_dense_features_of_deep_prompts(build: Build) -> None:
     model = build("vpt", prompt_length=4)
     model.configure_model()
@@ -239,53 +257,6 @@ def swin(**options: Any) -> PEFTMethod:
         if "relative_position_bias_table" in name or "norm" in name:
             parameter.data.add_(torch.randn_like(parameter))
     return model
-
-
-def swin_block(block: Any, x: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
-    """One block on the map (H, W, C) and the prompts (P, C) of one image, window by window."""
-    attn, (size, _), (shift, _), length = block.attn, block.window_size, block.shift_size, len(prompts)
-    position = attn.relative_position_bias_table[attn.relative_position_index].permute(2, 0, 1)  # (heads, N, N)
-    rolled = block.norm1(x).roll((-shift, -shift), (0, 1))
-    out, seen = torch.empty_like(x), []
-    for index in range((x.shape[0] // size) * (x.shape[1] // size)):
-        row, column = (part * size for part in divmod(index, x.shape[1] // size))
-        area = (slice(row, row + size), slice(column, column + size))
-        tokens = torch.cat([block.norm1(prompts), rolled[area].reshape(size * size, -1)])
-        q, k, v = attn.qkv(tokens).view(len(tokens), 3, attn.num_heads, -1).permute(1, 2, 0, 3)
-        scores = q @ k.transpose(1, 2) * attn.scale
-        scores[:, length:, length:] += position + (block.attn_mask[index] if shift else 0)
-        tokens = attn.proj((scores.softmax(-1) @ v).transpose(0, 1).reshape(len(tokens), -1))
-        seen.append(tokens[:length])
-        out[area] = tokens[length:].view(size, size, -1)
-    x = x + out.roll((shift, shift), (0, 1))
-    prompts = prompts + torch.stack(seen).mean(0)
-    return x + block.mlp(block.norm2(x)), prompts + block.mlp(block.norm2(prompts))
-
-
-@pytest.mark.parametrize("deep", [True, False])
-def test_swin(deep: bool) -> None:
-    """Windows share their image's prompts, whatever else is in the batch; the pooling takes them in."""
-    model = swin(prompt_deep=deep, prompt_length=3)
-    model.configure_model()
-    backbone = model.eval().backbone
-    for prompt in [m.prompt for m in backbone.modules() if getattr(m, "prompt", None) is not None]:
-        torch.nn.init.normal_(prompt.tokens)
-    images = torch.randn(3, 3, 32, 32)
-    with torch.no_grad():
-        logits, alone = model(images), torch.cat([model(image[None]) for image in images])
-        torch.testing.assert_close(alone, logits, atol=1e-5, rtol=0)
-        for image, expected in zip(images, logits, strict=True):
-            x, prompts = backbone.patch_embed(image[None])[0], torch.empty(0)
-            for stage in backbone.layers:
-                if stage is not backbone.layers[0]:
-                    merge = stage.downsample
-                    corners = x.unflatten(1, (-1, 2)).unflatten(0, (-1, 2)).permute(0, 2, 3, 1, 4).flatten(2)
-                    x, prompts = (merge.reduction(merge.norm(t)) for t in (corners, prompts.repeat(1, 4)))
-                for block in stage.blocks:
-                    prompts = block.prompt.tokens if block.prompt is not None else prompts
-                    x, prompts = swin_block(block, x, prompts)
-            pooled = backbone.norm(torch.cat([x.flatten(0, 1), prompts])).mean(0)
-            torch.testing.assert_close(backbone.head.fc(pooled), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("deep", [True, False])

@@ -6,6 +6,7 @@ from typing import Any, Literal, cast
 import torch
 import torch._dynamo
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lightning_modules.adapted import AdaptedTask
 
@@ -42,6 +43,11 @@ class Compiled(Callback):
         if self.mode is None:
             return
         self.check(cast(AdaptedTask, pl_module))
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            raise ValueError(
+                f"compile={self.mode}: {type(trainer.strategy).__name__} gathers weights between blocks, which breaks "
+                "the graph at each of them; use one device or ddp, or leave compile out"
+            )
         if stage == "fit":
             torch.compiler.reset()  # otherwise earlier models of this process count for the limit of graphs
         # otherwise a block that is computed again breaks the graph if a hook keeps a tensor for another one

@@ -93,6 +93,6 @@ def memory(options: Namespace) -> str:
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
     return (
         f"{method} with data.batch_size={options.data.init_args.get('batch_size')} held {peak:.1f} GiB at its peak. "
-        "Pass a smaller --data.batch_size, with --trainer.accumulate_grad_batches for the same effective one, or "
-        "--trainer.precision bf16-mixed"
+        "Pass a smaller --data.batch_size, with --trainer.accumulate_grad_batches for the same effective one, "
+        "--trainer.precision bf16-mixed, or --checkpoint_activations true"
     )

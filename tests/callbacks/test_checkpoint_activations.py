@@ -1,6 +1,7 @@
 """Activations that are computed again: equal gradients, fewer kept bytes."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +11,15 @@ from lightning import Trainer
 from callbacks.checkpoint_activations import CheckpointActivations
 from callbacks.cost import Cost
 from callbacks.measures import SavedBytes
+from checkpoints.whole import whole
 from commands.methods.families import FAMILIES
 from datamodules import ImageDataset
 from lightning_modules.batch import Batch
 from methods import METHODS, PEFTMethod
-from tests.conftest import TINY, composed, perturb
+from methods.core.sharded import Sharded
+from tests.conftest import TINY, build_tiny, composed, perturb, quiet_trainer
 from tests.methods.test_contract import adapt, batch
+from tests.support.ranks import TwoRanks
 
 Build = Callable[..., PEFTMethod]
 Data = Callable[..., ImageDataset]
@@ -61,6 +65,25 @@ def test_frozen_backbones_are_refused(method: str, build: Build, data: Data, tra
     run = trainer(callbacks=[CheckpointActivations(True)])
     with pytest.raises(ValueError, match=r"need no activations inside the blocks of VisionTransformer.*; leave it out"):
         run.fit(build(method), datamodule=data())
+
+
+def fit_in_shards(rank: int, images: Path, weights: Path, folder: Path) -> list[dict[str, Any]]:
+    deltas = []
+    for active in (False, True):
+        model = build_tiny(weights, "lora", drop_path=0.2)
+        callbacks = [CheckpointActivations(active)]
+        run = quiet_trainer(
+            folder, devices=2, strategy=Sharded(), callbacks=callbacks, max_steps=3, limit_val_batches=0
+        )
+        run.fit(model, datamodule=ImageDataset(root=str(images), batch_size=4, resize="direct"))
+        deltas.append(whole(model.delta_state_dict()))
+    return deltas
+
+
+def test_shards(two_ranks: TwoRanks, images: Path, weights: Path, tmp_path: Path) -> None:
+    plain, delta = two_ranks(fit_in_shards, images, weights, tmp_path)[0]
+    for name, tensor in plain.items():
+        assert torch.equal(delta[name], tensor), name
 
 
 def test_two_kinds_of_passes_are_refused(build: Build) -> None:

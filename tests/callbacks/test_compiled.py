@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from callbacks.cost import Cost
 from datamodules import ImageDataset
 from methods import PEFTMethod
 from methods.core.parallel_settings import ParallelSettings
+from methods.core.sharded import Sharded
 from tests.conftest import build_tiny, quiet_trainer
 from tests.support.compiling import Graphs
 from tests.support.ranks import TwoRanks
@@ -125,6 +127,12 @@ def test_refused_models(build: Build, data: Data, trainer: MakeTrainer) -> None:
     with pytest.raises(ValueError, match="compile=default: LinearProbe cannot be compiled, because several settings"):
         trainer(callbacks=[compiled]).fit(several, datamodule=data())
     Compiled().check(gathering)
+
+
+def test_shards_are_refused(build: Build) -> None:
+    run: Any = SimpleNamespace(strategy=Sharded())
+    with pytest.raises(ValueError, match=r"compile=default: Sharded gathers weights between blocks.*use one device or"):
+        Compiled("default").setup(run, build("lora"), "fit")
 
 
 def fit_on_two_ranks(rank: int, images: Path, weights: Path, folder: Path) -> tuple[int, list[dict[str, Any]]]:

@@ -11,6 +11,8 @@ from callbacks.best_checkpoint import BestCheckpoint
 from callbacks.cost import Cost
 from callbacks.delta_export import DeltaExport
 from callbacks.finite_loss import StopOnNonFiniteLoss
+from callbacks.mask_picture import MaskPicture
+from callbacks.mask_predictions import MaskPredictions
 from callbacks.predictions import Predictions
 from callbacks.result import Result
 from callbacks.scoring.score_before_fit import ScoreBeforeFit
@@ -37,7 +39,9 @@ def run_callbacks(
     result = Result(cost, test_follows=bool(options.get("test_after_fit")))
     if subcommand == "score":
         return [ScoreBeforeFit(**options.score.as_dict()), result, last]
-    found = [StopOnNonFiniteLoss(), cost, DeltaExport(), result, Predictions()]
+    # of masks, if the task predicts maps
+    writers: list[Callback] = [MaskPredictions(), MaskPicture()] if getattr(model, "dense", False) else [Predictions()]
+    found = [StopOnNonFiniteLoss(), cost, DeltaExport(), result, *writers]
     if subcommand != "fit":
         return [*found, last]
     best = BestCheckpoint(**checkpoint_options(options.checkpoint, model, data, folder))

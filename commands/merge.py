@@ -44,7 +44,7 @@ def merge(
     if not same_shape or model.backbone_name.startswith("local-dir:"):
         return  # the name alone does not define its shape
     architecture = merged.pretrained_cfg["architecture"]
-    arguments = f"num_classes={model.num_classes}, checkpoint_path='{output / 'model.safetensors'}'"
+    arguments = f"num_classes={merged.num_classes}, checkpoint_path='{output / 'model.safetensors'}'"
     print(f"timm.create_model('{architecture}', {arguments})  # the same by name")
 
 

@@ -6,7 +6,21 @@ from types import NoneType
 from typing import Any, NamedTuple
 
 import torch
-from timm.layers import DropPath, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
+from timm.layers import (
+    DropPath,
+    RmsNorm,
+    RmsNorm2d,
+    RmsNorm2dFp32,
+    RmsNormFp32,
+    ScaledStdConv2d,
+    ScaledStdConv2dSame,
+    SimpleNorm,
+    SimpleNorm2d,
+    SimpleNorm2dFp32,
+    SimpleNormFp32,
+    StdConv2d,
+    StdConv2dSame,
+)
 from timm.models.beit import Attention as BeitAttention
 from timm.models.beit import Beit
 from timm.models.beit import Block as BeitBlock
@@ -24,6 +38,9 @@ from backbones.inject import Backbone
 from backbones.projections import POOLS
 
 LINEAR = (nn.Linear, nn.Conv2d, Affine)  # layers whose outputs are linear in the tensors of `output_names`
+# classes of norms, because names do not tell: norms in the stem and downsampling of a ConvNeXt have numbers as names
+NORMS: tuple[type[nn.Module], ...] = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.RMSNorm)
+NORMS += (RmsNorm, RmsNormFp32, RmsNorm2d, RmsNorm2dFp32, SimpleNorm, SimpleNormFp32, SimpleNorm2d, SimpleNorm2dFp32)
 
 
 def per_block(option: str, values: list[int] | None, common: int, blocks: int) -> list[int]:

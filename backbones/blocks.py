@@ -175,6 +175,25 @@ def convolutional_blocks(backbone: Backbone) -> list[tuple[Any, ConvolutionalBlo
     return [(m, CONVOLUTIONAL[type(m)]) for m in backbone.modules() if type(m) in CONVOLUTIONAL]
 
 
+def recompute_blocks(backbone: Backbone, enabled: bool) -> None:
+    """Compute the activations inside blocks again in the backward pass, instead of keeping them for it.
+
+    Args:
+        backbone: A network of timm.
+        enabled: Whether to do so; False keeps activations again.
+
+    Raises:
+        ValueError: If timm cannot do this in the network.
+    """
+    try:
+        backbone.set_grad_checkpointing(enabled)
+    except (AttributeError, AssertionError) as error:
+        raise ValueError(
+            f"checkpoint_activations: timm cannot compute blocks of {type(backbone).__name__} again in the backward "
+            "pass; leave it out, or use a network such as a ViT, Swin, ConvNeXt or ResNet"
+        ) from error
+
+
 def has(module: nn.Module, children: tuple[str, ...]) -> bool:
     """Whether a module has all these children."""
     return all(module._modules.get(child) is not None for child in children)

@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 Backbone = Any
 """A timm model: an ``nn.Module``; a type checker cannot find the types of its children."""
@@ -67,7 +68,8 @@ class Parametrized(nn.Module):
     def __getattr__(self, name: str) -> Any:
         value = super().__getattr__(name)
         child = self.__dict__.get("parametrizations", {}).get(name)
-        return value if child is None else self._modules[child](value)  # type: ignore[misc]
+        # FSDP2 looks for its shards by name; in the forward pass the parameter is a plain tensor
+        return value if child is None or isinstance(value, DTensor) else self._modules[child](value)  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return blank, (type(self).plain,), self.__dict__  # pickle cannot import this class, which is made at run time

@@ -197,9 +197,9 @@ def reset_head(backbone: Backbone, num_classes: int, init: str) -> None:
     Args:
         backbone: timm model.
         num_classes: Number of outputs.
-        init: Initial weights. ``trunc_normal``: std 0.02, bias 0, as in timm's ViT and in SSF. ``linear``: torch's
-            default, as in NOAH. ``zero``: zero. ``vpt``: Kaiming normal over the outputs, bias log(0.01 / 0.99), as in
-            VPT's code.
+        init: Initial weights. ``trunc_normal``: std 0.02, bias 0, as in timm's ViT, SSF and NOAH. ``adaptformer``: std
+            0.01, bias 0, as in AdaptFormer and DyT. ``linear``: torch's default, as in PETL-ViT. ``zero``: zero.
+            ``vpt``: Kaiming normal over the outputs, bias log(0.01 / 0.99), as in VPT's code.
 
     Raises:
         ValueError: If the model has no classifier that can be replaced.
@@ -220,8 +220,8 @@ def init_head(head: Any, init: str) -> None:
     """Draw the weights of a classifier layer; see ``reset_head``. A norm keeps the weights of its construction."""
     if not isinstance(head, (nn.Linear, nn.Conv2d)):
         return
-    if init == "trunc_normal":
-        nn.init.trunc_normal_(head.weight, std=0.02)
+    if init in ("trunc_normal", "adaptformer"):
+        nn.init.trunc_normal_(head.weight, std=0.02 if init == "trunc_normal" else 0.01)
     elif init == "zero":
         nn.init.zeros_(head.weight)
     elif init == "vpt":

@@ -9,6 +9,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from callbacks.scoring.undisturbed import eagerly
 from lightning_modules.adapted import AdaptedTask
 from lightning_modules.batch import Batch
 
@@ -106,7 +107,7 @@ class Alignment(Callback):
         """Inputs (rows, in) in fp32 of the layers that run on the probe batch."""
         found: dict[str, Tensor] = {}
         training = {module: module.training for module in pl_module.modules()}
-        with recording(self.chosen(pl_module), found):
+        with recording(self.chosen(pl_module), found), eagerly():  # a compiled graph runs no new hooks
             pl_module.eval()  # without dropout, so that no random number is drawn
             pl_module(self.probe)
         for module, mode in training.items():

@@ -1,5 +1,6 @@
 """Checkpoint of the best epoch, also over a fit that was interrupted."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from checkpoints.atomic import write_atomically
+from checkpoints.delta import read_checkpoint
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -24,9 +26,10 @@ class BestCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         before = Path(state_dict["best_model_path"])
-        if self.dirpath is not None and self.save_top_k == 1 and before.is_file():
+        if self.dirpath is not None and self.save_top_k == 1 and os.path.isfile(before):
             own = Path(self.dirpath) / before.name
             if own != before:
+                read_checkpoint(before, option="best_model_path")  # refuses a damaged file, or one of another kind
                 copy(before, own)
             score = state_dict["best_model_score"]
             state_dict = state_dict | {

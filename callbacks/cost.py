@@ -1,14 +1,17 @@
 """Costs of a run: parameters, storage, compute, memory and speed."""
 
 import time
+from contextlib import ExitStack
 from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from callbacks.measures import SavedBytes, flop_counter, forward_gflops, peak_memory, reset_peak_memory
+from callbacks.scoring.undisturbed import eagerly
 from lightning_modules.adapted import AdaptedTask
 from lightning_modules.batch import Batch
 
@@ -22,7 +25,8 @@ class Cost(Callback):
     - ``cost/storage_bytes``: size of the delta, in packed form if the method has a packed file;
     - ``cost/gflops``: one forward pass of one sample, multiply-adds counted as two; if it depends on the sample, the
       mean over the split that was evaluated last;
-    - ``cost/saved_mib``: activations that autograd keeps between the forward and backward pass of the first batch;
+    - ``cost/saved_mib``: activations that autograd keeps between the forward and backward pass of the first batch; not
+      if the model is sharded;
     - ``cost/images_per_s`` (or another unit of the task): training speed of all devices together, without evaluation
       and, if there are several epochs, without the first one;
     - ``cost/peak_mem_gib``: the largest allocation on this GPU or, on a CPU, the largest size of the process.
@@ -32,6 +36,7 @@ class Cost(Callback):
         self.values: dict[str, float] = {}
         self.samples, self.seconds, self.start = 0, 0.0, 0.0
         self.counter: FlopCounterMode | None = None  # active during the forward pass of an evaluation batch
+        self.counting = ExitStack()  # of the counter
         self.flops, self.evaluated = 0, 0
         self.saved: SavedBytes | None = None  # active during the forward pass of the first training batch
 
@@ -53,7 +58,8 @@ class Cost(Callback):
         self.start, self.epoch_samples = time.perf_counter(), 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        if "cost/saved_mib" not in self.values:
+        # not of a sharded model, because the whole weights that its blocks have for a moment would count too
+        if "cost/saved_mib" not in self.values and not isinstance(trainer.strategy, ModelParallelStrategy):
             self.saved = SavedBytes(pl_module).__enter__()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -81,13 +87,14 @@ class Cost(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, *args: Any
     ) -> None:
         if cast(AdaptedTask, pl_module).input_dependent:
-            self.counter = flop_counter().__enter__()
+            self.counter = self.counting.enter_context(flop_counter())
+            self.counting.enter_context(eagerly())  # a compiled graph hides its operations from the counter
 
     def stop_count(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: Any
     ) -> None:
         if self.counter is not None:
-            self.counter.__exit__(None, None, None)
+            self.counting.close()
             self.flops, self.evaluated = self.flops + self.counter.get_total_flops(), self.evaluated + batch.size
             self.counter = None
 
@@ -103,9 +110,8 @@ class Cost(Callback):
     on_validation_epoch_end = on_test_epoch_end = report_count
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self.counter is not None:
-            self.counter.__exit__(None, None, None)
-            self.counter = None
+        self.counting.close()
+        self.counter = None
         if self.saved is not None:
             self.saved.__exit__(None, None, None)
             self.saved = None

@@ -7,6 +7,8 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from checkpoints.whole import shard_like, whole
+
 
 class EMA(Callback):
     """Average the trained parameters over steps; evaluation and checkpoints use the average.
@@ -31,9 +33,15 @@ class EMA(Callback):
         if self.decay is None:
             return
         trained = self.trained(pl_module)
+        if self.raw and self.raw.keys() != trained.keys():
+            other = sorted(self.raw.keys() ^ trained.keys())[0]
+            raise ValueError(
+                f"ckpt_path: its 'raw' and the trained parameters of this run differ in {other}. Begin a new fit with "
+                "the averaged values, --model.init_from PATH"
+            )
         self.average = {name: p.detach().clone() for name, p in trained.items()}
         for name, value in self.raw.items():  # resumed: the module has loaded the average
-            trained[name].data.copy_(value)
+            trained[name].data.copy_(shard_like(value, trained[name]))
         self.raw = {}
 
     @torch.no_grad()
@@ -59,7 +67,7 @@ class EMA(Callback):
             return
         checkpoint["ema_decay"] = self.decay
         checkpoint["raw"] = {name: checkpoint["state_dict"][name] for name in self.average}
-        checkpoint["state_dict"] |= self.average
+        checkpoint["state_dict"] |= whole(self.average)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.raw = checkpoint.get("raw", {})

@@ -8,6 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
+from callbacks.scoring.undisturbed import eagerly
 from checkpoints.atomic import write_atomically
 from lightning_modules.batch import Batch
 
@@ -35,7 +36,7 @@ class KeptTokens(Callback):
             return
         task: Any = pl_module  # a method with ``masks``, such as DyT
         training = task.training
-        with task.eval().masks() as masks:
+        with task.eval().masks() as masks, eagerly():
             task(self.shown.to(task.device))  # on the CPU at the end of a fit on a GPU
         task.train(training)
         sides = zip(self.shown.shape[2:], task.backbone.patch_embed.patch_size, strict=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from callbacks.scoring.undisturbed import eagerly
 from lightning_modules.task import Task
 
 
@@ -30,18 +31,22 @@ class SavedBytes:
     def __init__(self, module: nn.Module) -> None:
         tensors: Iterable[Tensor] = [*module.parameters(), *module.buffers()]
         self.own = {tensor.untyped_storage().data_ptr() for tensor in tensors}
-        self.storages: dict[int, int] = {}
+        self.storages: dict[int, tuple[torch.dtype, int]] = {}  # dtype and bytes by address
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor)
 
     def pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self.own:
-            self.storages[storage.data_ptr()] = storage.nbytes()
+            self.storages[storage.data_ptr()] = (tensor.dtype, storage.nbytes())
         return tensor.detach()  # otherwise a reference cycle leaks the graph
 
     @property
     def bytes(self) -> int:
-        return sum(self.storages.values())
+        return sum(count for _, count in self.storages.values())
+
+    def bytes_of(self, dtype: torch.dtype) -> int:
+        """Bytes of tensors of one dtype."""
+        return sum(count for kind, count in self.storages.values() if kind is dtype)
 
     def __enter__(self) -> "SavedBytes":
         self.hooks.__enter__()
@@ -85,7 +90,7 @@ def forward_gflops(task: Task) -> float:
     """GFLOP of the forward pass of one sample, counted while it runs."""
     training, counter = task.training, flop_counter()
     task.eval()
-    with torch.no_grad(), counter:
+    with torch.no_grad(), counter, eagerly():
         task(task.example_batch().inputs)
     task.train(training)
     return counter.get_total_flops() / 1e9

@@ -27,10 +27,11 @@ class Result(Callback):
     Args:
         cost: Callback with the costs of the run.
         test_follows: Whether a test follows the fit in the same command; then the table is printed after the test.
+        options: Options of the run that are written beside its results.
     """
 
-    def __init__(self, cost: Cost, test_follows: bool = False) -> None:
-        self.cost, self.test_follows = cost, test_follows
+    def __init__(self, cost: Cost, test_follows: bool = False, options: dict[str, Any] | None = None) -> None:
+        self.cost, self.test_follows, self.options = cost, test_follows, options or {}
         self.values: dict[str, Any] = {}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -60,6 +61,7 @@ class Result(Callback):
         return (
             pl_module.description()
             | about
+            | self.options
             | ({"ckpt_path": str(trainer.ckpt_path)} if trainer.ckpt_path else {})
             | {
                 "task": task_name(type(pl_module)),
@@ -83,10 +85,10 @@ class Result(Callback):
         folder = Path(str(trainer.log_dir or trainer.default_root_dir))
         if not trainer.is_global_zero:
             return
-        text = json.dumps(self.values, indent=2)
-        write_atomically(folder / "result.json", lambda path: path.write_text(text))
         if fitted and self.values["steps"] and (folder / "metrics.csv").exists():
             draw_curves(folder / "metrics.csv", folder / "curves.png", Headline(**self.values["metric"]))
+        text = json.dumps(self.values, indent=2)  # the last file, because it marks a run that has finished
+        write_atomically(folder / "result.json", lambda path: path.write_text(text))
         if fitted and self.test_follows:
             return
         kept = f", {self.values['selection']}" if self.values.get("selection") else ""

@@ -14,6 +14,10 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from safetensors import SafetensorError
 
 
+class NotWritten(OSError):
+    """A file that cannot be written; the message has its path, the reason of the system and what is left there."""
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint under a temporary name, then renames it: a full disk does not damage the old checkpoint.
 
@@ -24,11 +28,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write one checkpoint.
 
         Raises:
-            OSError: If it cannot be written, with the path, the reason and the state of the old file.
+            NotWritten: If it cannot be written.
         """
-        path = Path(path)
-        with writing(path, "the old file is unchanged" if path.exists() else "no file was left there"):
-            write_atomically(path, lambda temporary: save(checkpoint, temporary))
+        write_atomically(Path(path), lambda temporary: save(checkpoint, temporary))
 
 
 def save(checkpoint: dict[str, Any], path: Path) -> None:
@@ -45,18 +47,22 @@ def writing(path: Path, state: str = "nothing was written") -> Iterator[None]:
         state: What an error leaves at the path.
 
     Raises:
-        OSError: With the path, the reason of the system and, for a full disk, the free space.
+        NotWritten: With the path, the reason of the system and, for a full disk, the free space.
     """
     try:
         yield
+    except NotWritten:
+        raise
     except (OSError, RuntimeError, SafetensorError) as error:
         cause = reason(error)
         if cause is None:
             raise
         place = next(folder for folder in (path.parent, *path.parent.absolute().parents) if folder.is_dir())
-        full = "os error 28" in cause or os.strerror(errno.ENOSPC) in cause
-        free = f", {shutil.disk_usage(place).free / 1e6:.1f} MB are free in {place}" if full else ""
-        raise OSError(f"cannot write {path} ({cause}{free}); {state}") from error
+        left = shutil.disk_usage(place).free / 1e6
+        # a library may give no reason of the system, such as Pillow for a picture
+        full = "os error 28" in cause or os.strerror(errno.ENOSPC) in cause or left < 1
+        free = f", {left:.1f} MB are free in {place}" if full else ""
+        raise NotWritten(f"cannot write {path} ({cause}{free}); {state}") from error
 
 
 def reason(error: BaseException | None) -> str | None:
@@ -74,16 +80,43 @@ def reason(error: BaseException | None) -> str | None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` with a temporary path in the same folder, then rename that file: no reader gets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    """Call ``write`` with a temporary path in the same folder, then rename that file: no reader gets half a file.
+
+    Raises:
+        NotWritten: If the file cannot be written.
+    """
+    with writing(path, "the old file is unchanged" if os.path.lexists(path) else "no file was left there"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        try:
+            write(Path(temporary))
+            os.chmod(temporary, 0o666 & ~current_umask())  # because files of mkstemp are private
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def move_files(source: Path, target: Path) -> None:
+    """Move all files of a folder into a new or empty one; if that fails, the target is as before.
+
+    Args:
+        source: Folder of files.
+        target: Folder on the same or another disk.
+    """
+    before = target.exists()
+    target.mkdir(exist_ok=True)
+    names = [file.name for file in source.iterdir()]
     try:
-        write(Path(temporary))
-        os.chmod(temporary, 0o666 & ~current_umask())  # because files of mkstemp are private
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        for name in names:
+            (source / name).chmod(0o666 & ~current_umask())  # because a library may have made private files
+            shutil.move(source / name, target / name)
+    except BaseException:
+        for name in names:
+            (target / name).unlink(missing_ok=True)
+        if not before:
+            target.rmdir()
+        raise
 
 
 def current_umask() -> int:

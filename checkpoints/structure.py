@@ -15,7 +15,9 @@ NAMES: dict[type, str] = {
     list: "a list",
     str: "a text",
     int: "a whole number",
+    float: "a number",
     bool: "true or false",
+    Tensor: "a tensor",
     type(None): "none",
 }
 # names of nested entries are joined by "/"; an entry stands behind the one that contains it
@@ -30,21 +32,6 @@ MODEL: dict[str, Types] = BEGINNING | {
     "peft/manifest": dict,
     "peft/selection": (dict, type(None)),
 }
-RESUMED: dict[str, Types] = {
-    "epoch": int,
-    "global_step": int,
-    "callbacks": dict,
-    "optimizer_states": list,
-    "lr_schedulers": list,
-    "loops": dict,
-    "loops/fit_loop": dict,
-}
-for _progress in ("loops/fit_loop/epoch_progress", "loops/fit_loop/epoch_loop.batch_progress"):
-    RESUMED[_progress] = dict
-    for _part in ("total", "current"):
-        RESUMED[f"{_progress}/{_part}"] = dict
-        RESUMED |= {f"{_progress}/{_part}/{n}": int for n in ("ready", "started", "processed", "completed")}
-OPTIMIZER: dict[str, Types] = {"state": dict, "param_groups": list}
 TENSOR: dict[str, Types] = {"dtype": str, "shape": list}
 
 
@@ -134,29 +121,6 @@ def check_tensors(checkpoint: Mapping[str, Any]) -> None:
 def with_prefix(selection: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """Tensors of a selection by their names in a manifest and in an adapter folder."""
     return {f"selection/{name}": tensor for name, tensor in (selection or {}).items()}
-
-
-def check_resumable(checkpoint: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint from which a fit cannot go on.
-
-    Raises:
-        ValueError: If the state of the loops, the callbacks, the optimizer or the schedule is missing or damaged.
-    """
-    try:
-        check_entries(checkpoint, RESUMED)
-        for name in ("optimizer_states", "lr_schedulers"):
-            if not checkpoint[name]:
-                raise ValueError(f"its {name!r} is empty")
-            for number, state in enumerate(checkpoint[name]):
-                check_entries({str(number): state}, {str(number): dict}, f"{name}/")
-        for number, state in enumerate(checkpoint["optimizer_states"]):
-            check_entries(state, OPTIMIZER, f"optimizer_states/{number}/")
-            if not state["state"] and checkpoint["global_step"] > 0:
-                raise ValueError(f"its optimizer has no state after {checkpoint['global_step']} steps")
-    except ValueError as error:
-        raise ValueError(
-            f"no fit can go on from it: {error}. Begin a new fit with its trained values, --model.init_from PATH"
-        ) from error
 
 
 def check_version(checkpoint: Mapping[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """Write a trained LoRA or DoRA in the format of HF peft, or a low-bit adapter in the bits that it trained with."""
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -73,6 +72,7 @@ def write_checked(model: Any, layers: dict[str, Any], saved: dict[str, Any], out
     """
     import torch
 
+    from checkpoints.atomic import move_files
     from checkpoints.peft import read_peft, write_peft
 
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -88,9 +88,7 @@ def write_checked(model: Any, layers: dict[str, Any], saved: dict[str, Any], out
         difference = float((written(images) - model(images)).abs().max())
         if difference > 1e-3:
             raise ValueError(f"the exported adapter differs by {difference:.1e} in its logits; nothing was written")
-        output.mkdir(exist_ok=True)
-        for file in Path(folder).iterdir():
-            shutil.move(file, output / file.name)
+        move_files(Path(folder), output)
     return difference
 
 

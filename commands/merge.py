@@ -1,7 +1,6 @@
 """Merge a trained method into plain timm weights."""
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -65,7 +64,7 @@ def write_merged(model: Any, merged: Any, output: Path, allow_extra: bool) -> li
     """
     import torch
 
-    from checkpoints.atomic import current_umask
+    from checkpoints.atomic import move_files
 
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
@@ -82,10 +81,7 @@ def write_merged(model: Any, merged: Any, output: Path, allow_extra: bool) -> li
         config = json.loads((Path(folder) / "config.json").read_text())
         config["pretrained_cfg"]["tag"] = model.method_name().lower()  # not the one of the weights before
         (Path(folder) / "config.json").write_text(json.dumps(config, indent=2))
-        output.mkdir(exist_ok=True)
-        for file in Path(folder).iterdir():
-            file.chmod(0o666 & ~current_umask())
-            shutil.move(file, output / file.name)
+        move_files(Path(folder), output)
     return extra
 
 

@@ -30,9 +30,9 @@ class DataModule(Loaders, ABC):
     """Splits of samples, and their way into batches.
 
     A subclass gives ``samples`` and ``item``. It may also replace ``train_item`` (augmentation), ``view`` (random views
-    for contrastive scores), ``configure`` (what the backbone needs), ``follow``, ``check_samples``, ``varies``, the
-    three settings and keys of fingerprints, and of ``Loaders`` the two steps after an item: ``collate`` and
-    ``on_device``.
+    for contrastive scores), ``after_mixing``, ``configure`` (what the backbone needs), ``follow``, ``check_samples``,
+    ``varies``, the three settings and keys of fingerprints, and of ``Loaders`` the two steps after an item: ``collate``
+    and ``on_device``.
     """
 
     unit: ClassVar[str] = "sample"  # name of one sample in messages and results
@@ -59,6 +59,10 @@ class DataModule(Loaders, ABC):
     def view(self, sample: Any) -> tuple[Any, Any]:
         """Inputs and target of one sample in a random view, as contrastive scores compare them."""
         raise ValueError(f"{type(self).__name__} has no random views of its samples")
+
+    def after_mixing(self, batch: Batch) -> Batch:
+        """Training batch on its device, after mixup and cutmix of the task."""
+        return batch
 
     def configure(self, input_config: dict[str, Any]) -> None:
         """Take over the form of inputs that the backbone needs, before any sample is read."""

@@ -4,7 +4,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
@@ -12,8 +11,9 @@ from tqdm import tqdm
 
 from datamodules import pixels, transforms
 from datamodules.base import DataModule
-from datamodules.channels import MODES, check_alpha, check_channels, per_channel
+from datamodules.channels import MODES, check_alpha, check_channels
 from datamodules.items import Items
+from datamodules.normalization import Normalization, NormalizationName
 from datamodules.overlap import check_overlap
 from datamodules.pixels import Cache, CachedImages
 from datamodules.samples import ImageSample, ImageSamples, leave_out, upright
@@ -21,11 +21,6 @@ from datamodules.transforms import Augmentation, Resize
 from lightning_modules.batch import Batch
 
 DECODED = 100_000  # size of a split above which only the headers are read before a run, because decoding takes hours
-NORMALIZATIONS = {
-    "imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
-    "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-}
 
 
 class ImageModule(DataModule):
@@ -40,10 +35,17 @@ class ImageModule(DataModule):
         augmentation: ``none``; ``pad_crop`` (pad by 1/8, random crop, flip); ``crop`` (resize to 8/7, random crop,
             flip); ``rrc`` (random resized crop, flip); ``randaug`` (``rrc`` and RandAugment m9-mstd0.5);
             ``flip_randaug`` (flip and the same RandAugment on the whole image, squashed to the square, as SCT does).
+        augmentation_filter: Filter of ``rrc``, ``randaug`` and ``flip_randaug``: ``same`` is that of ``interpolation``;
+            ``random`` draws bilinear or bicubic for each image, as timm.
+        randaug_fill: Colour that RandAugment moves in at the borders: ``imagenet`` is the mean of ImageNet, ``grey``
+            128, as timm takes for backbones with the mean 0.5.
         random_erasing: Probability of erasing a random rectangle of a training image.
-        resize: ``direct`` squashes to the image size (VTAB); ``center_crop`` keeps the aspect and crops the centre, as
-            the backbone's own evaluation; ``square_crop`` squashes to a larger square and crops its centre (NOAH's
-            few-shot sets).
+        erase_mixed: Whether the rectangles are erased after mixup and cutmix, as timm's prefetching loader does, and
+            not before.
+        resize: ``direct`` squashes to the image size (VTAB); ``tensorflow`` is the same without antialiasing (VTAB in
+            VPT's code); ``center_crop`` keeps the aspect and crops the centre, as the backbone's own evaluation;
+            ``square_crop`` squashes to a larger square and crops its centre (NOAH's few-shot sets), and with the
+            augmentation ``crop`` a random part of it (FGVC in SPT's code).
         crop_pct: Share of the resized side that a crop keeps; the backbone's by default.
         interpolation: Filter of the resizing: ``model`` is the backbone's own, ``bilinear`` and ``bicubic`` are fixed.
         image_size: Side of the square in pixels, or ``[height, width]``; the backbone's by default.
@@ -62,12 +64,15 @@ class ImageModule(DataModule):
         self,
         cache: Cache = "auto",
         augmentation: Augmentation = "none",
+        augmentation_filter: Literal["same", "random"] = "same",
+        randaug_fill: Literal["imagenet", "grey"] = "imagenet",
         random_erasing: float = 0.0,
+        erase_mixed: bool = False,
         resize: Resize = "center_crop",
         crop_pct: float | None = None,
         interpolation: Literal["model", "bilinear", "bicubic"] = "model",
         image_size: int | list[int] | None = None,
-        normalization: Literal["model", "imagenet", "inception", "none"] = "model",
+        normalization: NormalizationName = "model",
         on_corrupt: Literal["error", "skip"] = "error",
         max_corrupt: float = 0.01,
         allow_overlap: bool = False,
@@ -79,8 +84,9 @@ class ImageModule(DataModule):
                 raise ValueError(f"{name}={share}: expected a share from 0 to 1")
         if crop_pct is not None and not 0 < crop_pct <= 1:
             raise ValueError(f"crop_pct={crop_pct}: expected a share above 0 and up to 1")
-        self.cache, self.augmentation = cache, augmentation
-        self.random_erasing, self.resize, self.normalization = random_erasing, resize, normalization
+        self.cache, self.resize, self.normalization = cache, resize, normalization
+        self.augmentation, self.random_filter = augmentation, augmentation_filter == "random"
+        self.randaug_fill, self.random_erasing, self.erase_mixed = randaug_fill, random_erasing, erase_mixed
         self.image_size = None if image_size is None else height_and_width(image_size)
         self.overrides: dict[str, Any] = {} if crop_pct is None else {"crop_pct": crop_pct}
         self.overrides |= {} if interpolation == "model" else {"interpolation": interpolation}
@@ -100,15 +106,14 @@ class ImageModule(DataModule):
         self.interpolation = InterpolationMode(input_config["interpolation"])
         self.crop_pct = input_config["crop_pct"]
         model = (input_config["mean"], input_config["std"])
-        chosen = NORMALIZATIONS.get(self.normalization, model)
-        self.mean, self.std = (per_channel(values, self.channels) * 255 for values in chosen)
-        self.copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self.normalize = Normalization(self.normalization, model, self.channels)
         self.random_view = transforms.random_view(self.size, self.interpolation)
         self.augment: v2.Transform | None = None
         if self.augmentation == "pad_crop":
             self.augment = transforms.of_pixels(self.size)
         elif self.augmentation != "none":
-            self.augment = transforms.of_stored_images(self.augmentation, self.size, self.interpolation)
+            options = (self.random_filter, self.randaug_fill, self.resize == "square_crop")
+            self.augment = transforms.of_stored_images(self.augmentation, self.size, self.interpolation, *options)
 
     def follow(self, task: Any) -> None:
         check_targets(self, task)
@@ -149,22 +154,20 @@ class ImageModule(DataModule):
 
     def on_device(self, batch: Batch) -> Batch:
         """Normalised floats of uint8 pixels (B, C, H, W) in the dtype of the frozen weights, with erased rectangles."""
-        device = batch.inputs.device
-        mean, std = self.moments(device)
-        images = (batch.inputs - mean) / std
-        if self.random_erasing and self.trainer is not None and self.trainer.training:
-            images = RandomErasing(self.random_erasing, mode="pixel", device=device)(images)
+        images = self.normalize(batch.inputs)
+        if not self.erase_mixed:
+            images = self.erased(images)
         task = self.trainer.lightning_module if self.trainer is not None else None
         return batch._replace(inputs=images if task is None else images.to(task.dtype))
 
-    def moments(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Mean and std on a device, copied there once, because a GPU would wait for a copy in every batch."""
-        if device not in self.copies:
-            self.copies[device] = self.mean.to(device), self.std.to(device)
-        return self.copies[device]
+    def after_mixing(self, batch: Batch) -> Batch:
+        return batch._replace(inputs=self.erased(batch.inputs)) if self.erase_mixed else batch
 
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"copies": {}}  # because worker processes have no GPU
+    def erased(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W), in training with random rectangles erased in place."""
+        if self.random_erasing and self.trainer is not None and self.trainer.training:
+            return RandomErasing(self.random_erasing, mode="pixel", device=images.device)(images)
+        return images
 
     def varies(self) -> list[str]:
         options = {"data.augmentation": self.augmentation, "data.random_erasing": self.random_erasing}
@@ -174,12 +177,14 @@ class ImageModule(DataModule):
         return self.channels, self.size, self.resize, self.crop_pct, str(self.interpolation)
 
     def device_settings(self) -> tuple[Any, ...]:
-        return self.mean.tolist(), self.std.tolist()
+        return self.normalize.settings()
 
     def description(self) -> dict[str, Any]:
         return super().description() | {
             "augmentation": self.augmentation,
             "resize": self.resize,
+            "image_size": [*self.size],
+            "crop_pct": self.crop_pct,
             "interpolation": self.interpolation.value,
             "normalization": self.normalization,
         }
@@ -195,24 +200,10 @@ class ImageModule(DataModule):
         train, size = split == "train", len(samples) * self.channels * self.size[0] * self.size[1]
         live = self.cache == "none" or (self.cache == "auto" and size > pixels.CACHE_LIMIT)
         if live or (train and self.augments_stored):
-            samples = self.opened(split, samples) if self.opens_all else samples
+            samples = openable(split, samples, self.most_corrupt) if self.opens_all else samples
             return Items(samples, self.train_item if train else self.item)
         found = pixels.share(samples, self.digest, lambda: self.decode(split, samples))
         return CachedImages(*found, self.augment if train else None)
-
-    def opened(self, split: str, samples: ImageSamples) -> ImageSamples:
-        """Samples whose images can be decoded; of a split above ``DECODED``, those whose headers can be read."""
-        broken: dict[int, str] = {}
-        decode = len(samples) <= DECODED
-        for index in tqdm(range(len(samples)), desc=f"checking {split}", leave=False, disable=None):
-            try:
-                with samples.open(index) as image:
-                    if decode:
-                        image.draft("RGB", (1, 1))  # of a JPEG, an eighth of the pixels, and still all of the file
-                        image.load()
-            except (OSError, ValueError) as error:
-                broken[index] = str(error)
-        return leave_out(split, samples, broken, self.most_corrupt)
 
     def decode(self, split: str, samples: ImageSamples) -> tuple[ImageSamples, Tensor]:
         """Samples that can be read, and their uint8 pixels (N, C, H, W)."""
@@ -228,6 +219,21 @@ class ImageModule(DataModule):
         if broken:
             found = found[[index for index in range(len(found)) if index not in broken]]
         return kept, found
+
+
+def openable(split: str, samples: ImageSamples, most_corrupt: float | None) -> ImageSamples:
+    """Samples whose images can be decoded; of a split above ``DECODED``, those whose headers can be read."""
+    broken: dict[int, str] = {}
+    decode = len(samples) <= DECODED
+    for index in tqdm(range(len(samples)), desc=f"checking {split}", leave=False, disable=None):
+        try:
+            with samples.open(index) as image:
+                if decode:
+                    image.draft("RGB", (1, 1))  # of a JPEG, an eighth of the pixels, and still all of the file
+                    image.load()
+        except (OSError, ValueError) as error:
+            broken[index] = str(error)
+    return leave_out(split, samples, broken, most_corrupt)
 
 
 def height_and_width(image_size: int | list[int]) -> tuple[int, int]:

@@ -4,17 +4,17 @@ from typing import Literal
 
 import torch
 from PIL import Image
-from timm.data import create_transform
+from timm.data import IMAGENET_DEFAULT_MEAN, create_transform
 from timm.data.transforms import ResizeKeepRatio
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as vision
 
-Resize = Literal["direct", "center_crop", "square_crop"]
+Resize = Literal["direct", "tensorflow", "center_crop", "square_crop"]
 Augmentation = Literal["none", "pad_crop", "crop", "rrc", "randaug", "flip_randaug"]
 OF_STORED_IMAGES = ("crop", "rrc", "randaug", "flip_randaug")  # augmentations that resize by themselves
 OF_COLOURS = ("randaug", "flip_randaug")  # augmentations that need images in RGB
-
+FILLS = {"imagenet": IMAGENET_DEFAULT_MEAN, "grey": (0.5, 0.5, 0.5)}  # colours of RandAugment's borders, from 0 to 1
 
 Size = tuple[int, int]  # height and width in pixels, (H, W)
 
@@ -27,16 +27,20 @@ def covering(size: Size, filter: InterpolationMode) -> v2.Transform | ResizeKeep
 
 
 def resized(image: Image.Image, size: Size, resize: Resize, crop_pct: float, filter: InterpolationMode) -> Tensor:
-    """uint8 pixels (C, H, W) of an image, resized by PIL because the published codes do so.
+    """uint8 pixels (C, H, W) of an image, resized by PIL because most published codes do so.
 
     Args:
         image: Image of any size.
         size: Height and width of the result in pixels.
-        resize: ``direct`` squashes to the size, ``center_crop`` keeps the aspect, ``square_crop`` squashes to a larger
-            size of the same aspect; the latter two crop the centre.
+        resize: ``direct`` squashes to the size, ``tensorflow`` too, but without antialiasing. ``center_crop`` keeps the
+            aspect, ``square_crop`` squashes to a larger size of the same aspect; the latter two crop the centre.
         crop_pct: Share of the resized sides that a crop keeps.
         filter: Interpolation of the resizing.
     """
+    if resize == "tensorflow":
+        # floats, because torchvision rounds uint8 pixels once for each direction
+        floats = vision.resize(vision.pil_to_tensor(image).float(), list(size), filter, antialias=False)
+        return floats.round().clamp(0, 255).to(torch.uint8)
     if resize == "direct":
         image = vision.resize(image, list(size), filter)
     else:
@@ -52,23 +56,35 @@ def of_pixels(size: Size) -> v2.Transform:
     return v2.Compose([crop, v2.RandomHorizontalFlip()])
 
 
-def of_stored_images(augmentation: Augmentation, size: Size, filter: InterpolationMode) -> v2.Transform:
+def of_stored_images(
+    augmentation: Augmentation,
+    size: Size,
+    filter: InterpolationMode,
+    random_filter: bool = False,
+    fill: str = "imagenet",
+    squash: bool = False,
+) -> v2.Transform:
     """Augmentation of images as stored, from PIL to uint8 pixels (C, H, W).
 
     Args:
         augmentation: One of ``OF_STORED_IMAGES``.
         size: Height and width of the result in pixels.
         filter: Interpolation of the resizing.
+        random_filter: Whether timm draws bilinear or bicubic for each image instead, except in ``crop``.
+        fill: Colour of RandAugment's borders, a key of ``FILLS``.
+        squash: Whether ``crop`` squashes the image to its larger size instead of keeping the aspect.
     """
     if augmentation == "crop":
-        resize = covering((round(size[0] * 8 / 7), round(size[1] * 8 / 7)), filter)
+        whole = (round(size[0] * 8 / 7), round(size[1] * 8 / 7))
+        resize = v2.Resize(whole, filter) if squash else covering(whole, filter)
         return v2.Compose([resize, v2.RandomCrop(size), v2.RandomHorizontalFlip(), v2.PILToTensor()])
     transform = create_transform(
         size,
         is_training=True,
         auto_augment="rand-m9-mstd0.5-inc1" if augmentation.endswith("randaug") else None,
         color_jitter=0.0,
-        interpolation=filter.value,
+        interpolation="random" if random_filter else filter.value,
+        mean=FILLS[fill],
         use_prefetcher=True,  # leaves out the conversion to floats, which follows on the device
     )
     for op in (op for part in transform.transforms for op in getattr(part, "ops", [])):

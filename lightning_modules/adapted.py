@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from backbones.blocks import recompute_blocks
 from lightning_modules.task import Task
 
 
@@ -13,6 +14,7 @@ class AdaptedTask(Task):
     """A task with an adapted backbone. A small part of its tensors trains: the delta."""
 
     mergeable: bool = True  # whether ``merge`` returns a plain model
+    uncompilable: str = ""  # the reason why torch.compile cannot be used, if there is one
     input_dependent: bool = False  # whether the cost of a forward pass depends on its input
     total_parameters: int = 0  # number of all parameters, frozen and trained
     plain_keys: frozenset[str] | None = None  # state-dict keys of the plain backbone; None until it is adapted
@@ -55,3 +57,14 @@ class AdaptedTask(Task):
     def adapted(self) -> bool:
         """Whether the backbone is adapted."""
         return self.plain_keys is not None
+
+    def recompute(self, enabled: bool) -> None:
+        """Compute the activations inside blocks again in the backward pass, instead of keeping them for it.
+
+        Args:
+            enabled: Whether to do so; False keeps activations again.
+
+        Raises:
+            ValueError: If the network has no blocks that can be computed again.
+        """
+        recompute_blocks(self.backbone, enabled)

@@ -46,9 +46,9 @@ class Classification(NamedClasses):
         num_classes: Number of classes; on the command line it comes from the data.
         backbone_args: Further arguments of ``timm.create_model``.
         drop_path: Stochastic depth rate of the last block; the rate grows linearly over the blocks.
-        head_init: Initial weights of the new classifier. ``trunc_normal``: std 0.02, as in timm's ViT. ``linear``:
-            torch's default of linear layers. ``zero``: zero. ``vpt``: Kaiming normal, and a bias of -4.6, so that each
-            class starts at a sigmoid of 0.01.
+        head_init: Initial weights of the new classifier. ``trunc_normal``: std 0.02, as in timm's ViT. ``adaptformer``:
+            the same with std 0.01. ``linear``: torch's default of linear layers. ``zero``: zero. ``vpt``: Kaiming
+            normal, and a bias of -4.6, so that each class starts at a sigmoid of 0.01.
         label_smoothing: Probability mass that the loss spreads over all classes.
         mixup: Beta parameter of mixup; 0 for no mixup.
         cutmix: Beta parameter of cutmix; 0 for no cutmix. With mixup and cutmix, each batch draws one of them.
@@ -64,7 +64,7 @@ class Classification(NamedClasses):
         num_classes: int = 1000,
         backbone_args: dict[str, Any] | None = None,
         drop_path: float = 0.0,
-        head_init: Literal["trunc_normal", "linear", "zero", "vpt"] = "trunc_normal",
+        head_init: Literal["trunc_normal", "adaptformer", "linear", "zero", "vpt"] = "trunc_normal",
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
@@ -142,13 +142,16 @@ class Classification(NamedClasses):
 
     def augment(self, batch: Batch) -> Batch:
         """Mix images (B, C, H, W) and labels (B,) by mixup or cutmix. The new labels are soft labels (B, K)."""
-        if self.mixup is None or not self.training:
+        if not self.training:
             return batch
-        odd = batch.size % 2  # timm mixes image i with image B - 1 - i, which needs an even number: copy one image
-        images = torch.cat([batch.inputs, batch.inputs[:odd]])
-        labels = torch.cat([batch.targets, batch.targets[:odd]])
-        images, labels = self.mixup(images, labels)
-        return batch._replace(inputs=images[: batch.size], targets=labels[: batch.size])
+        if self.mixup is not None:
+            odd = batch.size % 2  # timm mixes image i with image B - 1 - i, which needs an even number: copy one image
+            images = torch.cat([batch.inputs, batch.inputs[:odd]])
+            labels = torch.cat([batch.targets, batch.targets[:odd]])
+            images, labels = self.mixup(images, labels)
+            batch = batch._replace(inputs=images[: batch.size], targets=labels[: batch.size])
+        data: Any = None if self._trainer is None else datamodule_of(self._trainer)
+        return data.after_mixing(batch) if hasattr(data, "after_mixing") else batch
 
     def losses(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Mean cross entropy of logits (B, K) with labels (B,) or soft labels (B, K)."""

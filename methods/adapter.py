@@ -16,7 +16,7 @@ from backbones.blocks import attention_blocks, channels_first, convolutional_blo
 from backbones.inject import AdapterModule, Backbone, attach
 from methods.core.base import PEFTMethod
 
-Init = Literal["houlsby", "lora", "xavier", "vpt_dead_zero"]
+Init = Literal["houlsby", "lora", "xavier", "trunc_normal", "vpt_dead_zero"]
 
 
 class Placement(NamedTuple):
@@ -60,6 +60,8 @@ class Bottleneck(AdapterModule):
             nn.init.zeros_(linear.bias)
             if init == "houlsby":
                 nn.init.trunc_normal_(linear.weight, std=0.01, a=-0.02, b=0.02)
+            elif init == "trunc_normal":
+                nn.init.trunc_normal_(linear.weight, std=0.02)
             elif init == "xavier":
                 nn.init.xavier_uniform_(linear.weight)
                 nn.init.normal_(linear.bias, std=1e-6)
@@ -102,11 +104,13 @@ class Adapter(PEFTMethod):
         adapter_dims: One width for each block, first to last, in place of ``adapter_dim``; a block with 0 has no
             adapter (arXiv:2206.04673).
         adapter_init: Initial weights. ``houlsby``: normal of std 0.01, cut at two std. ``lora``: ``up`` is zero, so
-            training starts from exactly the frozen backbone. ``xavier``: Xavier uniform. ``vpt_dead_zero``: all zero,
-            as in VPT's code; then only one bias per block ever learns. By default the init of the placement's paper
-            (``houlsby`` for ``pfeiffer``).
+            training starts from exactly the frozen backbone. ``xavier``: Xavier uniform. ``trunc_normal``: normal of
+            std 0.02, as in NOAH's code, which draws its Xavier weights anew. ``vpt_dead_zero``: all zero, as in VPT's
+            code; then only one bias per block ever learns. By default the init of the placement's paper (``houlsby``
+            for ``pfeiffer``).
     """
 
+    shardable = True
     mergeable = False
     unmergeable = "its adapters are not linear"
 

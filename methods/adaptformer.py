@@ -57,6 +57,7 @@ class AdaptFormer(PEFTMethod):
         adaptformer_bias: Whether both projections have biases, as in the paper's code; PETL-ViT has none.
     """
 
+    shardable = True
     mergeable = False
     unmergeable = "its adapters are not linear"
 

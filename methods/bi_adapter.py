@@ -49,7 +49,8 @@ class LowBit(nn.Module):
     def matrices(self) -> tuple[Tensor, ...]:
         """Low-bit matrices. An evaluation without gradients computes them once."""
         latents = list(self.parameters(recurse=False))
-        if self.training or (torch.is_grad_enabled() and any(latent.requires_grad for latent in latents)):
+        graded = torch.is_grad_enabled() and any(latent.requires_grad for latent in latents)
+        if self.training or graded or torch.compiler.is_compiling():  # a graph cannot look at the versions of tensors
             self.cached = None
             return self.quantised_latents()
         state = [(latent.data_ptr(), latent._version) for latent in latents]

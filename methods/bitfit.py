@@ -6,13 +6,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
-
-from backbones.anatomy import owner
+from backbones.anatomy import NORMS, owner
 from methods.core.base import PEFTMethod
-
-# by class and not by name, because the norms in the stem and downsampling of a ConvNeXt have numbers as names
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
 class BitFit(PEFTMethod):
@@ -23,6 +18,8 @@ class BitFit(PEFTMethod):
         bitfit_lr_scale: Factor of the biases' learning rate, as ``BIAS_MULTIPLIER`` in VPT's code; the classifier
             trains with ``lr``.
     """
+
+    shardable = True
 
     def __init__(self, bitfit_norm: bool = True, bitfit_lr_scale: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -121,6 +121,8 @@ class Decomposed(LowRank):
         """Whether the backward pass may divide by every magnitude."""
         if not torch.is_grad_enabled():
             return True
+        if torch.compiler.is_compiling():  # one graph for all values; the compiler itself chooses what to keep
+            return False
         if self.divisible_in_step is None:  # no cache by version, because fused optimizers do not change it
             return bool(self.magnitude.detach().abs().min() >= divisors.SMALLEST)
         return self.divisible_in_step

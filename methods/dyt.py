@@ -90,6 +90,8 @@ class DyT(PEFTMethod):
         self.dyt_temperature, self.dyt_teacher = dyt_temperature, dyt_teacher
         self.dyt_experts, self.dyt_router, self.dyt_attention_mask = dyt_experts, dyt_router, dyt_attention_mask
         self.dyt_skip, self.dyt_drop_last, self.dyt_sync_rate = dyt_skip, dyt_drop_last, dyt_sync_rate
+        if dyt_skip == "gather":
+            self.uncompilable = "dyt_skip=gather makes tensors whose size depends on the image; use dyt_skip=auto"
         self.last_kept = torch.zeros(())  # share of patch tokens that ran in the last training batch
         dispatchable_blocks(self.backbone, dyt_place)  # refuses an unsuitable backbone before any image is read
 
@@ -113,8 +115,7 @@ class DyT(PEFTMethod):
                 block.drop_path2.register_forward_hook(mlp.hook)
                 # patch tokens of the last block have no effect on the logits, because only the class token is pooled
                 pools_class_token = getattr(backbone, "global_pool", "") == "token" and backbone.num_prefix_tokens > 0
-                unread = pools_class_token and not self.dense
-                mlp.prefix_only = self.dyt_drop_last and block is blocks[-1] and unread
+                mlp.prefix_only = self.dyt_drop_last and block is blocks[-1] and pools_class_token and not self.dense
             if self.dyt_place == "layer":
                 layer = self.new(LayerDispatch, backbone)
                 block.register_forward_pre_hook(layer.pre_hook)
@@ -154,6 +155,15 @@ class DyT(PEFTMethod):
         finally:
             for op in ops:
                 op.complete = False
+
+    def recompute(self, enabled: bool) -> None:
+        if enabled and self.dyt_teacher != "none":
+            raise ValueError(
+                f"checkpoint_activations: dyt_teacher={self.dyt_teacher} runs each block twice, once without skipped "
+                "tokens, and the backward pass could not tell which of them to repeat; use dyt_teacher=none, or leave "
+                "it out"
+            )
+        super().recompute(enabled)
 
     @contextmanager
     def masks(self) -> Iterator[list[Tensor]]:

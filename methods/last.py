@@ -9,10 +9,12 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from backbones.anatomy import token_sequence
 from backbones.inject import AdapterModule, Backbone, attach, check_free
 from methods.core.frozen import FrozenBackbone
+from methods.layers.low_rank import compute_dtype
 
 
 class Tap(AdapterModule):
@@ -37,6 +39,25 @@ class Tap(AdapterModule):
         return output
 
 
+class Norm(torch.autograd.Function):
+    """LayerNorm of tokens x (..., D) in fp32; keeps x in a smaller dtype for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        y, mean, deviation = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
+        ctx.save_for_backward(x.to(dtype), mean, deviation, weight, bias)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, deviation, weight, bias = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        gradients = torch.ops.aten.native_layer_norm_backward(
+            g.contiguous(), x.to(g.dtype), weight.shape, mean, deviation, weight, bias, wanted
+        )
+        return *gradients, None, None
+
+
 class LowRankAttention(nn.Module):
     """Attention ``softmax(Q K^T / sqrt(r)) V A_up`` of normed tokens, of rank r; the caller adds the residual.
 
@@ -58,7 +79,9 @@ class LowRankAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Update (B, n, D) of tokens (B, n, D)."""
-        x = self.norm(x)
+        dtype = compute_dtype(x)
+        # cast once, otherwise autocast casts for q, k and v, and autograd keeps three copies
+        x = Norm.apply(x, self.norm.weight, self.norm.bias, self.norm.eps, dtype).to(dtype)
         q, k, v = (f(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
         x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return self.up(self.dropout(x))
@@ -103,6 +126,7 @@ class LAST(FrozenBackbone):
         if not 0 <= last_dropout < 1:
             raise ValueError(f"last_dropout={last_dropout}: expected a probability below 1")
         self.last_gap, self.last_depth, self.last_up_init = last_gap, last_depth, last_up_init
+        self.recomputes = False
         self.attention: dict[str, Any] = {
             "rank": last_rank,
             "heads": last_heads,
@@ -158,13 +182,18 @@ class LAST(FrozenBackbone):
         Computed by way of ``d_i = u_i - (z_0 + ... + z_i)`` in fp32, because ``u`` grows with every map and ``d``, the
         learned part, does not.
         """
-        total = maps[0].float()
+        total = maps[0].to(torch.promote_types(maps[0].dtype, torch.float32))
         d = torch.zeros_like(total)
         for z, modules in zip(maps[1:], self.side, strict=True):
             total = total + z
             for module in modules:  # type: ignore[attr-defined]
-                d = d + module(total + d)
+                x = total + d
+                d = d + (checkpoint(module, x, use_reentrant=False) if self.recomputes else module(x))
         return (maps[-1] + d).to(maps[-1].dtype)
+
+    def recompute(self, enabled: bool) -> None:
+        """Compute activations of the side network again, because gradients do not enter the backbone."""
+        self.recomputes = enabled
 
     def frozen_layers(self) -> str:
         return f"input and every {self.last_gap} blocks"

@@ -6,10 +6,13 @@
 from math import sqrt
 from typing import Any, ClassVar, Literal
 
+import torch
+from torch import nn
+
 from backbones.anatomy import call_qkv, ends
 from backbones.inject import Backbone
 from methods.core.base import PEFTMethod
-from methods.layers.low_rank import LowRank
+from methods.layers.low_rank import LowRank, of_rows
 from methods.layers.low_rank_layers import LoRALinear, add_low_rank, merge_low_rank, takes_dropout
 from methods.layers.low_rank_targets import Target, find_targets
 
@@ -30,9 +33,13 @@ class LoRA(PEFTMethod):
         lora_dropout: Dropout probability; 0 for grouped convolutions and those with a standardised weight.
         lora_dropout_at: Place of dropout. ``hidden``: between A and B, as in PETL-ViT. ``input``: on the input of A, as
             in NOAH and HF PEFT.
+        lora_init: Initial factors. ``zero_b``: A Kaiming uniform, B zero, so that training starts from exactly the
+            frozen backbone. ``trunc_normal``: both normal of std 0.02, as in NOAH's code. ``orthogonal``: both with
+            orthogonal rows or columns, as in VeLoRA's code.
         lora_ranks: Ranks that differ from ``lora_rank``, by the end of the layer's name; 0 for no update.
     """
 
+    shardable = True
     update_class: ClassVar[type[LowRank]] = LowRank
     layer_class: ClassVar[type[LoRALinear]] = LoRALinear
 
@@ -44,6 +51,7 @@ class LoRA(PEFTMethod):
         lora_scaling: Literal["alpha", "alpha/r", "alpha/sqrt(r)"] = "alpha",
         lora_dropout: float = 0.0,
         lora_dropout_at: Literal["hidden", "input"] = "hidden",
+        lora_init: Literal["zero_b", "trunc_normal", "orthogonal"] = "zero_b",
         lora_ranks: dict[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -61,7 +69,7 @@ class LoRA(PEFTMethod):
             raise ValueError("lora_targets is empty: expected names such as q, v, proj, fc1, or leave it out")
         self.lora_targets, self.lora_rank, self.lora_ranks = lora_targets, lora_rank, dict(lora_ranks or {})
         self.lora_alpha, self.lora_scaling = lora_alpha, lora_scaling
-        self.lora_dropout, self.lora_dropout_at = lora_dropout, lora_dropout_at
+        self.lora_dropout, self.lora_dropout_at, self.lora_init = lora_dropout, lora_dropout_at, lora_init
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
@@ -104,9 +112,21 @@ class LoRA(PEFTMethod):
             )
         factor = {"alpha": 1.0, "alpha/r": 1 / rank, "alpha/sqrt(r)": 1 / sqrt(rank)}[self.lora_scaling]
         place = (target.rows, self.lora_dropout, self.lora_dropout_at, target.order)
-        add_low_rank(layer, self.update_class(layer, rank, self.lora_alpha * factor, *place), self.layer_class)
+        update = self.update_class(layer, rank, self.lora_alpha * factor, *place)
+        draw(update, self.lora_init)
+        add_low_rank(layer, update, self.layer_class)
 
     def merge_into(self, backbone: Backbone) -> None:
         merge_low_rank(backbone)
         call_qkv(backbone, False)
         super().merge_into(backbone)
+
+
+@torch.no_grad()
+def draw(update: LowRank, init: str) -> None:
+    """Draw the factors of an update; see ``lora_init``. With ``zero_b`` they stay as they were made."""
+    for factor in (*update.A.chunk(len(update.rows)), *of_rows(update.B, update.rows)):
+        if init == "trunc_normal":
+            nn.init.trunc_normal_(factor, std=0.02)
+        elif init == "orthogonal":
+            nn.init.orthogonal_(factor)

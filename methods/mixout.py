@@ -14,6 +14,22 @@ from backbones.inject import Backbone, merge_parametrized, parametrize_in_place
 from methods.core.base import PEFTMethod
 
 
+class MixedDifference(torch.autograd.Function):
+    """``dropout(W - W0)`` in the dtype of W0; keeps one byte of each entry for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, delta: Tensor, probability: float, dtype: torch.dtype) -> Tensor:
+        factors = F.dropout(torch.ones_like(delta), probability)  # 0 or 1 / (1 - q)
+        ctx.save_for_backward(factors != 0)
+        ctx.probability, ctx.dtype = probability, delta.dtype
+        return (delta * factors).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (kept,) = ctx.saved_tensors
+        return g.to(ctx.dtype) * kept.to(ctx.dtype).div_(1 - ctx.probability), None, None
+
+
 class Mix(nn.Module):
     """``W0 + dropout(W - W0)``, which is ``((1 - B) W + B W0 - q W0) / (1 - q)`` with B of probability q.
 
@@ -28,7 +44,9 @@ class Mix(nn.Module):
         self.probability = probability
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight + F.dropout(self.delta, self.probability, self.training).to(weight.dtype)
+        if not self.training or not self.probability:
+            return weight + self.delta.to(weight.dtype)
+        return weight + MixedDifference.apply(self.delta, self.probability, weight.dtype)
 
 
 class Mixout(PEFTMethod):

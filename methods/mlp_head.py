@@ -1,4 +1,4 @@
-"""MLP head, "Mlp-k" in the tables of Visual Prompt Tuning (arXiv:2203.12119).
+"""MLP head, "Mlp-(k + 1)" in the tables of Visual Prompt Tuning (arXiv:2203.12119).
 
 ``logits = W h_k(...h_1(f(x))) + b`` with frozen features f and hidden layers ``h = dropout(BatchNorm(relu(V z + c)))``.
 """
@@ -33,10 +33,11 @@ class HiddenLayers(nn.Sequential):
 
 
 class MLPHead(LinearProbe):
-    """MLP head: hidden layers before the classifier train, on a frozen backbone ("Mlp-k" in VPT's tables).
+    """MLP head: hidden layers before the classifier train, on a frozen backbone ("Mlp" in VPT's tables).
 
     Args:
-        mlp_head_layers: Number k of hidden layers, each as wide as the features.
+        mlp_head_layers: Number k of hidden layers, each as wide as the features. VPT's "Mlp-3" counts the classifier
+            too: its code has 2.
         mlp_head_dropout: Probability of dropping a feature after each hidden layer.
     """
 

@@ -43,6 +43,7 @@ class SSF(PEFTMethod):
         ssf_head_norm: Whether the norm inside the head of a ConvNeXt trains, as in the published code.
     """
 
+    shardable = True
     flow: Flow
 
     def __init__(

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from backbones.anatomy import ends, linear_layers
 from backbones.inject import Backbone, check_free, modules_with, swap_class
 from callbacks.scoring.ranks import over_ranks
-from callbacks.scoring.undisturbed import unchanged
+from callbacks.scoring.undisturbed import eagerly, unchanged
 from methods.core.base import PEFTMethod
 from methods.core.precision import BATCH_NORM
 from methods.layers.low_rank_layers import LoRALinear
@@ -257,7 +257,7 @@ class VeLoRA(PEFTMethod):
 
     def idle(self) -> list[str]:
         """Layers where compression saves nothing, because another op stores the tensor or the layer is never called."""
-        with unchanged(self), torch.enable_grad():
+        with unchanged(self), torch.enable_grad(), eagerly():
             self.eval()
             for layer in modules_with(self.backbone, "velora"):
                 layer.training = True
@@ -287,7 +287,7 @@ class VeLoRA(PEFTMethod):
             return
         moving = [m for m in self.modules() if isinstance(m, (BATCH_NORM, Direction))]
         before = [(buffer, buffer.clone()) for module in moving for buffer in module.buffers()]
-        with unchanged(self), torch.no_grad():
+        with unchanged(self), torch.no_grad(), eagerly():
             self.train()
             with self.trainer.precision_plugin.forward_context() if self._trainer else nullcontext():
                 self.loss(batch)

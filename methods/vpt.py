@@ -82,6 +82,9 @@ class VPT(PEFTMethod):
         prompt_project: Width of the prompts before one learned layer that maps them to the width of the backbone; 0 for
             no such layer.
         prompt_dropout: Probability of dropping an element of a prompt.
+        prompt_init: Initial prompts, uniform within a bound. ``patch``: the Xavier bound of the patch embedding,
+            ``sqrt(6 / (3 h w + d))``, as in VPT's code. ``xavier``: that of P prompts themselves,
+            ``sqrt(6 / (d (P + 1)))``, as in NOAH's code.
         prompt_resize: Prompts from ``init_from`` if the other run has another number of them. ``error``: refuse them.
             ``truncate``: keep the first ones. ``tile``: repeat them. ``interpolate``: interpolate linearly.
     """
@@ -97,6 +100,7 @@ class VPT(PEFTMethod):
         prompt_deep: bool = True,
         prompt_project: int = 0,
         prompt_dropout: float = 0.0,
+        prompt_init: Literal["patch", "xavier"] = "patch",
         prompt_resize: Literal["error", "truncate", "tile", "interpolate"] = "error",
         **kwargs: Any,
     ) -> None:
@@ -110,7 +114,8 @@ class VPT(PEFTMethod):
         if prompt_lengths is not None and not prompt_deep:
             raise ValueError("prompt_lengths is for new prompts at every block: leave prompt_deep=False out")
         self.prompt_length, self.prompt_lengths, self.prompt_deep = prompt_length, prompt_lengths, prompt_deep
-        self.prompt_project, self.prompt_dropout, self.prompt_resize = prompt_project, prompt_dropout, prompt_resize
+        self.prompt_project, self.prompt_dropout, self.prompt_init = prompt_project, prompt_dropout, prompt_init
+        self.prompt_resize = prompt_resize
 
     def free_options(self) -> set[str]:
         length = {"prompt_length"} if self.prompt_resize != "error" else set()
@@ -182,6 +187,9 @@ class VPT(PEFTMethod):
 
     def new_prompt(self, backbone: Backbone, length: int, dim: int, project: nn.Module, norm: nn.Module) -> Prompt:
         height, width = patch_embedding(backbone).patch_size
+        if self.prompt_init == "xavier":  # NOAH draws as many prompts as its largest block has, and uses the first
+            longest = max(self.prompt_lengths or [length])
+            return Prompt(length, dim, (6 / (dim * (longest + 1))) ** 0.5, self.prompt_dropout, project, norm)
         # bound of Xavier uniform for the patch embedding; the later stages of a Swin use the bound of the first
         bound = (6 / (3 * height * width + (self.prompt_project or backbone.embed_dim))) ** 0.5
         return Prompt(length, dim, bound, self.prompt_dropout, project, norm)

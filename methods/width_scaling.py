@@ -253,7 +253,7 @@ class WidthScaling(PEFTMethod):
         kind = (self.width_parameterization, self.optimizer_name, self.width_alignment)
         rates: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay, "eps": self.adam_eps}
         rates |= {"omega": self.width_readout_alignment} | self.width_groups
-        return build_param_groups(self, self.base_shapes(), *kind, **rates)
+        return build_param_groups(self, self.base_shapes(), *kind, **rates, decayed=self.decays)
 
     def merge_into(self, backbone: Backbone) -> None:
         """Merge the multipliers into the weights of a backbone, in place."""

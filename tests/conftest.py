@@ -133,6 +133,13 @@ def trainer(tmp_path: Path) -> Callable[..., Trainer]:
     return partial(quiet_trainer, tmp_path)
 
 
+@pytest.fixture
+def on_meta() -> Iterator[None]:
+    """New tensors of the test have shapes, but no values: models of full size take no time."""
+    with torch.device("meta"):
+        yield
+
+
 @pytest.fixture(scope="session")
 def two_ranks() -> Iterator[TwoRanks]:
     """``two_ranks(function, *args)``: what ``function(rank, *args)`` returns in each of two processes."""

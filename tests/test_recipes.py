@@ -1,24 +1,32 @@
 """Every recipe parses for every task, holds the numbers of its source, and yields to what the user writes."""
 
 import contextlib
+import inspect
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from timm.optim import param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
+from torch import nn
 
 import datamodules
-from commands.lightning.recipes import RECIPES, read_recipe, recipe_of
+from commands.lightning.recipes import RECIPES, SOURCES, read_recipe, recipe_files, recipe_of
 from commands.lightning.shortcuts import expand
 from lightning_modules.classification import Classification
+from lightning_modules.optim.optimized import Optimized
 from methods import METHODS, compose
 from tests.conftest import BACKBONE, TINY
 from tests.test_configs import leaves, printed
 from train import main
 
-NAMES = sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
+NAMES = list(recipe_files())
 every_recipe = pytest.mark.parametrize("name", NAMES)
 BENCHMARKS = {"vtab": "VTAB", "fgvc": "FGVC", "few_shot": "FewShot", "imagenet": "ImageNet"}
 
@@ -51,7 +59,7 @@ def test_every_value_is_one_of_its_option(name: str, capsys: pytest.CaptureFixtu
     recipe = read_recipe(name)
     found = [pair for flags in recipe.get("tasks", {}).values() for pair in flags.items()]
     found += [(key, value) for key, values in recipe.get("grid", {}).items() for value in values]
-    every = [f"--{key}={text(value)}" for key, value in dict.fromkeys(found)]
+    every = list(dict.fromkeys(f"--{key}={text(value)}" for key, value in found))
     task = [f"--data.task={task}" for task in recipe.get("tasks", {})]
     last = [f"--{key}={text(value)}" for key, value in recipe["all"].items()]
     config = resolved(capsys, name, *task, *every, *last)
@@ -93,6 +101,7 @@ def test_its_place_and_header(name: str) -> None:
     assert ("--data.root" in command) != ("data.root" in recipe["all"])
     assert expand(command).subcommand == "fit"
     assert header[1].startswith("# "), "where the numbers are from"
+    assert not all(line.startswith("#") for line in header[:7]), "a header has at most six lines"
     assert all(len(set(values)) == len(values) > 1 for values in recipe.get("grid", {}).values())
 
 
@@ -126,11 +135,109 @@ def test_the_tasks_are_those_of_the_benchmark(name: str) -> None:
         ("vtab/fact_tt", "resisc45", {"model.fact_rank": 8, "model.fact_scale": 0.1}),
         ("vtab/fact_tk", "cifar", {"model.fact_form": "tk", "model.fact_rank": 32, "model.fact_scale": 0.1}),
         ("vtab/fact_tk", "sun397", {"model.fact_rank": 16, "model.fact_scale": 1.0}),
+        ("vtab/convpass", "dtd", {"model.convpass_scale": 0.01, "model.convpass_xavier": True, "data.split": "final"}),
+        ("vtab/convpass", "dmlab", {"model.convpass_scale": 10.0, "model.convpass_xavier": False}),
+        ("vtab/repadapter", "svhn", {"model.repadapter_scale": 10.0}),
+        ("vtab/repadapter", "dsprites_ori", {"model.repadapter_scale": 0.1}),
+        ("vtab/adapter_lora_vpt_noah", "kitti", {"model.adapter_dims": [5, 1, 10, 10, 1, 10, 1, 1, 5, 10, 5, 5]}),
+        ("vtab/gps", "kitti", {"data.resize": "direct", "data.split": "final", "model.warmup_inside": True}),
+        ("fgvc/gps", "cub", {"data.split": "final", "data.random_erasing": None}),
+        ("fgvc/hst_mae", "cub", {"data.normalization": "inception"}),
+        ("vtab/dyt", "", {"data.split": "final", "model.backbone": "vit_base_patch16_224.orig_in21k"}),
+        ("cifar100/dyt", "", {"data.crop_pct": 0.875, "data.drop_last": False, "model.decayed": "all"}),
+        ("vtab/bitfit", "", {"model.optimizer": "adamw", "model.warmup_epochs": 5, "model.decayed": "all_but_bias"}),
+        ("fgvc/adapter_vpt", "", {"model.lr": 1.5e-3, "data.batch_size": 384, "model.adam_eps": 1e-6}),
+        ("vtab/vpt_deep", "", {"data.resize": "tensorflow", "data.drop_last": False, "model.prompt_dropout": 0.1}),
+        ("vtab/vpt_shallow", "", {"model.prompt_dropout": 0.0, "model.decayed": "all_but_head_bias"}),
+        ("vtab/mlp_head", "", {"model.mlp_head_layers": 2}),
+        ("vtab/lora_noah", "", {"model.lora_init": "trunc_normal", "model.decayed": "matrices", "model.lr_late": True}),
+        ("few_shot/vpt_deep", "", {"model.prompt_init": "xavier", "model.prompt_dropout": 0.1}),
+        ("fgvc/spt_lora", "", {"data.augmentation": "crop", "data.resize": "square_crop", "data.drop_last": False}),
+        ("cifar100/ssf", "", {"data.erase_mixed": True, "data.randaug_fill": "grey", "model.cooldown_epochs": 10}),
     ],
 )
 def test_numbers_of_the_source(name: str, task: str, values: dict[str, Any]) -> None:
     found = options_of(name, task)
     assert {key: found.get(key) for key in values} == values
+
+
+@pytest.mark.parametrize(
+    ("name", "late", "epochs", "t_initial", "warmup", "start", "end"),
+    [
+        ("vtab/ssf", False, 110, 100, 10, 1e-7, 1e-8),
+        ("vtab/gps", False, 110, 100, 10, 1e-7, 1e-8),
+        ("imagenet/ssf", False, 40, 30, 5, 1e-7, 1e-8),
+        ("fgvc/hst", False, 110, 100, 10, 1e-7, 1e-8),
+        ("vtab/fact_tt", True, 100, 100, 10, 1e-6, 1e-5),
+        ("vtab/convpass", True, 100, 100, 10, 1e-6, 1e-5),
+        ("vtab/repadapter", True, 100, 100, 10, 1e-6, 1e-5),
+        ("vtab/sct", True, 100, 100, 10, 1e-6, 1e-5),
+        ("vtab/spt_lora", True, 100, 100, 10, 1e-6, 1e-5),
+        ("few_shot/adapter", True, 100, 100, 10, 1e-6, 1e-5),
+    ],
+)
+def test_learning_rates_are_those_of_the_source(
+    name: str, late: bool, epochs: int, t_initial: int, warmup: int, start: float, end: float
+) -> None:
+    """Against timm's own schedule, stepped after each epoch with the next number or, late, with that of the epoch."""
+    recipe = read_recipe(name)
+    options = recipe["all"] | next(iter(recipe.get("tasks", {"": {}}).values()))
+    names = inspect.signature(Optimized.__init__).parameters
+    own = {key.removeprefix("model."): value for key, value in options.items() if key.removeprefix("model.") in names}
+    module: Any = Optimized(**own)
+    assert options["trainer.max_epochs"] == epochs
+    module._trainer = SimpleNamespace(max_epochs=epochs, estimated_stepping_batches=15 * epochs)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=own["lr"])
+    schedule = CosineLRScheduler(optimizer, t_initial, end, warmup_t=warmup, warmup_lr_init=start)
+    factor = module.lr_factor()
+    for epoch in range(epochs):
+        assert own["lr"] * factor(epoch) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+        schedule.step(epoch if late else epoch + 1)
+
+
+def by_timm(model: nn.Module) -> set[str]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {names[id(p)] for group in param_groups_weight_decay(model, 0.1)[1:] for p in group["params"]}
+
+
+def everything(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.filterwarnings("ignore:adapter_init='vpt_dead_zero'")
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("few_shot/adapter", by_timm),
+        ("vtab/lora_noah", by_timm),
+        ("few_shot/vpt_deep", by_timm),
+        ("vtab/ssf", by_timm),
+        ("vtab/repadapter", everything),
+        ("vtab/convpass", everything),
+        ("vtab/fact_tt", everything),
+        ("vtab/dyt", everything),
+        ("vtab/vpt_shallow", lambda model: everything(model) - {"backbone.head.bias"}),
+        ("vtab/mlp_head", lambda model: everything(model) - {"backbone.head.bias"}),
+        ("vtab/partial", lambda model: {name for name in everything(model) if "bias" not in name}),
+        ("fgvc/adapter_vpt", lambda model: {name for name in everything(model) if "bias" not in name}),
+    ],
+)
+def test_decayed_parameters_are_those_of_the_source(name: str, source: Callable[[nn.Module], set[str]]) -> None:
+    """Names of a ViT-B without data, by the rule of the source's optimizer."""
+    recipe = read_recipe(name)
+    options = recipe["all"] | next(iter(recipe.get("tasks", {"": {}}).values())) | {"model.pretrained": False}
+    own = {key.removeprefix("model."): value for key, value in options.items() if key.startswith("model.")}
+    with torch.device("meta"):
+        model: Any = compose(METHODS[recipe["method"]], task=Classification)(**own)
+        model.configure_model()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = [group for group in model.param_groups() if group["weight_decay"] == own["weight_decay"]]
+    assert {names[id(p)] for group in groups for p in group["params"]} == source(model)
+
+
+def test_every_source_is_used() -> None:
+    used = {yaml.safe_load(path.read_text()).get("source") for path in RECIPES.rglob("*.yaml")}
+    assert {path.stem for path in SOURCES.glob("*.yaml")} == used - {None}
 
 
 @pytest.mark.parametrize(("form", "parameters"), [("tt", 39_734), ("tk", 68_985)])
@@ -145,7 +252,7 @@ def test_what_the_user_writes_wins(capsys: pytest.CaptureFixture[str], tmp_path:
     options = ["--config", str(tmp_path / "decay.yaml"), "--model.lr=0.5", "--data.task", "cifar"]
     config = resolved(capsys, "vtab/gps", *options)
     assert (config["model.lr"], config["model.weight_decay"], config["model.gps_k"]) == (0.5, 0.25, 1)
-    assert config["trainer.max_epochs"] == 100
+    assert config["trainer.max_epochs"] == 110
 
 
 def test_other_data_and_a_stacked_method(capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,6 +298,7 @@ def test_refused_recipe(args: list[str], message: str, capsys: pytest.CaptureFix
         ("{method: gps, data: VTAB, all: [1]}", "all is [1]; expected a dict"),
         ("{method: gps, data: VTAB, tasks: {cifar: 1}}", "tasks.cifar is 1; expected a dict"),
         ("{method: gpss, data: VTAB}", "unknown method 'gpss'; nearest: gps"),
+        ("{method: gps, data: VTAB, source: spf}", "unknown source of recipe"),
         ("{method: gps, data: VTABB}", "unknown data 'VTABB'; nearest: VTAB"),
         ("{method: gps, data: VTAB, all: {model.lrr: 1}}", "did you mean --model.lr"),
         ("{method: gps, data: VTAB, all: {model.gps_k: many}}", "many"),

@@ -20,7 +20,7 @@ from callbacks.features import file
 from callbacks.features.dataset import FrozenFeatures
 from callbacks.features.file import Rows
 from callbacks.features.reusable import ReusableFeatures
-from callbacks.scoring.undisturbed import unchanged
+from callbacks.scoring.undisturbed import eagerly, unchanged
 from checkpoints.fingerprint import fingerprint
 from datamodules.base import DataModule
 from lightning_modules.adapted import AdaptedTask
@@ -103,7 +103,7 @@ class FeatureCache(Callback):
         model = cast(ReusableFeatures, pl_module)
         check_frozen(model)
         start = time.perf_counter()
-        with unchanged(pl_module), torch.no_grad():
+        with unchanged(pl_module), torch.no_grad(), eagerly():
             pl_module.eval()
             for split, features in self.datasets.items():
                 features.tensors = self.tensors(trainer, model, split, features)

@@ -14,7 +14,7 @@ from lightning import Trainer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from checkpoints.atomic import write_atomically
+from checkpoints.atomic import NotWritten, write_atomically
 
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # names of the safetensors format
 ABANDONED = 3600  # seconds without a write after which a temporary file belongs to no running process
@@ -51,7 +51,7 @@ def write(trainer: Trainer, path: Path, rows: Rows, count: int, metadata: dict[s
         metadata: Texts to keep in the header.
 
     Raises:
-        OSError: If there is no space, or no right to write.
+        NotWritten: If there is no space, or no right to write.
         ValueError: If another rank failed.
     """
     if not trainer.is_global_zero:
@@ -96,7 +96,7 @@ def write_share(
     failed = torch.tensor(float(failure is not None), device=trainer.strategy.root_device)
     failed = trainer.strategy.reduce(failed, reduce_op="sum")
     if isinstance(failure, OSError):
-        raise OSError(
+        raise NotWritten(
             f"features.cache_dir={str(path.parent)!r} cannot take the features ({failure.strerror}); nothing was "
             "kept. Make room, or use another folder, --features.dtype bf16 or --features.cache ram"
         ) from failure

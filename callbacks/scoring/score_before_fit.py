@@ -132,7 +132,7 @@ class ScoreBeforeFit(Callback):
         pl_module.to(trainer.strategy.root_device)
         data: Any = datamodule_of(trainer)
         count = torch.zeros((), device=pl_module.device)
-        with all_or_none(trainer), unchanged(pl_module), torch.enable_grad(), eagerly(pl_module):
+        with all_or_none(trainer), unchanged(pl_module), torch.enable_grad(), eagerly():
             pl_module.train(self.mode == "train")
             for module in pl_module.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,9 @@ import torch.distributed
 from torch import Tensor, nn
 
 
-def eagerly(module: nn.Module) -> AbstractContextManager[Any]:
-    """Context without torch.compile, because graphs of the plain backbone cannot be reused by the adapted backbone."""
-    compiled = getattr(module, "_compiler_ctx", None) or any(m._compiled_call_impl for m in module.modules())
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+def eagerly() -> AbstractContextManager[Any]:
+    """Context without torch.compile, for a forward pass that is run once, or with other hooks than the steps."""
+    return torch.compiler.set_stance("force_eager")
 
 
 @contextmanager

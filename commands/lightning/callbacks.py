@@ -8,20 +8,28 @@ from lightning import Callback, LightningDataModule
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 
 from callbacks.best_checkpoint import BestCheckpoint
+from callbacks.channels_last import ChannelsLast
+from callbacks.checkpoint_activations import CheckpointActivations
+from callbacks.compiled import Compiled
 from callbacks.cost import Cost
 from callbacks.delta_export import DeltaExport
 from callbacks.finite_loss import StopOnNonFiniteLoss
 from callbacks.mask_picture import MaskPicture
 from callbacks.mask_predictions import MaskPredictions
+from callbacks.matmul_precision import MatmulPrecision
 from callbacks.predictions import Predictions
 from callbacks.result import Result
 from callbacks.scoring.score_before_fit import ScoreBeforeFit
 from commands.lightning.options import HEADLINE
 from lightning_modules import Task
+from lightning_modules.adapted import AdaptedTask
+
+COMPUTING = ("compile", "checkpoint_activations", "matmul_precision", "channels_last")
+"""Options about how a run computes, which do not change what it computes."""
 
 
 def run_callbacks(
-    options: Namespace, subcommand: str, model: Task, data: LightningDataModule, resume: bool
+    options: Namespace, subcommand: str, model: AdaptedTask, data: LightningDataModule, resume: bool
 ) -> list[Callback]:
     """Build the callbacks of a run.
 
@@ -36,17 +44,36 @@ def run_callbacks(
     # apart from the best epoch's callback, whose save_last saves only when the monitored metric improves
     last = ModelCheckpoint(folder, "last", enable_version_counter=False)
     cost = Cost()
-    result = Result(cost, test_follows=bool(options.get("test_after_fit")))
+    computing = {name: options[name] for name in COMPUTING if name in options}
+    result = Result(cost, bool(options.get("test_after_fit")), computing)
     if subcommand == "score":
         return [ScoreBeforeFit(**options.score.as_dict()), result, last]
     # of masks, if the task predicts maps
     writers: list[Callback] = [MaskPredictions(), MaskPicture()] if getattr(model, "dense", False) else [Predictions()]
-    found = [StopOnNonFiniteLoss(), cost, DeltaExport(), result, *writers]
+    # behind ScoreBeforeFit, because scores are of plain fp32 products
+    found = [*computing_callbacks(computing, model), StopOnNonFiniteLoss(), cost, DeltaExport(), result, *writers]
     if subcommand != "fit":
         return [*found, last]
     best = BestCheckpoint(**checkpoint_options(options.checkpoint, model, data, folder))
     rates = [] if options.trainer.logger is False else [LearningRateMonitor()]
     return [ScoreBeforeFit(**options.score.as_dict(), resume=resume), *found, *rates, best, last]
+
+
+def computing_callbacks(options: dict[str, Any], model: AdaptedTask) -> list[Callback]:
+    """Build the callbacks about how a run computes.
+
+    Args:
+        options: Those of ``COMPUTING`` that the subcommand has.
+        model: The model, which can refuse an option.
+
+    Raises:
+        ValueError: If an option is not possible with the model.
+    """
+    compiled, channels = Compiled(options.get("compile")), ChannelsLast(options.get("channels_last", False))
+    activations = CheckpointActivations(options.get("checkpoint_activations", False))
+    for callback in (compiled, channels, activations):
+        callback.check(model)  # here, because nothing is read yet
+    return [MatmulPrecision(options.get("matmul_precision", "highest")), channels, activations, compiled]
 
 
 def checkpoint_options(options: Namespace, task: Task, data: LightningDataModule, folder: Path) -> dict[str, Any]:

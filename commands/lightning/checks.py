@@ -1,6 +1,7 @@
 """Options of Lightning that cannot work here, refused before anything is built."""
 
 import re
+import sys
 from typing import Any
 
 from jsonargparse import Namespace
@@ -9,7 +10,7 @@ MAX_SEED = 2**32 - 1  # numpy's
 
 
 def check_options(options: Namespace) -> None:
-    """Refuse a seed, an accelerator and devices that no run can have.
+    """Refuse a seed, an accelerator, devices and a compilation that no run can have.
 
     Args:
         options: Parsed options of the subcommand.
@@ -21,6 +22,7 @@ def check_options(options: Namespace) -> None:
     trainer = options.get("trainer") or Namespace()
     check_accelerator(trainer.get("accelerator"))
     check_devices(trainer.get("devices"))
+    check_compile(options.get("compile"))
 
 
 def check_seed(seed: Any) -> None:
@@ -52,4 +54,15 @@ def check_devices(devices: Any) -> None:
     if named:
         raise ValueError(
             f"trainer.devices={devices} names {', '.join(named)}; {expected}. --trainer.accelerator names the kind"
+        )
+
+
+def check_compile(mode: Any) -> None:
+    """Refuse torch.compile where it does not support the interpreter."""
+    import torch._dynamo
+
+    if mode is not None and not torch._dynamo.is_dynamo_supported():
+        version = ".".join(map(str, sys.version_info[:3]))
+        raise ValueError(
+            f"compile={mode}: torch {torch.__version__} has no torch.compile for Python {version}; leave it out"
         )

@@ -21,6 +21,7 @@ from commands.lightning.failures import run_failures, trainer_refusals
 from commands.lightning.folders import ENTRY, data_name, new_run_folder
 from commands.lightning.loggers import place_loggers, user_environment, wandb_names, wandb_offline
 from commands.lightning.options import add_options
+from commands.lightning.origins import Value, values_of_run
 from commands.lightning.parser import GraftParser
 from commands.lightning.saved import LIGHTNING_NAMES, Saved, read_saved
 from commands.lightning.shortcuts import Expanded, expand
@@ -104,6 +105,8 @@ class GraftCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         options, name = self.options, self.command.subcommand
+        # before this project changes some, such as folders
+        self.save_config_kwargs["values"] = [(v.option, v.text, v.source, v.place) for v in self.values()] or None
         refuse_names(options.get("ckpt_path"))
         if self.ckpt_path and not options.get("override_checkpoint") and Path(self.ckpt_path).exists():
             saved, model = self.saved(self.ckpt_path), options.model
@@ -119,6 +122,12 @@ class GraftCLI(LightningCLI):
         os.environ.update(names | dict(os.environ))  # variables of the user win
         if wandb_offline(options.trainer.logger):
             os.environ["WANDB_MODE"] = "offline"
+
+    def values(self) -> list[Value]:
+        """All values of the run with their sources; none without a recipe."""
+        if self.command.recipe is None:
+            return []
+        return values_of_run(*self.command.recipe, self.options, self._parser(self.command.subcommand))
 
     def saved(self, path: str) -> Saved:
         """The checkpoint at a path, read already unless a config file names it."""

@@ -1,15 +1,21 @@
 """Failures of a run that only the user can mend, in the words of this project."""
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from checkpoints.atomic import NotWritten
 from commands.lightning.errors import Failed, own_error
 
+# a disk or a quota is full, a file system is read-only or takes no file of this size
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+COMPILER = ("torch._dynamo.", "torch._inductor.")
 KILLED_WORKER = re.compile(r"DataLoader worker \(pid.*(exited unexpectedly|is killed by signal)", re.DOTALL)
 
 
@@ -36,8 +42,8 @@ def run_failures(options: Namespace) -> Iterator[None]:
         options: Parsed options of the subcommand.
 
     Raises:
-        Failed: With a remedy, if a GPU has no memory left, a worker of a loader was killed, W&B does not answer, or
-            Lightning refuses an option.
+        Failed: With a remedy, if a GPU has no memory left, a file cannot be written, a worker of a loader was killed,
+            W&B does not answer, torch.compile fails, or Lightning refuses an option.
     """
     try:
         yield
@@ -53,6 +59,11 @@ def message_of(error: Exception, options: Namespace) -> str | None:
     first = str(error).partition("\n")[0].partition(". ")[0]
     if isinstance(error, torch.OutOfMemoryError):
         return f"{first}: {memory(options)}"
+    if isinstance(error, NotWritten):
+        return f"{error}. {kept(options)}"
+    if isinstance(error, OSError) and error.errno in NO_SPACE:  # of a library, such as the writer of metrics.csv
+        place = error.filename or options.trainer.default_root_dir
+        return f"cannot write {place} ({error.strerror}). {kept(options)}"
     if isinstance(error, MisconfigurationException):
         return f"trainer: {error}"
     if isinstance(error, RuntimeError) and KILLED_WORKER.search(str(error)):
@@ -60,9 +71,20 @@ def message_of(error: Exception, options: Namespace) -> str | None:
             f"{first}: the system kills workers where memory or /dev/shm runs out. Pass a smaller --data.num_workers "
             "(0 loads in the main process) or a smaller --data.batch_size"
         )
+    if type(error).__module__.startswith(COMPILER):
+        return f"compile={options.get('compile')}: {first}; leave compile out"
     if type(error).__module__.startswith("wandb."):  # not imported, because a run without its logger need not have it
         return f"W&B: {first}. With WANDB_MODE=offline a run needs no server"
     return None
+
+
+def kept(options: Namespace) -> str:
+    """The last checkpoint of a run that could not write a file, and how to go on."""
+    last = Path(options.trainer.default_root_dir) / "checkpoints/last.ckpt"
+    remedy = "Make room, or pass another folder, --run_root"
+    if last.is_file():
+        return f"The last checkpoint is whole. {remedy}, and go on with fit --ckpt_path {last}"
+    return f"{remedy}, and begin again"
 
 
 def memory(options: Namespace) -> str:

@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from callbacks import compiled, matmul_precision
 from callbacks.ema import EMA
 from callbacks.features.cache import FeatureCache
 from callbacks.scoring.score_before_fit import ScoreBeforeFit
@@ -20,6 +21,34 @@ ABOUT = (
     "by which the task is judged; null keeps the last epoch."
 )
 HELP: dict[str, dict[str, Any]] = {
+    "compile": {
+        "type": compiled.Mode | None,
+        "default": None,
+        "help": "Mode in which torch.compile compiles forward and backward pass of the network; off unless given. "
+        "default: several operations in one kernel. reduce-overhead: also CUDA graphs, which start all kernels of a "
+        "pass at once and so help small batches on a GPU, for more memory. max-autotune: also the fastest of several "
+        "kernels for each product, measured in the first step. The first step takes a minute or more. Results are "
+        "equal but for rounding and for the numbers that dropout draws.",
+    },
+    "checkpoint_activations": {
+        "type": bool,
+        "default": False,
+        "help": "Whether activations inside blocks are computed again in the backward pass, instead of kept for it. A "
+        "step needs less memory and about a third more time, and gives equal gradients.",
+    },
+    "matmul_precision": {
+        "type": matmul_precision.Precision,
+        "default": "highest",
+        "help": "Precision of matrix products of fp32 tensors. highest: fp32. high: TF32 on a GPU, several times "
+        "faster, with 10 instead of 23 bits behind the leading one. medium: bf16, with 7 bits. Scores before a fit "
+        "are always computed in the highest.",
+    },
+    "channels_last": {
+        "type": bool,
+        "default": False,
+        "help": "Whether convolutions store their weights and outputs with the channels as the last dimension in "
+        "memory. Convolutional networks are faster so on a GPU in 16 bits, because its kernels read this format.",
+    },
     "members": {
         "type": list[dict[str, Any]] | dict[str, list[Any]] | None,
         "default": None,

@@ -11,7 +11,8 @@ from commands.lightning.names import nearest
 from commands.lightning.used_by import used_by
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs" / "recipe"
-RECIPE_KEYS = {"method": str, "data": str, "all": dict, "tasks": dict, "grid": dict}
+SOURCES = RECIPES / "source"  # values that recipes of one source have in common
+RECIPE_KEYS = {"method": str, "data": str, "all": dict, "tasks": dict, "grid": dict, "source": str}
 
 
 class Recipe(NamedTuple):
@@ -55,22 +56,77 @@ def recipe_of(name: str, subcommand: str, args: list[str]) -> Recipe:
     return Recipe(method, config)
 
 
+def recipe_files() -> dict[str, Path]:
+    """Files of the recipes that ship, by name such as ``vtab/ssf``."""
+    paths = [path for path in sorted(RECIPES.rglob("*.yaml")) if SOURCES not in path.parents]
+    return {path.relative_to(RECIPES).with_suffix("").as_posix(): path for path in paths}
+
+
 def read_recipe(name: str) -> dict[str, Any]:
-    """Read ``configs/recipe/NAME.yaml``, or a file of the user's own.
+    """Read ``configs/recipe/NAME.yaml``, or a file of the user's own, and the common values of its source.
 
     Raises:
         ValueError: If there is no such recipe or file, or if it is not in the form of a recipe.
     """
-    known = {path.relative_to(RECIPES).with_suffix("").as_posix(): path for path in sorted(RECIPES.rglob("*.yaml"))}
+    files = recipe_and_sources(name)
+    recipe: dict[str, Any] = {}
+    for values in files.values():
+        recipe = joined(values, recipe)
+    recipe.pop("source", None)
+    if not {"method", "data"} <= recipe.keys():
+        raise ValueError(
+            f"recipe {next(iter(files))} says no method and data; expected the keys {', '.join(RECIPE_KEYS)}"
+        )
+    return recipe
+
+
+def recipe_and_sources(name: str) -> dict[Path, dict[str, Any]]:
+    """Content of the file of a recipe, then of its source, then of the source's own source, and so on.
+
+    The key ``source`` names a file of ``configs/recipe/source``, another recipe, or a file of the user's own. Its
+    values hold wherever the recipe has none.
+
+    Raises:
+        ValueError: If there is no such file, if it is not in the form of a recipe, or if it is its own source.
+    """
+    known = recipe_files()
     path = known.get(name, Path(name))
     if not path.is_file():
         nearest(name, known, "recipe")
+    read = {path: read_values(path)}
+    while "source" in read[path]:
+        user, source = path, read[path]["source"]
+        named = known | {path.stem: path for path in SOURCES.glob("*.yaml")}
+        path = named.get(source, Path(source))
+        if not path.is_file():
+            nearest(source, named, f"source of recipe {user}:")
+        if path in read:
+            raise ValueError(f"recipe {user}: its source {source} has it as a source itself; leave one of them out")
+        read[path] = read_values(path)
+    return read
+
+
+def joined(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Values of a recipe, and those of its source where it has none."""
+    both = common | own | {key: common.get(key, {}) | own.get(key, {}) for key in ("all", "grid")}
+    tasks, own_tasks = common.get("tasks", {}), own.get("tasks", {})
+    if tasks:
+        both["tasks"] = tasks | {task: tasks.get(task, {}) | options for task, options in own_tasks.items()}
+    return {key: value for key, value in both.items() if value}
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Read one file, without its source.
+
+    Raises:
+        ValueError: If it is not in the form of a recipe.
+    """
     try:
         strict_yaml.check(path.read_text())
-        recipe = yaml.safe_load(path.read_text())
+        recipe = yaml.load(path.read_text(), Loader=strict_yaml.Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"recipe {path} is no YAML: {error}") from error
-    if not isinstance(recipe, dict) or not {"method", "data"} <= recipe.keys():
+    if not isinstance(recipe, dict):
         raise ValueError(f"recipe {path} says no method and data; expected the keys {', '.join(RECIPE_KEYS)}")
     kinds = {key: RECIPE_KEYS[nearest(str(key), RECIPE_KEYS, f"key of recipe {path}:")] for key in recipe}
     values = list(recipe.items())

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.delta import read_checkpoint
-from checkpoints.structure import check_resumable, check_version
+from checkpoints.resumable import check_resumable
+from checkpoints.structure import check_version
 from lightning_modules import TASKS
 from methods.core.saved_model import described_model
 

@@ -23,10 +23,12 @@ class Expanded(NamedTuple):
     Args:
         args: Subcommand and options.
         saved: The checkpoint of ``--ckpt_path``, if it names one.
+        recipe: Name of the recipe and its dataset, if there is one. Ranks that Lightning starts have none.
     """
 
     args: list[str]
     saved: Saved | None
+    recipe: tuple[str, str | None] | None = None
 
     @property
     def subcommand(self) -> str:
@@ -70,7 +72,8 @@ def expand(args: list[str]) -> Expanded:
         # config files may hold options of a class without the class, which so must stand in front of them too
         configs.append({kind: name for kind, name in {"model": model, "data": data}.items() if name is not None})
     words = [word for config in configs if config for word in ("--config", json.dumps(config))]
-    return Expanded([subcommand, *files_first([*words, *rest])], saved)
+    dataset = pop_flag(rest, "--data.task")[0]
+    return Expanded([subcommand, *files_first([*words, *rest])], saved, None if name is None else (name, dataset))
 
 
 def class_path(method: str, task: str | None) -> str:

@@ -1,10 +1,14 @@
 """Which subcommand uses which option."""
 
 USED_BY = {
+    "channels_last": ("fit", "validate", "test", "predict"),
     "checkpoint": ("fit",),
+    "checkpoint_activations": ("fit",),
+    "compile": ("fit", "validate", "test", "predict"),
     "ema": ("fit",),
     "export_member": ("fit",),
     "features": ("fit",),
+    "matmul_precision": ("fit", "validate", "test", "predict"),
     "members": ("fit", "validate", "test"),
     "override_checkpoint": ("fit", "validate", "test", "predict"),
     "score": ("fit", "score"),

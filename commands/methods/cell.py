@@ -160,7 +160,14 @@ def check_merged(model: PEFTMethod, merged: nn.Module, family: Family, images: T
         return Outcome("trains", f"no weight of the plain model can take {extra[0]}")
     plain = timm.create_model(family.model, num_classes=CLASSES, **family.args, **argument)
     plain.load_state_dict(state)
-    expected, found = model(images), plain.eval()(images)
-    difference = float((found - expected).abs().max() / expected.abs().max())
+    difference = relative_difference(model, plain.eval(), images)
+    if difference >= CLOSE:  # again in fp64, because some deep networks enlarge rounding errors
+        difference = relative_difference(model.double(), plain.double(), images.double())
     assert difference < CLOSE, f"merged outputs differ by {difference:.1e}"
     return Outcome("merges")
+
+
+def relative_difference(first: nn.Module, second: nn.Module, images: Tensor) -> float:
+    """Largest difference of two networks' outputs, relative to the largest output of the first one."""
+    expected = first(images)
+    return float((second(images) - expected).abs().max() / expected.abs().max())

@@ -57,7 +57,12 @@ def run(families: Iterable[str]) -> Iterator[Cell]:
     for family in families:
         plain = network(family)
         for method, stack in STACK.items():
-            yield Cell(family, type(plain).__name__, method, outcome(stack, FAMILIES[family], plain))
+            try:
+                found = outcome(stack, FAMILIES[family], plain)
+            except Exception as error:
+                error.add_note(f"cell of {method} on {family}")
+                raise
+            yield Cell(family, type(plain).__name__, method, found)
 
 
 def page(cells: list[Cell]) -> str:

@@ -12,7 +12,7 @@ import yaml
 # results that differ in one of these are not comparable
 PROTOCOL = (
     *("backbone", "pretrained", "source", "split", "selection"),
-    *("resize", "interpolation", "normalization", "limit_test_batches"),
+    *("resize", "image_size", "crop_pct", "interpolation", "normalization", "limit_test_batches"),
 )
 # options that tell where a run writes, or that columns and seeds show already
 PLACES = (

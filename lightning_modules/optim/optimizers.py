@@ -3,7 +3,6 @@
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
 from lightning_modules.optim.adam_atan2 import AdamATan2
@@ -36,17 +35,3 @@ def build_optimizer(name: str, groups: list[dict[str, Any]], lr: float, eps: flo
     if name == "adafactor":
         return torch.optim.Adafactor(groups, lr=lr)
     raise ValueError(f"optimizer={name!r}: expected one of {', '.join(OPTIMIZERS)}")
-
-
-def decay_matrices(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups: matrices with weight decay; vectors and scalars (biases, norms, scales) without.
-
-    Args:
-        parameters: Trained parameters.
-        weight_decay: Decay of the matrices.
-    """
-    groups = [
-        {"params": [p for p in parameters if p.squeeze().dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.squeeze().dim() <= 1], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]

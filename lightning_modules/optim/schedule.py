@@ -5,28 +5,43 @@ from collections.abc import Callable
 
 
 def warmup_cosine(
-    total: int, warmup: int, *, lr: float, warmup_lr: float = 0.0, min_lr: float = 0.0
+    total: int,
+    warmup: int,
+    *,
+    lr: float,
+    warmup_lr: float = 0.0,
+    min_lr: float = 0.0,
+    inside: bool = False,
+    cooldown: int = 0,
+    late: bool = False,
 ) -> Callable[[int], float]:
     """Linear warm-up to the peak, then a cosine to ``min_lr`` at the last step.
 
     Args:
         total: Number of steps (or epochs) of the run.
-        warmup: Steps of the warm-up; at most ``total - 1`` are used.
+        warmup: Steps of the warm-up; at most ``total - cooldown - 1`` are used.
         lr: Peak learning rate.
         warmup_lr: Learning rate at step 0 of a warm-up; at most ``lr``.
         min_lr: Learning rate at the end.
+        inside: Whether the cosine starts at step 0, so that the warm-up hides its first part, as in timm. Otherwise it
+            starts at the peak.
+        cooldown: Steps at ``min_lr`` after the cosine; at most ``total - 1`` are used.
+        late: Whether each step has the learning rate of the step before it; the first two are then equal.
 
     Returns:
         A function from the step to the factor of the peak.
     """
+    total -= min(cooldown, total - 1)
     warmup = min(warmup, total - 1)
+    start = 0 if inside else warmup
 
     def factor(step: int) -> float:
         """Factor of the peak at a step."""
+        step = max(step - 1, 0) if late else step
         if step < warmup:
-            start = min(warmup_lr, lr)
-            return (start + (lr - start) * step / warmup) / lr
-        done = min((step - warmup) / max(total - warmup, 1), 1.0)
+            first = min(warmup_lr, lr)
+            return (first + (lr - first) * step / warmup) / lr
+        done = min((step - start) / max(total - start, 1), 1.0)
         return (min_lr + (lr - min_lr) * (1 + math.cos(math.pi * done)) / 2) / lr
 
     return factor

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from copy import deepcopy
+from typing import ClassVar
 
 import torch
 from lightning import Callback
@@ -13,6 +14,7 @@ from backbones.inject import Backbone
 from callbacks.scoring.undisturbed import eagerly
 from checkpoints.fingerprint import fingerprint
 from methods.core.precision import default_dtype
+from methods.core.sharded import check_strategy
 from methods.core.warm_start import WarmStart
 
 
@@ -29,6 +31,7 @@ class PEFTMethod(WarmStart):
     scales_over_widths: bool = True  # whether width_scaling has rules for the trained parameters
     used: set[str] | None = None  # names of used parameters of the plain backbone; see ``used_names``
     prunable: bool = False  # whether a fitted model can be scored, pruned and fitted once more
+    shardable: ClassVar[bool] = False  # whether ``Sharded`` can train it; not inherited
 
     # hooks of a method
 
@@ -58,7 +61,7 @@ class PEFTMethod(WarmStart):
             inputs = move_data_to_device(self.example_batch().inputs, next(self.backbone.parameters()).device)
             training = [module for module in self.modules() if module.training]
             self.eval()  # otherwise statistics of a head beside the backbone would change
-            with eagerly(self):  # because a graph of the plain backbone cannot be used later
+            with eagerly():  # because a graph of the plain backbone cannot be used later
                 self.used = used_parameters(self.backbone, lambda: self(inputs))
             for module in training:
                 module.training = True
@@ -69,6 +72,7 @@ class PEFTMethod(WarmStart):
     def configure_callbacks(self) -> list[Callback]:
         self.refuse_precision()
         self.refuse_compiled()
+        check_strategy(self.trainer.strategy)
         self.adapt_before_data()  # here, because this is the first hook of a run, before any data are read
         callbacks = super().configure_callbacks()
         return [callbacks] if isinstance(callbacks, Callback) else list(callbacks)

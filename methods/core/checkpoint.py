@@ -10,7 +10,8 @@ from torch import Tensor
 
 from checkpoints import delta as files
 from checkpoints.fingerprint import manifest
-from checkpoints.structure import check_resumable, check_tensors, with_prefix
+from checkpoints.resumable import check_resumable
+from checkpoints.structure import check_tensors, with_prefix
 from methods.core.precision import KeepsPrecision, updates_statistics
 from methods.core.saved_model import described_model
 

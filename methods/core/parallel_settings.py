@@ -43,6 +43,7 @@ class ParallelSettings(Members):
     """
 
     not_options = ("model",)
+    uncompilable = "several settings share the features of one backbone; give each a run of its own"
 
     def __init__(
         self,

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from backbones.anatomy import replaceable
 from backbones.inject import Backbone
+from lightning_modules.optim.decay import decay_groups
 from methods.core.selective import Selective
 from methods.layers.sparse import Entries, merge_entries, train_entries
 
@@ -41,13 +42,17 @@ class TrainsEntries(Selective):
         merge_entries(backbone)
         super().merge_into(backbone)
 
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        owner = self.get_submodule(name.rpartition(".")[0])
+        if isinstance(owner, Entries) and self.decayed == "matrices":
+            return owner.of_matrix  # the values are a vector, whatever they belong to
+        return super().decays(name, parameter)
+
     def param_groups(self) -> list[dict[str, Any]]:
-        """Parameter groups; entries of matrices have weight decay, entries of vectors do not."""
-        decay = {True: self.weight_decay, False: 0.0}
+        """Parameter groups; the entries have their own learning rate."""
         own = {id(e.values) for e in self.entries()}
         groups = super().param_groups()
         groups = [{**group, "params": [p for p in group["params"] if id(p) not in own]} for group in groups]
-        for of_matrix, weight_decay in decay.items():
-            values = [e.values for e in self.entries() if e.of_matrix == of_matrix]
-            groups.append({"params": values, "weight_decay": weight_decay, "lr": self.entries_lr})
+        entries = {name: p for name, p in self.named_parameters() if id(p) in own}
+        groups += [group | {"lr": self.entries_lr} for group in decay_groups(entries, self.weight_decay, self.decays)]
         return [group for group in groups if group["params"]]

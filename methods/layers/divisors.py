@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
 
 from lightning_modules.host_copy import HostCopy
 
@@ -14,6 +15,18 @@ def away_from_zero(divisor: Tensor) -> Tensor:
     """Divisor with magnitudes of at least ``SMALLEST``, for numbers that have become small since the last look."""
     floor = torch.full_like(divisor, SMALLEST).copysign(divisor)
     return torch.where(divisor.abs() < SMALLEST, floor, divisor)
+
+
+def smallest(divisors: Sequence[Tensor]) -> Tensor:
+    """Smallest magnitude of each layer's divisors, of all ranks if they are sharded."""
+    sharded = [isinstance(divisor, DTensor) for divisor in divisors]
+    if not any(sharded):
+        return torch.stack([divisor.detach().abs().min() for divisor in divisors])
+    parts = [divisor.to_local() if isinstance(divisor, DTensor) else divisor for divisor in divisors]
+    # of an empty part too, which a rank can have if there are more ranks than channels
+    found = torch.stack([torch.cat([part.detach().abs(), part.new_full((1,), torch.inf)]).min() for part in parts])
+    distributed.all_reduce(found, distributed.ReduceOp.MIN)
+    return found
 
 
 class DivisorLook:
@@ -33,7 +46,7 @@ class DivisorLook:
             divisors: Divisors of each layer, all on one device.
             first: Whether this is the first step of an epoch.
         """
-        now = HostCopy(torch.stack([divisor.detach().abs().min() for divisor in divisors]))
+        now = HostCopy(smallest(divisors))
         used = now if first or self.last is None else self.last
         self.last = now
         return (used.read() >= SMALLEST).tolist()

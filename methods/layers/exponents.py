@@ -8,7 +8,7 @@ derived from the paper's definitions, not copied from its tables. At k = 1 no pa
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -163,6 +163,7 @@ def build_param_groups(
     weight_decay: float = 0.0,
     wd_mode: Literal["coupled", "independent"] = "coupled",
     layer_types: Mapping[str, str] | None = None,
+    decayed: Callable[[str, nn.Parameter], bool] = lambda name, parameter: parameter.squeeze().dim() > 1,
 ) -> list[dict[str, Any]]:
     """Parameter groups with a learning rate for each kind of layer; each trainable parameter is in exactly one.
 
@@ -177,9 +178,10 @@ def build_param_groups(
         constants: Factors of ``lr`` by kind of layer, tuned at the base width.
         eps: Adam's epsilon at the base width.
         eps_mode: ``constant``: one epsilon. ``per_layer``: epsilon shrinks with the gradients of each kind of layer.
-        weight_decay: Decay of matrices; vectors and scalars have none.
+        weight_decay: Decay of the parameters that ``decayed`` names.
         wd_mode: ``coupled``: one weight decay. ``independent``: lr times decay keeps its value at the base width.
         layer_types: Kinds of layers by regular expressions of parameter names; they come before the shapes.
+        decayed: Whether a parameter, given with its name, has weight decay; by default each matrix.
 
     Returns:
         Groups with ``params``, ``name``, ``layer_type``, ``k``, ``lr``, ``weight_decay`` and, for Adam, ``eps``.
@@ -206,7 +208,7 @@ def build_param_groups(
         # vectors and the layers of a method have no multiplier, so they use the exponents without one
         multiplied = name.endswith("weight") and "multiplier" in owner._modules
         e = table[layer] if multiplied else table[layer].without_multiplier(family)
-        decay = weight_decay if parameter.squeeze().dim() > 1 else 0.0
+        decay = weight_decay if decayed(name, parameter) else 0.0
         parts = [layer, f"x{k:g}", *["multiplied"] * multiplied, *["undecayed"] * (not decay)]
         group = {
             "params": [],

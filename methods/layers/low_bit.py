@@ -7,7 +7,6 @@ of the levels and the two moments. Its bytes are equal to those of the official 
 
 import struct
 from collections.abc import Mapping
-from functools import cache
 from math import sqrt
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from checkpoints.packed import Record
+from methods.layers.constants import computed_once
 
 BITS = (1, 2, 4, 8, 32)  # 32: not quantised
 EPS = 1e-5
@@ -23,7 +23,7 @@ EPS = 1e-5
 Codebook = Literal["l1_optimal", "official"]
 
 
-@cache
+@computed_once
 def codebook(bits: int, kind: Codebook, device: torch.device) -> tuple[Tensor, Tensor]:
     """Levels (2^bits,), ascending, and the thresholds between them.
 
@@ -31,18 +31,15 @@ def codebook(bits: int, kind: Codebook, device: torch.device) -> tuple[Tensor, T
     iteration from zeros, as the published code does. With 8 bits, its 500 passes are far from convergence.
     """
     count = 2**bits
-    with torch.inference_mode(False):  # because the cached result must also serve a training step
-        levels = torch.zeros(count, dtype=torch.float64, device="cpu")
-        if kind == "l1_optimal":
-            levels = sqrt(2) * torch.special.ndtri(
-                (torch.arange(count, dtype=torch.float64, device="cpu") + 0.5) / count
-            )
-        for _ in range(500):
-            thresholds = (levels[1:] + levels[:-1]) / 2
-            edges = F.pad(torch.special.ndtr(thresholds), (1, 0))
-            edges = F.pad(edges, (0, 1), value=1.0)
-            levels = torch.special.ndtri((edges[1:] + edges[:-1]) / 2)
-        return levels.float().to(device), thresholds.float().to(device)
+    levels = torch.zeros(count, dtype=torch.float64, device="cpu")
+    if kind == "l1_optimal":
+        levels = sqrt(2) * torch.special.ndtri((torch.arange(count, dtype=torch.float64, device="cpu") + 0.5) / count)
+    for _ in range(500):
+        thresholds = (levels[1:] + levels[:-1]) / 2
+        edges = F.pad(torch.special.ndtr(thresholds), (1, 0))
+        edges = F.pad(edges, (0, 1), value=1.0)
+        levels = torch.special.ndtri((edges[1:] + edges[:-1]) / 2)
+    return levels.float().to(device), thresholds.float().to(device)
 
 
 class NearestLevel(torch.autograd.Function):

@@ -5,11 +5,11 @@ the index of the nearest of 16 quantiles of a normal distribution. Double quanti
 bits too. The bytes are equal to those of bitsandbytes.
 """
 
-from functools import cache
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from methods.layers.constants import computed_once
 
 BLOCK = 64  # values that share an absmax
 NESTED_BLOCK = 256  # absmax values that share a second absmax
@@ -22,35 +22,32 @@ CODE = (
 # fmt: on
 
 
-@cache
+@computed_once
 def code(device: torch.device) -> Tensor:
     """Quantiles (16,) of the code."""
-    with torch.inference_mode(False):  # because the cached result must also serve a training step
-        return torch.tensor(CODE, device=device, dtype=torch.float32)
+    return torch.tensor(CODE, device=device, dtype=torch.float32)
 
 
-@cache
+@computed_once
 def pairs(device: torch.device) -> Tensor:
     """Two values (256, 2) of each byte; the first has the high four bits."""
-    with torch.inference_mode(False):
-        byte = torch.arange(256, device=device)
-        return code(device)[torch.stack([byte >> 4, byte & 15], dim=1)]
+    byte = torch.arange(256, device=device)
+    return code(device)[torch.stack([byte >> 4, byte & 15], dim=1)]
 
 
-@cache
+@computed_once
 def nested_code(device: torch.device) -> Tensor:
     """Values (256,) of the 8-bit code for absmax values, ascending from -0.99 to 1.
 
     The resolution grows with the magnitude: the decade below ``10^-i`` (i = 0 to 6) has ``2^(6-i)`` values of either
     sign, the midpoints of equal steps over 0.1 to 1. The values 0 and 1 are added.
     """
-    with torch.inference_mode(False):
-        values = [torch.tensor([0.0, 1.0])]
-        for decade in range(7):
-            steps = torch.linspace(0.1, 1, 2**decade + 1)
-            middles = 10.0 ** (decade - 6) * (steps[:-1] + steps[1:]) / 2
-            values += [middles, -middles]
-        return torch.cat(values).sort().values.to(device)
+    values = [torch.tensor([0.0, 1.0])]
+    for decade in range(7):
+        steps = torch.linspace(0.1, 1, 2**decade + 1)
+        middles = 10.0 ** (decade - 6) * (steps[:-1] + steps[1:]) / 2
+        values += [middles, -middles]
+    return torch.cat(values).sort().values.to(device)
 
 
 def nearest(values: Tensor, table: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from timm.layers import FrozenBatchNormAct2d
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
@@ -42,6 +43,8 @@ class ScaleShift(AdapterModule):
         """Whether the backward pass may divide by every scale."""
         if not torch.is_grad_enabled():
             return True
+        if torch.compiler.is_compiling():  # one graph for all values; the compiler itself chooses what to keep
+            return False
         if self.divisible_in_step is None:  # no cache by version, because fused optimizers do not change it
             return bool(self.scale.detach().abs().min() >= divisors.SMALLEST)
         return self.divisible_in_step
@@ -145,7 +148,8 @@ class SSFConv2d(nn.Conv2d):
 class SSFNorm(nn.Module):
     """A norm whose ``weight`` and ``bias`` are read with scale and shift merged in.
 
-    Autograd of the norm gives the gradients. An activation inside the norm acts on the scaled and shifted feature.
+    Autograd of the norm gives the gradients. An activation inside the norm acts on the scaled and shifted feature. A
+    shard of FSDP2 is read as it is, because FSDP2 looks for it by name; in the forward pass the weight is plain.
     """
 
     plain: Any  # class of the norm
@@ -154,11 +158,15 @@ class SSFNorm(nn.Module):
     @property
     def weight(self) -> Tensor:
         weight = stored(self, "weight")
+        if isinstance(weight, DTensor):
+            return weight
         return self.cast(self.ssf.scale if weight is None else self.ssf.scale * weight)
 
     @property
     def bias(self) -> Tensor:
         bias = stored(self, "bias")
+        if isinstance(bias, DTensor):
+            return bias
         return self.cast(self.ssf.shift if bias is None else self.ssf.scale * bias + self.ssf.shift)
 
     def cast(self, value: Tensor) -> Tensor:

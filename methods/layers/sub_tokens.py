@@ -127,6 +127,8 @@ class CompressedScaleShift(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, v: Tensor, s: float) -> Tensor:
         ctx.save_for_backward(project(x, v), scale, v)
         ctx.s = s
+        if torch.compiler.is_compiling():  # gradients of an in-place custom function would be wrong
+            return x * scale.to(x.dtype) + shift.to(x.dtype)
         ctx.mark_dirty(x)
         return x.mul_(scale.to(x.dtype)).add_(shift.to(x.dtype))
 

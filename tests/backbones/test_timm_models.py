@@ -275,7 +275,7 @@ def test_backbone_without_a_classifier() -> None:
 def test_head_initialisation() -> None:
     model: Any = timm.create_model(BACKBONE, **TINY)
     heads: dict[str, Any] = {}
-    for init in ("trunc_normal", "linear", "zero", "vpt"):
+    for init in ("trunc_normal", "linear", "zero", "vpt", "adaptformer"):
         torch.manual_seed(0)
         reset_head(model, 400, init)
         heads[init] = model.head.requires_grad_(False)
@@ -286,7 +286,8 @@ def test_head_initialisation() -> None:
     assert not heads["zero"].weight.any()
     assert heads["vpt"].weight.std().item() == pytest.approx((2 / 400) ** 0.5, rel=0.05)
     assert heads["vpt"].bias.sigmoid().tolist() == pytest.approx([0.01] * 400)
-    assert [bool(heads[init].bias.any()) for init in heads] == [False, True, False, True]
+    assert [bool(heads[init].bias.any()) for init in heads] == [False, True, False, True, False]
+    assert heads["adaptformer"].weight.std().item() == pytest.approx(0.01, rel=0.05)
 
 
 def test_input_config_follows_the_model() -> None:

@@ -52,5 +52,18 @@ def test_a_best_epoch_that_is_gone(tmp_path: Path) -> None:
     assert best.best_model_score is None
 
 
+@pytest.mark.parametrize("name", ["best.ckpt", "x" * 5000])
+def test_a_best_epoch_that_is_no_checkpoint(name: str, tmp_path: Path) -> None:
+    (tmp_path / "best.ckpt").write_bytes(b"text")
+    best = BestCheckpoint(tmp_path / "own", **OPTIONS)
+    state = best.state_dict() | {"best_model_path": str(tmp_path / name), "dirpath": str(best.dirpath)}
+    if name == "best.ckpt":
+        with pytest.raises(ValueError, match=r"best_model_path='.*best\.ckpt' .* is empty, incomplete or unsafe"):
+            best.load_state_dict(state)
+    else:
+        best.load_state_dict(state)
+    assert not (tmp_path / "own").exists()
+
+
 def test_state_of_older_checkpoints() -> None:
     assert BestCheckpoint(**OPTIONS).state_key == ModelCheckpoint(**OPTIONS).state_key

@@ -59,6 +59,15 @@ def test_resume_goes_on_from_the_raw_values(
         assert all(torch.equal(tensor, resumed[part][name]) for name, tensor in whole[part].items())
 
 
+def test_raw_values_of_other_parameters(
+    build: Callable[..., PEFTMethod], data: Callable[..., ImageDataset], trainer: Make
+) -> None:
+    average = EMA(0.7)
+    average.raw = {"backbone.head.bias": torch.zeros(3)}
+    with pytest.raises(ValueError, match=r"its 'raw' and the trained parameters .* differ in backbone\.blocks\.0"):
+        trainer(callbacks=[average]).fit(build("ssf"), datamodule=data())
+
+
 def test_no_average_without_a_decay(
     build: Callable[..., PEFTMethod], data: Callable[..., ImageDataset], trainer: Make, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """The resolved config in the run folder, and in front of every logger."""
 
+import csv
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,7 +35,8 @@ def parser() -> Any:
 def test_config_reaches_file_and_loggers(parser: Any, tmp_path: Path) -> None:
     places = [f"--trainer.default_root_dir={tmp_path}", "--ckpt_path=last.ckpt"]
     config = parser.parse_args([*places, "--model.lr=0.25", "--model.backbone_args.depth=2", "--model.backbone=vït"])
-    callback = SaveConfig(parser, config, overwrite=True)
+    rows = [("model.lr", "0.25", "train.py l.3, and more", "vtab/gps.yaml:7")]
+    callback = SaveConfig(parser, config, rows, overwrite=True)
     loggers = [Remembers(), Remembers()]
     broadcast = SimpleNamespace(broadcast=lambda value: value)
     trainer: Any = SimpleNamespace(log_dir=tmp_path, is_global_zero=True, loggers=loggers, strategy=broadcast)
@@ -46,6 +48,8 @@ def test_config_reaches_file_and_loggers(parser: Any, tmp_path: Path) -> None:
         "model": {"backbone": "vït", "lr": 0.25, "backbone_args": {"depth": 2}},
     }
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == expected
+    values = [*csv.reader((tmp_path / "values.csv").read_text().splitlines())]
+    assert values == [["option", "value", "source", "place"], [*rows[0]]]
     assert [logger.seen for logger in loggers] == [[expected], [expected]]
     assert config.trainer.default_root_dir == str(tmp_path), "the run itself lost its folder"
     assert config.ckpt_path == "last.ckpt"

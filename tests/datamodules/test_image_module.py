@@ -169,3 +169,17 @@ def test_random_erasing_in_training_alone() -> None:
     assert module.on_after_batch_transfer(batch, 0).inputs.unique().numel() == 1
     module.trainer.training = True
     assert module.on_after_batch_transfer(batch, 0).inputs.unique().numel() > 1
+
+
+def test_erasing_of_mixed_images() -> None:
+    """``erase_mixed``: the batch arrives whole on the device, and its rectangles are erased after mixup."""
+    module = Listed(random_erasing=1.0, erase_mixed=True, normalization="none")
+    module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    module.trainer.training = True
+    batch = Batch.of(torch.full((4, 3, 16, 16), 100, dtype=torch.uint8), torch.zeros(4))
+    whole = module.on_after_batch_transfer(batch, 0)
+    assert whole.inputs.unique().numel() == 1
+    assert module.after_mixing(whole).inputs.unique().numel() > 1
+    before = Listed(random_erasing=1.0, normalization="none")
+    before.trainer = module.trainer
+    assert before.after_mixing(batch) is batch

@@ -89,6 +89,16 @@ def test_mixup_with_an_odd_batch(build: Build) -> None:
     assert not torch.equal(seen[0][1:], images[1:])
 
 
+def test_data_may_change_mixed_images(
+    build: Build, data: Data, trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After mixup the labels are soft (B, K)."""
+    module, seen = data(), []
+    monkeypatch.setattr(module, "after_mixing", lambda batch: seen.append(tuple(batch.targets.shape)) or batch)
+    trainer(limit_train_batches=1).fit(build("linear_probe", mixup=0.8), datamodule=module)
+    assert seen == [(4, 3)]
+
+
 def metrics_of(model: Any, batches: list[tuple[list[list[float]], list[int | None]]]) -> dict[str, float]:
     """Final metrics of logits and labels given directly; a label None marks a row that only evens out the ranks."""
     model.forward = lambda logits: logits

@@ -30,6 +30,7 @@ PLACES = ["houlsby", "pfeiffer", "noah", "adapter_plus"]
         ({"adapter_placement": "adapter_plus"}, 156_768 + 12 * 768),
     ],
 )
+@pytest.mark.usefixtures("on_meta")
 def test_counts(options: dict[str, Any], count: int) -> None:
     model = compose(Adapter, task=Classification)(backbone="vit_base_patch16_224", pretrained=False, **options)
     model.configure_model()
@@ -81,6 +82,10 @@ def test_initial_weights(build: Build) -> None:
     lora = op(adapter_init="lora")
     assert lora.down.weight.any()
     assert not lora.up.weight.any()
+    drawn_anew = op(adapter_placement="noah", adapter_init="trunc_normal")
+    for linear in (drawn_anew.down, drawn_anew.up):  # 48 x 48, so that Xavier would have a std of 0.144
+        assert linear.weight.std().item() == pytest.approx(0.02, rel=0.05)
+        assert not linear.bias.any()
 
 
 def test_dead_zero_init_trains_one_bias_only(build: Build) -> None:

@@ -42,6 +42,7 @@ GOLDEN = {"adaptformer": check_adaptformer}
         ({"adaptformer_dim": 64, "adaptformer_bias": True}, 1_189_632),
     ],
 )
+@pytest.mark.usefixtures("on_meta")
 def test_counts(options: dict[str, Any], count: int) -> None:
     model = compose(AdaptFormer, task=Classification)(backbone="vit_base_patch16_224", pretrained=False, **options)
     model.configure_model()

@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch import Tensor, nn
 
 from backbones.inject import swap_class
 from callbacks.ema import EMA
+from commands.lightning.recipes import read_recipe
 from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod, compose
 from methods.bi_adapter import LowBit, LowBitLinear, LowBitLowRank
 from methods.layers import low_bit
 from methods.layers.low_rank import LowRank
-from tests.conftest import ROOT, perturb
+from tests.conftest import perturb
 from tests.methods.layers.test_low_bit import CODEBOOKS, CPU
 from tests.methods.test_lora import Part
 from tests.support.batches import as_batch
@@ -141,6 +141,7 @@ def vit_base(**options: Any) -> Any:
         ("lora", 32, 1_179_648, 147_840),
     ],
 )
+@pytest.mark.usefixtures("on_meta")
 def test_counts_and_bytes(form: str, dim: int, count: int, stored: int) -> None:
     """The published files, of any number of classes K: adapters, and 4 x 769 K or 96 K + 8 bytes of classifier."""
     classes = 397
@@ -455,7 +456,7 @@ def test_other_backbones_are_refused(form: str, message: str) -> None:
 )
 def test_published_scales(recipe: str, scales: str) -> None:
     """Of the 19 tasks, in the order of the published tables."""
-    content = yaml.safe_load((ROOT / f"configs/recipe/vtab/bi_adapter_{recipe}.yaml").read_text())
+    content = read_recipe(f"vtab/bi_adapter_{recipe}")
     assert [flags["model.bi_scale"] for flags in content["tasks"].values()] == [float(s) for s in scales.split()]
     form, dim, *head = recipe.split("_")
     options = content["all"]

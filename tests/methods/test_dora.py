@@ -30,6 +30,7 @@ GOLDEN = {"dora": check_dora}
 
 
 @pytest.mark.parametrize(("rank", "lora"), [(4, 589_824), (8, 1_179_648)])
+@pytest.mark.usefixtures("on_meta")
 def test_counts_on_all_four(rank: int, lora: int) -> None:
     model = compose(METHODS["dora"], task=Classification)(
         backbone="vit_base_patch16_224",

@@ -73,6 +73,7 @@ GOLDEN = {"fact_tt": check_fact, "fact_tk": check_fact}
     ("form", "rank", "count"),
     [("tt", 4, 8_448), ("tt", 8, 21_504), ("tt", 16, 61_440), ("tk", 16, 30_976), ("tk", 32, 86_528)],
 )
+@pytest.mark.usefixtures("on_meta")
 def test_counts(form: str, rank: int, count: int) -> None:
     model = compose(METHODS["fact"], task=Classification)(
         backbone="vit_base_patch16_224", pretrained=False, num_classes=100, fact_form=form, fact_rank=rank

@@ -100,6 +100,7 @@ GOLDEN = {"hst": check_hst}
         ({"hst_dims": [64, 128, 256, 384]}, 10_404_096),
     ],
 )
+@pytest.mark.usefixtures("on_meta")
 def test_counts(options: dict[str, Any], count: int) -> None:
     model = compose(HST, task=Classification)(backbone="vit_base_patch16_224", pretrained=False, **options)
     model.configure_model()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from callbacks.measures import SavedBytes
 from lightning_modules.classification import Classification
 from methods import PEFTMethod, compose
-from methods.last import LAST, Tap
+from methods.last import LAST, Norm, Tap
 from tests.support.batches import as_batch
 from tests.support.golden import Golden
 
@@ -64,6 +64,7 @@ GOLDEN = {"last": check_last}
         (3, 1, 32, 399_360),
     ],
 )
+@pytest.mark.usefixtures("on_meta")
 def test_counts(gap: int, depth: int, rank: int, count: int) -> None:
     side = {"last_gap": gap, "last_depth": depth, "last_rank": rank}
     model = compose(LAST, task=Classification)(backbone="vit_base_patch16_224", pretrained=False, **side)
@@ -71,10 +72,24 @@ def test_counts(gap: int, depth: int, rank: int, count: int) -> None:
     assert model.parameter_counts() == {"method": count, "neck": 0, "head": 769_000}
 
 
+@pytest.mark.usefixtures("on_meta")
 def test_count_with_biases() -> None:
     model = compose(LAST, task=Classification)(backbone="vit_base_patch16_224", pretrained=False, last_bias=True)
     model.configure_model()
     assert model.parameter_counts()["method"] == 618_048
+
+
+def test_norm() -> None:
+    """In fp32 to the last bit that of torch; in bf16 only the kept tokens are rounded."""
+    x, weight, bias = (torch.randn(shape, requires_grad=True) for shape in ((2, 5, 48), (48,), (48,)))
+    g = torch.randn(2, 5, 48)
+    y = F.layer_norm(x, (48,), weight, bias, 1e-6)
+    expected = torch.autograd.grad(y, (x, weight, bias), g)
+    for dtype, tolerance in {torch.float32: 0.0, torch.bfloat16: 2e-2}.items():
+        found = Norm.apply(x, weight, bias, 1e-6, dtype)
+        assert torch.equal(found, y)
+        for one, other in zip(torch.autograd.grad(found, (x, weight, bias), g), expected, strict=True):
+            torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
 
 
 def other(args: dict[str, Any], **options: Any) -> Any:

@@ -115,6 +115,7 @@ GOLDEN = {"lora_qv": check_separate, "lora_qkv_fused": check_fused}
         ({"lora_ranks": {"blocks.0.attn.qkv": 4}}, 294_912 - 4 * 4 * 768),
     ],
 )
+@pytest.mark.usefixtures("on_meta")
 def test_counts(options: dict[str, Any], count: int) -> None:
     model = compose(METHODS["lora"], task=Classification)(
         backbone="vit_base_patch16_224", pretrained=False, num_classes=100, **options
@@ -137,6 +138,26 @@ def test_scaling(scaling: str, scale: float, build: Build) -> None:
     (a_q, a_v), (b_q, b_v) = lora.A.chunk(2), lora.B.chunk(2)
     update = torch.cat([b_q @ a_q, torch.zeros(48, 48), b_v @ a_v])
     torch.testing.assert_close(merged, plain + scale * update)
+
+
+def test_initial_factors(build: Build) -> None:
+    """Of q and v, whose factors lie one below the other in A (2 r, C) and B (2 C, r)."""
+
+    def factors(init: str) -> tuple[Tensor, Tensor]:
+        model = build("lora", lora_rank=24, lora_init=init)
+        model.configure_model()
+        lora = model.backbone.blocks[0].attn.qkv.lora
+        return lora.A.detach(), lora.B.detach()
+
+    A, B = factors("zero_b")
+    assert A.abs().max() <= 48**-0.5
+    assert not B.any()
+    for factor in factors("trunc_normal"):
+        assert float(factor.std()) == pytest.approx(0.02, rel=0.1)
+    A, B = factors("orthogonal")
+    for a, b in zip(A.chunk(2), B.chunk(2), strict=True):
+        torch.testing.assert_close(a @ a.T, torch.eye(24), atol=1e-5, rtol=0)
+        torch.testing.assert_close(b.T @ b, torch.eye(24), atol=1e-5, rtol=0)
 
 
 class Floor(PEFTMethod):

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from methods.mixout import Mix
 from tests.conftest import random_tiny
@@ -24,6 +25,21 @@ def test_it_is_the_papers_formula() -> None:
     assert b.mean() == pytest.approx(q, abs=0.06)
     torch.testing.assert_close(found, ((1 - b) * w + b * w0 - q * w0) / (1 - q), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(mix.eval()(w0), w)
+
+
+def test_values_and_gradient_are_those_of_dropout() -> None:
+    """In fp32 to the last bit, although only a byte of each entry is kept."""
+    weight, g, q = torch.randn(30, 20), torch.randn(30, 20), 0.7
+    mix = Mix(weight, q)
+    torch.nn.init.normal_(mix.delta)
+    found = []
+    for mixed in (mix, lambda w: w + F.dropout(mix.delta, q)):
+        torch.manual_seed(0)
+        y = mixed(weight)
+        (gradient,) = torch.autograd.grad(y, mix.delta, g)
+        found.append((y, gradient))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
 
 
 def test_its_mean_is_the_trained_weight() -> None:

@@ -16,6 +16,7 @@ IDENTITY: dict[str, Any] | None = {}
 
 
 @pytest.mark.parametrize(("blocks", "count"), [(2, 14_177_280), (4, 28_353_024)])
+@pytest.mark.usefixtures("on_meta")
 def test_counts(blocks: int, count: int) -> None:
     model = compose(Partial, task=Classification)(
         backbone="vit_base_patch16_224", pretrained=False, partial_blocks=blocks

@@ -90,6 +90,24 @@ def test_a_number_for_each_block(build: Build) -> None:
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 3)
 
 
+@pytest.mark.parametrize(
+    ("options", "bound"),
+    [
+        ({"prompt_length": 40}, (6 / (3 * 8 * 8 + 48)) ** 0.5),  # VPT: Xavier of the patch embedding
+        ({"prompt_length": 40, "prompt_init": "xavier"}, (6 / (48 * 41)) ** 0.5),  # NOAH: Xavier of (1, P, C)
+        ({"prompt_lengths": [5, 60], "prompt_init": "xavier"}, (6 / (48 * 61)) ** 0.5),
+    ],
+)
+def test_initial_prompts(options: dict[str, Any], bound: float, build: Build) -> None:
+    model = build("vpt", **options)
+    model.configure_model()
+    tokens = model.backbone.blocks[1].prompt.tokens.detach()
+    assert 0.98 * bound < float(tokens.abs().max()) <= bound
+    if "prompt_lengths" not in options and "prompt_init" in options:
+        plain = torch.nn.init.xavier_uniform_(torch.empty(1, *tokens.shape))
+        assert float(tokens.std()) == pytest.approx(float(plain.std()), rel=0.05)
+
+
 def test_dense_features_of_deep_prompts(build: Build) -> None:
     model = build("vpt", prompt_length=4)
     model.configure_model()

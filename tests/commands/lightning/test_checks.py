@@ -32,6 +32,15 @@ def test_refused(option: str, value: Any, message: str, monkeypatch: pytest.Monk
         check_options(options)
 
 
+def test_interpreters_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._dynamo.is_dynamo_supported", lambda: False)
+    check_options(Namespace(compile=None))
+    with pytest.raises(
+        ValueError, match=r"compile=default: torch \S+ has no torch\.compile for Python 3\.\S+; leave it"
+    ):
+        check_options(Namespace(compile="default"))
+
+
 @pytest.mark.parametrize("devices", ["auto", -1, "-1", 2, "2", "0,1", "[0, 1]", "[0]", [0], None])
 @pytest.mark.parametrize("seed", [True, False, 0, 7])
 def test_accepted(devices: Any, seed: Any) -> None:

@@ -49,6 +49,25 @@ def test_an_adapter_cannot_be_resumed(fitted: Path, base: list[str], call: Calla
     assert "is an adapter folder: it holds no optimizer state" in answer.err
 
 
+def test_values_of_a_fit_with_a_recipe(
+    model: list[str], base: list[str], call: Callable[..., Answer], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "# My numbers\nmethod: ssf\ndata: ImageDataset\nall:\n  model.lr: 0.1\n  model.ssf_std: 0.1 # l.9\n"
+    )
+    flags = ["--recipe", recipe, *model[2:], *base[2:], "--model.lr=0.2", "--run_root", tmp_path / "runs"]
+    assert call("fit", *flags).code == 0
+    (folder,) = folders(tmp_path / "runs")
+    with (folder / "values.csv").open() as file:
+        rows = {row["option"]: row for row in csv.DictReader(file)}
+    assert (rows["model.ssf_std"]["value"], rows["model.ssf_std"]["source"]) == ("0.1", "l.9")
+    assert rows["model.lr"]["source"] == "command line or config file"
+    assert "mine.yaml:5 has 0.1 (My numbers)" in rows["model.lr"]["place"]
+    assert rows["data.batch_size"]["source"] == "command line or config file"
+    assert rows["model.optimizer"]["source"] == "default of Graft"
+
+
 def test_two_processes_from_the_command_line(base: list[str], model: list[str], tmp_path: Path) -> None:
     """Lightning starts the second process with this command line: it must find the same run."""
     options = ["--trainer.devices=2", "--trainer.strategy=ddp", "--test_after_fit=true", "--run_root", str(tmp_path)]

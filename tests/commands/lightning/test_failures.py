@@ -4,13 +4,16 @@ import pytest
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch._inductor.exc import InvalidCxxCompiler
 from wandb.errors import CommError
 
 from commands.lightning.errors import Failed
 from commands.lightning.failures import run_failures, trainer_refusals
 
 OPTIONS = Namespace(
-    model=Namespace(class_path="methods.SSFClassification"), data=Namespace(init_args=Namespace(batch_size=64))
+    compile="default",
+    model=Namespace(class_path="methods.SSFClassification"),
+    data=Namespace(init_args=Namespace(batch_size=64)),
 )
 
 
@@ -24,6 +27,10 @@ OPTIONS = Namespace(
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), ["--data.num_workers", "/dev/shm"]),
         (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), ["--data.num_workers"]),
         (MisconfigurationException("no such stage"), ["trainer: no such stage"]),
+        (
+            InvalidCxxCompiler(),
+            ["compile=default: No working C++ compiler found in"],
+        ),
         (CommError("no answer\nmore"), ["W&B: no answer. With WANDB_MODE=offline"]),
     ],
 )

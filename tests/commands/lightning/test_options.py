@@ -38,12 +38,22 @@ def test_help_names_every_argument(method: str, call: Callable[..., Answer]) -> 
 
 
 GROUPS = ("checkpoint", "ema", "features", "score")
+COMPUTING = {"compile", "matmul_precision", "channels_last"}
 OWN = {
-    "fit": {*GROUPS, "members", "export_member", "test_after_fit", "override_checkpoint", "run_root"},
+    "fit": {
+        *GROUPS,
+        *COMPUTING,
+        "checkpoint_activations",
+        "members",
+        "export_member",
+        "test_after_fit",
+        "override_checkpoint",
+        "run_root",
+    },
     "score": {"score", "run_root"},
-    "validate": {"members", "override_checkpoint", "run_root"},
-    "test": {"members", "override_checkpoint", "run_root"},
-    "predict": {"override_checkpoint", "run_root"},
+    "validate": {*COMPUTING, "members", "override_checkpoint", "run_root"},
+    "test": {*COMPUTING, "members", "override_checkpoint", "run_root"},
+    "predict": {*COMPUTING, "override_checkpoint", "run_root"},
 }
 CORE = {"help", "config", "print_config", "seed_everything", "trainer", "model", "data"}
 OF_LIGHTNING = {
@@ -75,6 +85,8 @@ def test_help_has_the_options_that_a_subcommand_uses(command: str, call: Callabl
         ("test", "--features.cache=ram"),
         ("fit", "--score.resume=true"),
         ("score", "--score.resume=true"),
+        ("score", "--compile=default"),
+        ("test", "--checkpoint_activations=true"),
     ],
 )
 def test_options_of_other_subcommands_are_unknown(
@@ -95,6 +107,16 @@ def test_every_subcommand_reads_the_config_of_a_fit(
     used, written = yaml.safe_load(answer.out), yaml.safe_load((fitted / "config.yaml").read_text())
     assert used["model"] == written["model"]
     assert not {*GROUPS, "export_member"} - OWN[command] & used.keys()
+
+
+@pytest.mark.parametrize(
+    ("flag", "known"), [("--compile=fast", "reduce-overhead"), ("--matmul_precision=tf32", "high")]
+)
+def test_unknown_values(flag: str, known: str, model: list[str], base: list[str], call: Callable[..., Answer]) -> None:
+    answer = call("fit", *model, *base, flag)
+    assert answer.code == 2
+    assert flag.removeprefix("--").partition("=")[0] in answer.err
+    assert known in answer.err
 
 
 def test_links_of_all_tasks(base: list[str], model: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

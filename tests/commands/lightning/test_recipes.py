@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from commands.lightning.recipes import read_recipe, recipe_of
+from commands.lightning.recipes import read_recipe, recipe_files, recipe_of
 
 
 @pytest.fixture
@@ -40,3 +40,29 @@ def test_a_stacked_method(recipe: str) -> None:
 def test_content(recipe: str) -> None:
     assert read_recipe(recipe)["tasks"] == {"dtd": {"model.gps_k": 2}}
     assert read_recipe("vtab/ssf")["method"] == "ssf"
+
+
+def test_values_of_the_source_hold_where_the_recipe_has_none(tmp_path: Path) -> None:
+    """A file of one's own, whose source is another recipe, whose source is a file of ``configs/recipe/source``."""
+    own = tmp_path / "mine.yaml"
+    own.write_text("{source: vtab/ssf, all: {model.warmup_epochs: 3}, tasks: {dtd: {model.lr: 0.25}}}")
+    recipe, above = read_recipe(str(own)), read_recipe("vtab/ssf")
+    assert recipe["method"] == "ssf"
+    assert recipe["all"] == above["all"] | {"model.warmup_epochs": 3}
+    assert recipe["tasks"]["dtd"] == above["tasks"]["dtd"] | {"model.lr": 0.25}
+    assert recipe["tasks"]["cifar"] == above["tasks"]["cifar"]
+    assert above["all"]["model.warmup_inside"], "of configs/recipe/source/ssf.yaml"
+
+
+def test_names_of_recipes_are_without_sources() -> None:
+    names = recipe_files()
+    assert "vtab/ssf" in names
+    assert not any(name.startswith("source/") for name in names)
+
+
+def test_a_source_that_leads_back(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text(f"{{method: gps, data: VTAB, source: {second}}}")
+    second.write_text(f"{{source: {first}}}")
+    with pytest.raises(ValueError, match="has it as a source itself; leave one of them out"):
+        read_recipe(str(first))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, Trainer
+from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from datamodules import ImageDataset
@@ -59,6 +60,23 @@ def test_schedule_by_epoch(build: Build, data: Data, trainer: MakeTrainer) -> No
     run = trainer(max_epochs=5, callbacks=[rates], limit_train_batches=2, limit_val_batches=0)
     run.fit(build("linear_probe", warmup_epochs=2, lr_interval="epoch", **options), datamodule=data())
     assert rates.rates == pytest.approx([expected_rate(i // 2, 5, 2, **options) for i in range(10)])
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_schedule_of_timm_in_a_run(late: bool, build: Build, data: Data, trainer: MakeTrainer) -> None:
+    """Cosine with the warm-up inside, cool-down and late steps, against timm's own schedule."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    schedule = CosineLRScheduler(optimizer, t_initial=5, warmup_t=2, warmup_lr_init=1e-4, lr_min=1e-3)
+    theirs = []
+    for epoch in range(7):
+        theirs.append(optimizer.param_groups[0]["lr"])
+        schedule.step(epoch if late else epoch + 1)
+    rates = Rates()
+    options = {"lr": 0.1, "warmup_epochs": 2, "warmup_lr": 1e-4, "min_lr": 1e-3, "lr_interval": "epoch"}
+    options |= {"warmup_inside": True, "cooldown_epochs": 2, "lr_late": late}
+    run = trainer(max_epochs=7, callbacks=[rates], limit_train_batches=1, limit_val_batches=0)
+    run.fit(build("linear_probe", **options), datamodule=data())
+    assert rates.rates == pytest.approx(theirs)
 
 
 @pytest.mark.parametrize("interval", ["step", "epoch"])
@@ -134,6 +152,15 @@ def test_groups_go_by_shape(build: Build) -> None:
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.2, 0.0)
     del model.scale, model.gate, model.channels, model.token
     assert len(model.param_groups()) == 1, "an empty group"
+
+
+def test_groups_by_other_rules(build: Build) -> None:
+    """Of the last block, the final norm and the head: all 12 + 2 + 2 tensors train."""
+    counts = {"all": [16], "all_but_bias": [8, 8], "all_but_norm_and_bias": [5, 11], "all_but_head_bias": [15, 1]}
+    for rule, expected in counts.items():
+        model = build("partial", decayed=rule)
+        model.configure_model()
+        assert [len(group["params"]) for group in model.param_groups()] == expected, rule
 
 
 def test_nothing_to_train(build: Build, data: Data, trainer: MakeTrainer) -> None:

@@ -37,6 +37,16 @@ def test_entries_of_matrices_decay(build: Build) -> None:
         assert group["lr"] == model.entries_lr
 
 
+def test_decay_of_entries_by_other_rules(build: Build) -> None:
+    rules = {"all": lambda name: True, "all_but_bias": lambda name: "bias" not in name}
+    rules["all_but_norm_and_bias"] = lambda name: "bias" not in name and "norm" not in name
+    for rule, decays in rules.items():
+        model = adapted(build, weight_decay=0.3, decayed=rule)
+        decayed = {id(p) for group in model.param_groups() if group["weight_decay"] for p in group["params"]}
+        entries = {name: p for name, p in model.named_parameters() if name.endswith("_entries.values")}
+        assert {name for name, p in entries.items() if id(p) in decayed} == set(filter(decays, entries)), rule
+
+
 def test_merge_writes_the_values_into_their_places(build: Build) -> None:
     model = adapted(build)
     with torch.no_grad():

@@ -110,6 +110,22 @@ def test_constants_overrides_and_independent_decay() -> None:
     assert found == {"embedding": (1.0, 0.1), "hidden": (1.5, 0.2), "constant": (1.0, 0.1)}
 
 
+def test_decay_of_chosen_parameters() -> None:
+    model = draw(128)
+    for decayed in ("embedding", "readout"):
+        groups = build_param_groups(
+            model,
+            shapes(draw(64)),
+            "standard",
+            "adamw",
+            lr=1.0,
+            weight_decay=0.1,
+            decayed=lambda name, parameter, layer=decayed: name.startswith(layer),
+        )
+        decays = {group["layer_type"] for group in groups if group["weight_decay"]}
+        assert decays == {decayed}
+
+
 def test_schedulers_keep_the_ratios() -> None:
     groups = build_param_groups(draw(256), shapes(draw(64)), "standard", "sgd", lr=0.1)
     rates = [group["lr"] for group in groups]

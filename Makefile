@@ -1,5 +1,6 @@
 # make demo   train, test and merge three methods on shipped data, then print one table
 #             (on ImageNet weights: make demo BACKBONE=efficientnet_lite0, mobilenetv2_100 or tiny_vit_5m_224)
+# make demo-segmentation   train and test four methods on micro-scenes, with a table and a picture for each
 # make test   lint, types and tests
 # Both set up .venv from nothing. Another interpreter: make test PYTHON=python3.12; more processes: make test WORKERS=4
 
@@ -8,7 +9,7 @@ METHODS ?= linear_probe,ssf,full
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test lint
+.PHONY: demo demo-segmentation test lint
 .DEFAULT_GOAL := demo
 
 .venv/installed: pyproject.toml
@@ -19,6 +20,13 @@ BIN := .venv/bin
 
 demo: .venv/installed $(if $(BACKBONE),weights/$(BACKBONE))
 	$(BIN)/python train.py demo --methods $(METHODS) $(if $(BACKBONE),--fit_config configs/demo/$(BACKBONE).yaml)
+
+demo-segmentation: .venv/installed data/micro_scenes
+	$(BIN)/python train.py demo --task segmentation --methods linear_probe,lora,hst,full \
+		--fit_config configs/demo/micro_scenes.yaml --run_root runs/demo_segmentation
+
+data/micro_scenes: | .venv/installed
+	$(BIN)/python train.py prepare --dataset micro_scenes --output $@
 
 weights/%: | .venv/installed
 	$(BIN)/python train.py prepare_backbone --backbone $*

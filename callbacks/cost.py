@@ -20,7 +20,7 @@ class Cost(Callback):
     """Measures the costs of a fit; ``values`` holds the numbers by the names of their metrics.
 
     - ``cost/trainable_params``: number of trained parameters;
-    - ``cost/trainable_params_method``: number of trained parameters without neck and head;
+    - ``cost/trainable_params_method``, ``..._neck``, ``..._head``: numbers of trained parameters of these parts;
     - ``cost/trainable_pct``: trained parameters in percent of all parameters;
     - ``cost/storage_bytes``: size of the delta, in packed form if the method has a packed file;
     - ``cost/gflops``: one forward pass of one sample, multiply-adds counted as two; if it depends on the sample, the
@@ -47,7 +47,7 @@ class Cost(Callback):
         trained = sum(counts.values())
         self.values = {
             "cost/trainable_params": trained,
-            "cost/trainable_params_method": counts["method"],
+            **{f"cost/trainable_params_{part}": count for part, count in counts.items()},
             "cost/trainable_pct": 100 * trained / task.total_parameters,
             "cost/storage_bytes": task.storage_bytes(),
         }

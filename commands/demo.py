@@ -9,12 +9,16 @@ INPUTS = 16  # random inputs on which a merged model is compared
 
 
 def demo(
-    methods: str = "linear_probe,ssf,full", fit_config: Path = Path(CONFIG), run_root: Path = Path("runs/demo")
+    methods: str = "linear_probe,ssf,full",
+    task: str = "classification",
+    fit_config: Path = Path(CONFIG),
+    run_root: Path = Path("runs/demo"),
 ) -> None:
     """Run every method through ``train.py fit``, test its best checkpoint, merge it and compare.
 
     Args:
         methods: Names separated by commas, or ``all``.
+        task: Name of the task.
         fit_config: Configuration of everything but the method; a ``METHOD.yaml`` beside it wins over it.
         run_root: Folder of the run folders.
     """
@@ -22,8 +26,10 @@ def demo(
     from rich.table import Table
 
     from commands.lightning.names import nearest
+    from lightning_modules import TASKS
     from methods import METHODS
 
+    nearest(task, TASKS, "task")
     every = [name for name, method in METHODS.items() if method.standalone]
     names = every if methods == "all" else methods.split(",")
     for name in names:
@@ -33,7 +39,7 @@ def demo(
     rows = {}
     for name in names:
         console.rule(name)
-        rows[name] = run(name, fit_config, run_root)
+        rows[name] = run(name, task, fit_config, run_root)
     table = Table(title=f"{fit_config.stem}, backbone {config_value(fit_config, 'backbone')}", title_justify="left")
     table.add_column("method")
     for column in next(iter(rows.values()))[0]:
@@ -41,7 +47,7 @@ def demo(
     for name, (row, _) in rows.items():
         table.add_row(name, *row.values())
     console.print(table)
-    console.print("Small offline demo on its own splits; not comparable with VTAB-1k numbers.")
+    console.print("Small offline demo on its own splits; not comparable with published numbers.")
     console.print(
         f"{time.perf_counter() - start:.0f} s. Each run left config.yaml, metrics.csv, result.json, curves.png,"
     )
@@ -50,11 +56,12 @@ def demo(
         console.print(f"  {folder}")
 
 
-def run(name: str, config: Path, run_root: Path) -> tuple[dict[str, str], Path]:
+def run(name: str, task: str, config: Path, run_root: Path) -> tuple[dict[str, str], Path]:
     """Test, fit, test and merge a method.
 
     Args:
         name: Name of the method, or of several joined by ``+``.
+        task: Name of the task.
         config: Configuration of everything else.
         run_root: Folder of all run folders.
 
@@ -66,7 +73,7 @@ def run(name: str, config: Path, run_root: Path) -> tuple[dict[str, str], Path]:
     from commands.report.runs import metric_of
     from methods import PEFTMethod
 
-    options = ["--method", name, "--config", str(config)]
+    options = ["--method", name, "--task", task, "--config", str(config)]
     own = config.parent / f"{name}.yaml"
     if own.exists():
         options += ["--config", str(own)]
@@ -82,11 +89,16 @@ def run(name: str, config: Path, run_root: Path) -> tuple[dict[str, str], Path]:
         f"{metric['label']} before": f"{scale * before[key]:.1f}",
         "after": f"{scale * after[key]:.1f}",
         "trained": f"{after['cost/trainable_params']:,}",
-        "no head": f"{after['cost/trainable_params_method']:,}",
+        **{title: f"{after[f'cost/trainable_params_{part}']:,}" for title, part in parts(model).items()},
         "adapter kB": f"{adapter:,.0f}",
         f"{model.unit}s/s": f"{after[f'cost/{model.unit}s_per_s']:,.0f}",
         "merged vs not": f"{difference(model):.0e}" if model.mergeable else "-",
     }, folder
+
+
+def parts(model: Any) -> dict[str, str]:
+    """Columns of trained parameters: without the head, or of each part if the head lies beside the backbone."""
+    return {part: part for part in ("method", "neck", "head")} if model.dense else {"no head": "method"}
 
 
 def difference(model: Any) -> float:
@@ -96,7 +108,7 @@ def difference(model: Any) -> float:
     inputs = model.example_batch().inputs
     inputs = torch.randn(INPUTS, *inputs.shape[1:], generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        return float((model.merge()(inputs) - model(inputs)).abs().max())
+        return float((model.outputs_with(model.merge(), inputs) - model(inputs)).abs().max())
 
 
 def config_value(config: Path, key: str) -> str:

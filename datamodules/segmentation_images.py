@@ -12,6 +12,7 @@ from tqdm import tqdm
 from datamodules.base import Split
 from datamodules.channels import MODES
 from datamodules.image_module import ImageModule
+from datamodules.items import Items
 from datamodules.joint_transforms import centre_crop, covering_size, training_transform
 from datamodules.loading import Loaders
 from datamodules.masks import Pairs, labels_of
@@ -35,6 +36,7 @@ class SegmentationImages(ImageModule):
     """
 
     dense = True
+    opens_all = False  # because ``fitting`` opens them with their masks
 
     def __init__(
         self,
@@ -48,7 +50,10 @@ class SegmentationImages(ImageModule):
         super().__init__(
             cache="none",
             augmentation="none",
+            augmentation_filter="same",
+            randaug_fill="imagenet",
             random_erasing=0.0,
+            erase_mixed=False,
             resize="direct",
             crop_pct=None,
             interpolation="bilinear",
@@ -133,7 +138,10 @@ class SegmentationImages(ImageModule):
 
     # checks
 
-    def opened(self, split: str, samples: Any) -> Pairs:
+    def dataset(self, split: str, samples: Any) -> Items:
+        return super().dataset(split, self.fitting(split, samples))
+
+    def fitting(self, split: str, samples: Any) -> Pairs:
         """Samples whose image and mask fit; of all images, those smaller than a crop are counted.
 
         Raises:

@@ -118,6 +118,10 @@ class Classification(NamedClasses):
         """Logits (B, num_classes) of features."""
         return self.backbone.forward_head(features)
 
+    def outputs_with(self, backbone: nn.Module, inputs: Tensor) -> Tensor:
+        """Logits (B, num_classes) of images for a plain backbone, in which the head lies."""
+        return backbone(inputs)
+
     def resize_head(self, width: int) -> None:
         for name in classifier_layers(self.backbone):
             new = nn.Linear(width, self.num_classes)

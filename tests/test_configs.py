@@ -45,8 +45,9 @@ def test_file_parses(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     content = yaml.safe_load(path.read_text())
     options = []
     if "class_path" not in content.get("model", {}):
-        named = re.search(r"--method ([\w+]+)", path.read_text())  # by the command in the file's header
-        options += ["--method", named.group(1) if named else "ssf"]
+        named = re.search(r"--method ([\w+]+)(?: --task (\w+))?", path.read_text())  # in the command of the header
+        method, task = named.groups() if named else ("ssf", None)
+        options += ["--method", method, *(["--task", task] if task else [])]
     if "class_path" not in content.get("data", {}):
         options += ["--config", "configs/data/fashion_mnist_1k.yaml"]
     resolved = leaves(printed(["fit", *options, "--config", str(path)], capsys))

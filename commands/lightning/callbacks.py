@@ -14,6 +14,8 @@ from callbacks.compiled import Compiled
 from callbacks.cost import Cost
 from callbacks.delta_export import DeltaExport
 from callbacks.finite_loss import StopOnNonFiniteLoss
+from callbacks.mask_picture import MaskPicture
+from callbacks.mask_predictions import MaskPredictions
 from callbacks.matmul_precision import MatmulPrecision
 from callbacks.predictions import Predictions
 from callbacks.result import Result
@@ -46,8 +48,10 @@ def run_callbacks(
     result = Result(cost, bool(options.get("test_after_fit")), computing)
     if subcommand == "score":
         return [ScoreBeforeFit(**options.score.as_dict()), result, last]
+    # of masks, if the task predicts maps
+    writers: list[Callback] = [MaskPredictions(), MaskPicture()] if getattr(model, "dense", False) else [Predictions()]
     # behind ScoreBeforeFit, because scores are of plain fp32 products
-    found = [*computing_callbacks(computing, model), StopOnNonFiniteLoss(), cost, DeltaExport(), result, Predictions()]
+    found = [*computing_callbacks(computing, model), StopOnNonFiniteLoss(), cost, DeltaExport(), result, *writers]
     if subcommand != "fit":
         return [*found, last]
     best = BestCheckpoint(**checkpoint_options(options.checkpoint, model, data, folder))

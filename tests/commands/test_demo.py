@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from tests.conftest import BACKBONE, TINY
+from tests.support.scenes import write_scenes
 from train import main
 
 
@@ -49,6 +50,28 @@ def test_table(fit_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (folder / "adapter").is_dir()
     main(command)
     assert (tmp_path / "runs/ssf-2").is_dir(), "a demo runs anew"
+
+
+def test_table_of_another_task(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Masks of the test images, one picture of validation images, and the parts of the trained parameters."""
+    write_scenes(tmp_path / "scenes", {"train": 4, "val": 2, "test": 2})
+    model = {"backbone": BACKBONE, "pretrained": str(weights), "backbone_args": TINY, "head": "semantic_fpn"}
+    content: dict[str, Any] = {
+        "model": {"init_args": model | {"head_channels": 8}},
+        "data": {"class_path": "SegmentationFolder", "init_args": {"root": str(tmp_path / "scenes"), "batch_size": 2}},
+        "trainer": {"accelerator": "cpu", "max_epochs": 1, "enable_progress_bar": False, "enable_model_summary": False},
+    }
+    config, runs = tmp_path / "scenes.yaml", tmp_path / "runs"
+    config.write_text(yaml.safe_dump(content))
+    options = ["--methods", "lora", "--task", "segmentation", "--fit_config", str(config), "--run_root", str(runs)]
+    main(["demo", *options])
+    out = capsys.readouterr().out
+    for column in ("mIoU (%) before", "method", "neck", "head", "images/s"):
+        assert column in out
+    (line,) = (line for line in out.splitlines() if line.startswith("│ lora "))
+    assert float(line.split("│")[-2]) < 1e-4, "the merged backbone under the head"
+    (folder,) = (runs / "lora/fit").glob("*/*/*")
+    assert (folder / "validation.png").is_file()
 
 
 def test_unknown_method(capsys: pytest.CaptureFixture[str]) -> None:

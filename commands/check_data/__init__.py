@@ -11,9 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from commands.check_data.masks import check_masks
+from datamodules.image_module import ImageModule
 from datamodules.labelled_images import LabelledImages
 from datamodules.overlap import LEAK
 from datamodules.samples import LabelledSamples, open_image
+from datamodules.segmentation_images import SegmentationImages
 
 MOST = 100_000  # of a longer list, evenly chosen images are read
 
@@ -27,15 +30,31 @@ class Read(NamedTuple):
     error: str = ""
 
 
-def check_data(data: LabelledImages) -> None:
+def check_data(data: ImageModule) -> None:
     """Read every list of a benchmark, of all its tasks if none is named, and print its content and its mistakes.
 
-    Ends with exit code 1 if lists or images are missing or broken, a list has not its published length, a label is
-    outside the classes, or images of the training list are in the test list.
+    Ends with exit code 1 if lists, images or masks are missing or broken, a list has not its published length, a label
+    is outside the classes, or images of the training list are in the test list.
 
     Args:
         data: The benchmark, as a fit would get it: ``--data VTAB --data.root DIR``.
     """
+    table, wrong = check_masks(data) if isinstance(data, SegmentationImages) else check_lists(data)
+    Console(width=140).print(table)
+    for message in wrong:
+        print(f"- {message}")
+    if wrong:
+        raise ValueError(f"{len(wrong)} problems, listed above")
+    print("all there")
+
+
+def check_lists(data: ImageModule) -> tuple[Table, list[str]]:
+    """Read every list of labelled images.
+
+    Returns:
+        A table with a row for each list, and the mistakes.
+    """
+    assert isinstance(data, LabelledImages)
     tasks = getattr(data, "tasks", {})
     named = [data.task] if getattr(data, "task", None) else list(tasks)  # type: ignore[attr-defined]
     table = Table(title=f"{type(data).__name__} in {getattr(data, 'root', '')}", title_justify="left")
@@ -47,12 +66,7 @@ def check_data(data: LabelledImages) -> None:
         if task:
             one.task = task  # type: ignore[attr-defined]
         wrong += check_task(one, task, table)
-    Console(width=140).print(table)
-    for message in wrong:
-        print(f"- {message}")
-    if wrong:
-        raise ValueError(f"{len(wrong)} problems, listed above")
-    print("all there")
+    return table, wrong
 
 
 def check_task(data: LabelledImages, task: str, table: Table) -> list[str]:

@@ -195,6 +195,7 @@ class Classification(NamedClasses):
 
     def example_batch(self) -> Batch:
         """One image of zeros (1, C, H, W) of class 0, in the dtype of the frozen weights."""
-        images = torch.zeros(1, *self.input_config["input_size"], device=self.device).to(self.dtype)
-        label = torch.zeros(1, dtype=torch.long, device=self.device)
+        device = next(self.backbone.parameters()).device  # self.device is that of the run before the weights are there
+        images = torch.zeros(1, *self.input_config["input_size"], device=device).to(self.dtype)
+        label = torch.zeros(1, dtype=torch.long, device=device)
         return Batch.of(images, label)

@@ -11,8 +11,13 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, distributed, nn
 
+from callbacks.alignment import Alignment
 from callbacks.cost import Cost
+from callbacks.ema import EMA
+from callbacks.features.cache import FeatureCache
 from callbacks.finite_loss import StopOnNonFiniteLoss
+from callbacks.predictions import Predictions
+from callbacks.scoring.score_before_fit import ScoreBeforeFit
 from checkpoints.delta import write_adapter
 from datamodules import ImageDataset
 from methods import METHODS, PEFTMethod
@@ -136,6 +141,10 @@ def test_dtypes_of_the_docs(precision: str, build: Build, data: Data, tmp_path: 
     assert [*columns, names(sums.values())] == [{cell} for cell in DOCUMENTED[precision]]
 
 
+OLD_GATHER = "ignore:torch.distributed.nn.functional.all_gather is deprecated"  # lightning 2.6 with torch 2.14
+
+
+@pytest.mark.filterwarnings(OLD_GATHER)
 @pytest.mark.parametrize(
     ("method", "options"),
     [
@@ -151,11 +160,31 @@ def test_collectives(
     method: str, options: dict[str, Any], build: Build, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Score pass, step, validation and costs send tensors of the device alone, because NCCL takes no others."""
-    callbacks: list[Callback] = [Cost(), StopOnNonFiniteLoss()]
+    callbacks: list[Callback] = [Cost(), StopOnNonFiniteLoss(), EMA(0.5)]
     where = {"default_root_dir": tmp_path, "use_distributed_sampler": False}
     with two_ranks(monkeypatch), pretend():
         run = trainer("32-true", FirstOfTwo, max_steps=1, callbacks=callbacks, **where)
         run.fit(build(method, **options), datamodule=data())
+
+
+@pytest.mark.filterwarnings(OLD_GATHER)
+def test_other_collectives(build: Build, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cached features, cached scores, a warm start, layers' alignment, a test and a table of predictions."""
+    where = {"default_root_dir": tmp_path, "use_distributed_sampler": False, "max_steps": 1, "inference_mode": False}
+    with two_ranks(monkeypatch), pretend():
+        for _ in range(2):  # written, then read
+            caches: list[Callback] = [FeatureCache("gpu", cache_dir=str(tmp_path / "features"))]
+            run = trainer("32-true", FirstOfTwo, callbacks=caches, **where)
+            run.fit(build("linear_probe"), datamodule=data())
+            scores: list[Callback] = [ScoreBeforeFit(cache_dir=str(tmp_path / "scores")), Alignment()]
+            run = trainer("32-true", FirstOfTwo, callbacks=[*scores, Predictions()], **where)
+            model = build("gps")
+            run.fit(model, datamodule=data())
+        run.save_checkpoint(tmp_path / "model.ckpt")
+        run.test(model, datamodule=data(), verbose=False)
+        run.predict(model, datamodule=data(), return_predictions=False)
+        start = build("gps", init_from=str(tmp_path / "model.ckpt"))
+        trainer("32-true", FirstOfTwo, **where).fit(start, datamodule=data())
 
 
 def test_a_collective_on_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -243,7 +243,12 @@ class Accelerator(CPUAccelerator):
 class FirstOfTwo(SingleDeviceStrategy):
     """Strategy of the first of two ranks; inside ``two_ranks`` the other one adds nothing to a collective."""
 
-    world_size, global_rank, is_distributed = 2, 0, True
+    is_distributed = True
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.world_size = 2  # here, because the base sets 1
+
     reduce, broadcast, all_gather = DDPStrategy.reduce, DDPStrategy.broadcast, DDPStrategy.all_gather  # type: ignore
 
 
@@ -251,6 +256,8 @@ class FirstOfTwo(SingleDeviceStrategy):
 def two_ranks(patch: pytest.MonkeyPatch) -> Iterator[None]:
     """Context with a process group that takes tensors of ``DEVICE`` alone, as NCCL does; objects stay as they are."""
     patch.setattr(distributed, "broadcast_object_list", lambda objects, *_, **__: None)
+    # the other rank has the same objects
+    patch.setattr(distributed, "all_gather_object", lambda found, part: found.__setitem__(slice(None), [part, part]))
     distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     try:
         yield

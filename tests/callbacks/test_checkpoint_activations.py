@@ -131,7 +131,7 @@ def test_every_family_is_right_or_refused(family: str) -> None:
     assert after < before
 
 
-def test_networks_without_checkpoints_are_refused(trainer: MakeTrainer, data: Data) -> None:
+def test_networks_without_checkpoints_are_refused() -> None:
     model = composed("full")(backbone="vgg11", pretrained=False, num_classes=3)
     with pytest.raises(ValueError, match=r"checkpoint_activations: timm cannot compute blocks of VGG again.*leave it"):
         CheckpointActivations(True).check(model)

@@ -44,7 +44,6 @@ MATRIX = pytest.mark.matrix
 DEFAULTS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in METHODS]
 GRAPHS = {"dyt": 2}  # the pass of its teacher is another graph
 BACKENDS = {"diff_pruning": "eager"}  # AOTAutograd draws its noise in another order
-ROUNDING = "k.bias"  # of attention: its gradient is 0 but for rounding
 
 
 def ready(method: str, build: Build, **options: Any) -> PEFTMethod:
@@ -77,12 +76,12 @@ def test_training(method: str, options: dict[str, Any], build: Build) -> None:
     compiled_loss, gradients = step(model)
     torch.testing.assert_close(compiled_loss, loss)
     assert plain.keys() == gradients.keys()
+    largest = max(float(gradient.abs().max()) for gradient in plain.values())
     for name, gradient in plain.items():
-        if not name.endswith(ROUNDING):
-            close = {"atol": 1e-5 * float(gradient.abs().max()), "rtol": 1e-4}
-            torch.testing.assert_close(
-                gradients[name], gradient, **close, msg=lambda text, name=name: f"{name}: {text}"
-            )
+        # HST has gradients that are zero but for rounding: of the biases of keys, and of a norm before a BatchNorm
+        scale = max(float(gradient.abs().max()), 0.01 * largest)
+        error = float((gradients[name] - gradient).abs().max())
+        assert error <= 1e-4 * scale, name
     step(model)
     assert len(graphs) == GRAPHS.get(method, 1)
 

@@ -77,11 +77,16 @@ def only(model: Any, names: list[str]) -> Any:
     return model
 
 
+def with_model(args: argparse.Namespace, backbone: str, batch_size: int) -> argparse.Namespace:
+    """Options with a backbone, if ``--backbone`` names no other one, and a batch size."""
+    return argparse.Namespace(**vars(args) | {"backbone": args.backbone or backbone, "batch_size": batch_size})
+
+
 # parts
 
 
 def spt(args: argparse.Namespace) -> Row:
-    backbone = "vit_small_patch16_224"
+    backbone = args.backbone or "vit_small_patch16_224"
     model, plain = model_of("spt", backbone, args.device), model_of("spt", backbone, args.device)
     only(plain, plain.score_targets())
     batches = batches_of(model, args, 8)
@@ -130,7 +135,7 @@ def sweeps(args: argparse.Namespace) -> Row:
 
 
 def gps_memory(args: argparse.Namespace) -> Row:
-    args.backbone, args.batch_size = "vit_base_patch16_224", 2
+    args = with_model(args, "vit_base_patch16_224", 2)
     floor, variant = Variant("floor", Floor, args), Variant("gps", METHODS["gps"], args)
     batch = batches_of(variant.model, args, args.batch_size)[0]
     entries = [m.values for m in variant.model.modules() if type(m).__name__ == "Entries"]
@@ -156,7 +161,7 @@ def gps_memory(args: argparse.Namespace) -> Row:
 
 
 def gps_step(args: argparse.Namespace) -> Row:
-    args.backbone, args.batch_size = "vit_tiny_patch16_224", 16
+    args = with_model(args, "vit_tiny_patch16_224", 16)
     variants = {name: Variant(name, method, args) for name, method in {"floor": Floor, "gps": METHODS["gps"]}.items()}
     batch = batches_of(variants["gps"].model, args, 16)[0]
     works = {name: (lambda variant=variant: variant.step(batch)) for name, variant in variants.items()}
@@ -165,7 +170,7 @@ def gps_step(args: argparse.Namespace) -> Row:
 
 
 def sct(args: argparse.Namespace) -> Row:
-    backbone = "vit_small_patch16_224"
+    backbone = args.backbone or "vit_small_patch16_224"
     model = model_of("sct", backbone, args.device)
     batches = batches_of(model, args, 8)
     held = {n: sum(4 * t.numel() for t in score(model, batches[:n]).sums.values()) for n in (1, BATCHES)}
@@ -187,6 +192,7 @@ PARTS = {"spt": spt, "sweep": sweeps, "gps_memory": gps_memory, "gps_step": gps_
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default=",".join(PARTS), help="names separated by commas")
+    parser.add_argument("--backbone", help="for all parts but sweep; by default each part has its own")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, help="file for the rows")

@@ -1,13 +1,17 @@
-"""Training step, saved activations and merged inference of every method, in one interleaved run.
+"""Training step, memory and merged inference of every method, in one interleaved run.
 
     python benchmarks/step_time.py --methods ssf,bitfit,full --json rows.json
     python benchmarks/step_time.py --methods lora,lora+velora --options '{"lora_targets": ["fc2"]}'
+    python benchmarks/step_time.py --backbone vit_base_patch16_224 --batch-size 128 --precision bf16-mixed --peft
 
 All variants live in one process and take turns, in another order every round. On a CPU the clock is the process's CPU
 time on one thread, on a GPU the events of the device. What is printed are medians of ratios to the floor of the same
 round. The floor is what no method that trains near the input can undercut: a forward pass and the gradients of all
 activations, with the class token as the only trained tensor, or without one, the first vector of the backbone.
 ``--backbone`` takes every name of timm, and builds it with random weights.
+
+``roof_pct`` is the time that the FLOPs of a step would take at the rate of one large matrix product, measured before,
+in percent of the time of the step. FLOPs are counted while a step runs, backward pass included.
 """
 
 import argparse
@@ -27,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 from backbones.inject import Backbone
-from callbacks.measures import SavedBytes
+from callbacks.measures import SavedBytes, flop_counter, peak_bytes
 from lightning_modules.batch import Batch
 from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod, compose
@@ -63,7 +67,9 @@ class Variant:
         cls = compose(method, *more, task=Classification)
         known = {option for c in cls.__mro__ for option in signature(c.__init__).parameters}  # type: ignore[misc]
         options = {option: value for option, value in given.items() if option in known}
-        self.model: Any = cls(backbone=args.backbone, pretrained=False, num_classes=100, **options)
+        with torch.device(args.device):  # random weights of a large backbone take seconds on a CPU
+            self.model: Any = cls(backbone=args.backbone, pretrained=False, num_classes=100, **options)
+        self.model.to(args.device)
         if getattr(self.model, "scorer", None) is not None:
             self.select(args.batch_size)
         self.model.configure_model()
@@ -75,8 +81,8 @@ class Variant:
 
     def select(self, batch_size: int) -> None:
         """Let a method that chooses from data choose from one batch of noise, two images a class."""
-        images = torch.randn(batch_size, *self.model.input_config["input_size"])
-        labels = torch.arange(batch_size) // 2 % 100
+        images = torch.randn(batch_size, *self.model.input_config["input_size"], device=self.model.device)
+        labels = torch.arange(batch_size, device=self.model.device) // 2 % 100
         with self.model.eval().build_scorer() as scorer:
             scorer.observe(labels)
             loss = self.model.score_loss(Batch.of(images, labels)) if scorer.needs_data else None
@@ -101,6 +107,12 @@ class Variant:
         del loss
         return saved.bytes
 
+    def flops(self, batch: Batch) -> int:
+        """FLOPs of one step."""
+        with flop_counter() as counter:
+            self.step(batch)
+        return counter.get_total_flops()
+
 
 def clock(work: Any, device: str) -> float:
     """Seconds of one call: of this process on a CPU, between events on a GPU."""
@@ -116,21 +128,38 @@ def clock(work: Any, device: str) -> float:
     return begin.elapsed_time(end) / 1e3
 
 
-def interleave(works: dict[str, Any], base: str, rounds: int, warmup: int, device: str) -> dict[str, float]:
-    """Median over rounds of each work's time relative to that of ``base`` in the same round."""
+def timed(works: dict[str, Any], rounds: int, warmup: int, device: str) -> dict[str, list[float]]:
+    """Seconds of each work in each round, in which the works take turns."""
     names = list(works)
     for _ in range(warmup):
         for work in works.values():
             work()
-    ratios: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
-        order = Random(turn).sample(names, len(names))  # not a rotation: who comes before leaves its data in the cache
-        times = {name: clock(works[name], device) for name in order}
-        for name in names:
-            ratios[name].append(times[name] / times[base])
+        for name in Random(turn).sample(names, len(names)):  # not a rotation: each leaves its data in the cache
+            times[name].append(clock(works[name], device))
         print(f"\r{turn + 1}/{rounds}", end="", file=sys.stderr, flush=True)
     print("\r      \r", end="", file=sys.stderr)
-    return {name: statistics.median(values) for name, values in ratios.items()}
+    return times
+
+
+def ratios(times: dict[str, list[float]], base: str) -> dict[str, float]:
+    """Median over rounds of each work's time relative to that of ``base`` in the same round."""
+    pairs = {name: zip(values, times[base], strict=True) for name, values in times.items()}
+    return {name: statistics.median(own / other for own, other in both) for name, both in pairs.items()}
+
+
+def interleave(works: dict[str, Any], base: str, rounds: int, warmup: int, device: str) -> dict[str, float]:
+    """Median over rounds of each work's time relative to that of ``base``; the works take turns."""
+    return ratios(timed(works, rounds, warmup, device), base)
+
+
+def matmul_rate(device: str, dtype: torch.dtype) -> float:
+    """FLOPs per second of a large matrix product."""
+    size = 512 if device == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    seconds = timed({"product": lambda: a @ b}, rounds=10, warmup=3, device=device)["product"]
+    return 2 * size**3 / statistics.median(seconds)
 
 
 def merged_ratios(variants: list[Variant], images: Tensor, args: argparse.Namespace) -> dict[str, float | None]:
@@ -153,6 +182,11 @@ def merged_ratios(variants: list[Variant], images: Tensor, args: argparse.Namesp
 
     found = interleave({n: work(m) for n, m in models.items()}, "plain", args.rounds, args.warmup, args.device)
     return {variant.name: found.get(variant.name) for variant in variants}
+
+
+def width(column: str) -> int:
+    """Characters of a column of the printed table."""
+    return max(len(column), 16 if column == "method" else 10)
 
 
 def main() -> None:
@@ -188,13 +222,22 @@ def main() -> None:
     images = torch.randn(args.batch_size, *size, device=args.device)
     batch = Batch.of(images, torch.randint(100, (args.batch_size,), device=args.device))
 
-    saved = {variant.name: variant.saved_bytes(batch) for variant in variants}
     works = {variant.name: (lambda variant=variant: variant.step(batch)) for variant in variants}
-    steps = interleave(works, "floor", args.rounds, args.warmup, args.device)
+    times = timed(works, args.rounds, args.warmup, args.device)
+    steps, medians = ratios(times, "floor"), {name: statistics.median(values) for name, values in times.items()}
+    # after the steps, because the first one of an optimizer also makes its state
+    saved = {variant.name: variant.saved_bytes(batch) for variant in variants}
+    peaks = {name: peak_bytes(work, args.device) for name, work in works.items()}
+    rate = matmul_rate(args.device, torch.bfloat16 if variants[0].autocast else torch.float32)
+    roofs = {variant.name: variant.flops(batch) / rate for variant in variants}
     merged = merged_ratios(variants, images, args)
     rows = [
         {
             "method": variant.name,
+            "step_ms": round(1e3 * medians[variant.name], 2),
+            "images_per_s": round(args.batch_size / medians[variant.name], 1),
+            "roof_pct": round(100 * roofs[variant.name] / medians[variant.name], 1),
+            "peak_mib": round(peaks[variant.name] / 2**20, 1),
             "step_over_floor": round(steps[variant.name], 3),
             "saved_bytes_over_floor": round(saved[variant.name] / saved["floor"], 3),
             "saved_mib": round(saved[variant.name] / 2**20, 1),
@@ -203,10 +246,13 @@ def main() -> None:
         }
         for variant in variants
     ]
-    print(f"{args.backbone}, batch {args.batch_size}, {args.device}, {args.rounds} rounds, torch {torch.__version__}")
-    print(" ".join(f"{key:>22}" for key in rows[0]))
+    print(
+        f"{args.backbone}, batch {args.batch_size}, {args.device}, {args.precision}, {args.rounds} rounds, torch "
+        f"{torch.__version__}; matrix product at {rate / 1e12:.3g} TFLOP/s"
+    )
+    print(" ".join(f"{key:>{width(key)}}" for key in rows[0]))
     for row in rows:
-        print(" ".join(f"{value if value is not None else '-':>22}" for value in row.values()))
+        print(" ".join(f"{value if value is not None else '-':>{width(key)}}" for key, value in row.items()))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2))
 

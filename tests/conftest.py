@@ -46,6 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--golden-dir", default=str(ROOT / "tests/golden"), help="Folder of reference outputs of the original codes."
     )
+    parser.addoption("--gpu-tests-on", default="cuda", help="Device of the tests marked gpu; cpu to try them.")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import commands
-from commands.lightning.errors import EXPECTED, own_error
+from commands.lightning.errors import EXPECTED, own_error, shortened
 
 LIGHTNING = {
     "fit": "fine-tune with a method, on a task, on your data",
@@ -57,7 +57,7 @@ def main(args: list[str]) -> None:
         message = own_error(error)
         if os.environ.get("GRAFT_DEBUG") or message is None:
             raise
-        sys.stderr.write(f"error: {message}\n(GRAFT_DEBUG=1 shows where)\n")
+        sys.stderr.write(f"error: {shortened(str(message))}\n(GRAFT_DEBUG=1 shows where)\n")
         sys.exit(1)
 
 

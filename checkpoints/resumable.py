@@ -55,15 +55,37 @@ def check_resumable(checkpoint: Mapping[str, Any]) -> None:
         check_counters(checkpoint)
         check_optimizers(checkpoint)
         check_average(checkpoint)
-        for key, state in checkpoint["callbacks"].items():
-            name = str(key).partition("{")[0]  # without the settings of the callback
-            check_entries({name: state}, {name: dict}, "callbacks/")
-            if name == "ModelCheckpoint":
-                check_entries(state, BEST, f"callbacks/{name}/")
+        check_callbacks(checkpoint["callbacks"])
     except ValueError as error:
         raise ValueError(
             f"no fit can go on from it: {error}. Begin a new fit with its trained values, --model.init_from PATH"
         ) from error
+
+
+def check_evaluable(checkpoint: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint with states that Lightning cannot read, which it does for an evaluation too.
+
+    Raises:
+        ValueError: If the state of the callbacks or of the loops is damaged; a state that is missing is not needed.
+    """
+    found = {name: checkpoint[name] for name in ("callbacks", "loops") if name in checkpoint}
+    check_entries(found, dict.fromkeys(found, dict))
+    check_callbacks(found.get("callbacks", {}))
+    if "loops" in found:
+        check_entries(found["loops"], {f"{name}_loop": dict for name in ("validate", "test", "predict")}, "loops/")
+
+
+def check_callbacks(states: Mapping[str, Any]) -> None:
+    """Refuse states of callbacks that are damaged.
+
+    Raises:
+        ValueError: With the callback.
+    """
+    for key, state in states.items():
+        name = str(key).partition("{")[0]  # without the settings of the callback
+        check_entries({name: state}, {name: dict}, "callbacks/")
+        if name == "ModelCheckpoint":
+            check_entries(state, BEST, f"callbacks/{name}/")
 
 
 def entry(checkpoint: Mapping[str, Any], path: str) -> Any:

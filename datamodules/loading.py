@@ -12,6 +12,8 @@ from datamodules.items import Items, Padded, innermost
 from lightning_modules.batch import Batch, Features
 from lightning_modules.seed import run_seed
 
+MAX_WORKERS = 1024  # each takes the memory of a process
+
 
 class EpochSampler(DistributedSampler[Any]):
     """Shuffled shares of the ranks. They depend on the seed and the epoch alone, as do the seeds of the workers."""
@@ -74,8 +76,8 @@ class Loaders(LightningDataModule):
             raise ValueError(f"batch_size={batch_size}: expected at least 1")
         if eval_batch_size is not None and eval_batch_size < 1:
             raise ValueError(f"eval_batch_size={eval_batch_size}: expected at least 1, or none for batch_size")
-        if num_workers is not None and num_workers < 0:
-            raise ValueError(f"num_workers={num_workers}: expected 0 or more")
+        if num_workers is not None and not 0 <= num_workers <= MAX_WORKERS:
+            raise ValueError(f"num_workers={num_workers}: expected 0 to {MAX_WORKERS:,} processes")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers

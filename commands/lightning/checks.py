@@ -7,6 +7,8 @@ from typing import Any
 from jsonargparse import Namespace
 
 MAX_SEED = 2**32 - 1  # numpy's
+MAX_DEVICES = 1024  # of one machine; Lightning starts a process for each
+INTERVALS = ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval")  # by which Lightning divides
 
 
 def check_options(options: Namespace) -> None:
@@ -23,6 +25,9 @@ def check_options(options: Namespace) -> None:
     check_accelerator(trainer.get("accelerator"))
     check_devices(trainer.get("devices"))
     check_compile(options.get("compile"))
+    for name in INTERVALS:
+        if trainer.get(name) == 0:
+            raise ValueError(f"trainer.{name}=0: expected a number above 0")
 
 
 def check_seed(seed: Any) -> None:
@@ -50,6 +55,8 @@ def check_devices(devices: Any) -> None:
     expected = "expected a number of devices, indices of one kind such as 0,1, or auto"
     if str(devices).strip() in ("0", "[]", ""):
         raise ValueError(f"trainer.devices={devices}: a run needs a device; {expected}")
+    if re.fullmatch(r"\d+", str(devices)) and int(devices) > MAX_DEVICES:
+        raise ValueError(f"trainer.devices={devices}: expected at most {MAX_DEVICES:,} devices of a machine")
     named = [word for word in re.findall(r"[^\s,\[\]'\"]+", str(devices)) if not re.fullmatch(r"-?\d+|auto|None", word)]
     if named:
         raise ValueError(

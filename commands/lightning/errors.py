@@ -1,5 +1,6 @@
 """Errors that a user can cause."""
 
+import errno
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,6 +20,7 @@ class Failed(Exception):
         self.code, self.error = code, error
 
 
+LONGEST = 2000  # characters of a message
 EXPECTED = (ValueError, TypeError, OSError, FloatingPointError, Failed)
 """Errors that are shown as one line; any other error is a defect, and is shown with its traceback."""
 
@@ -27,7 +29,7 @@ def own_error(error: BaseException | None) -> BaseException | None:
     """The first error of a chain of causes that this project raised on purpose.
 
     Libraries such as jsonargparse wrap errors. An error counts as raised on purpose if it is one of ``EXPECTED`` and
-    was raised by a line of this project.
+    was raised by a line of this project, or if a path is too long for the system.
 
     Args:
         error: The error that was caught.
@@ -36,6 +38,8 @@ def own_error(error: BaseException | None) -> BaseException | None:
         The error, or None if a library raised all errors of the chain.
     """
     while error is not None:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # of each look at a path
+            return error
         trace = error.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
@@ -44,3 +48,8 @@ def own_error(error: BaseException | None) -> BaseException | None:
             return error
         error = error.__cause__
     return None
+
+
+def shortened(message: str) -> str:
+    """Message without its middle if it is long, because files and options can hold texts of any length."""
+    return message if len(message) <= LONGEST else f"{message[: LONGEST - 300]} ... {message[-300:]}"

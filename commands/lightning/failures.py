@@ -28,7 +28,7 @@ def trainer_refusals() -> Iterator[None]:
     """
     try:
         yield
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, KeyError) as error:  # KeyError for an unknown name
         if own_error(error) is not None:
             raise
         raise ValueError(f"trainer: {error}") from error
@@ -66,6 +66,8 @@ def message_of(error: Exception, options: Namespace) -> str | None:
         return f"cannot write {place} ({error.strerror}). {kept(options)}"
     if isinstance(error, MisconfigurationException):
         return f"trainer: {error}"
+    if isinstance(error, ValueError) and raised_in(error, "lightning/pytorch/"):
+        return f"trainer: {error}"
     if isinstance(error, RuntimeError) and KILLED_WORKER.search(str(error)):
         return (
             f"{first}: the system kills workers where memory or /dev/shm runs out. Pass a smaller --data.num_workers "
@@ -76,6 +78,14 @@ def message_of(error: Exception, options: Namespace) -> str | None:
     if type(error).__module__.startswith("wandb."):  # not imported, because a run without its logger need not have it
         return f"W&B: {first}. With WANDB_MODE=offline a run needs no server"
     return None
+
+
+def raised_in(error: Exception, folder: str) -> bool:
+    """Whether a line below a folder raised an error."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and folder in Path(trace.tb_frame.f_code.co_filename).as_posix()
 
 
 def kept(options: Namespace) -> str:

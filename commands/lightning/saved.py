@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.delta import read_checkpoint
-from checkpoints.resumable import check_resumable
+from checkpoints.resumable import check_evaluable, check_resumable
 from checkpoints.structure import check_version
 from lightning_modules import TASKS
 from methods.core.saved_model import described_model
@@ -50,6 +50,7 @@ def read_saved(path: str, subcommand: str = "test", named: str | None = None) ->
     try:
         if not folder:
             check_version(checkpoint)
+            check_evaluable(checkpoint)
         if subcommand == "fit" and not folder:
             check_resumable(checkpoint)
         class_path: str = checkpoint["hyper_parameters"]["_class_path"]

@@ -65,9 +65,16 @@ def refusal(node: Node, found: str, remedy: str) -> ConstructorError:
 
 
 def load(content: str) -> Any:
-    """Value of a document that passes ``check``, as jsonargparse reads it."""
+    """Value of a document that passes ``check``, as jsonargparse reads it.
+
+    Raises:
+        YAMLError: If it is refused, or holds a number that is too large.
+    """
     check(content)
-    return load_plain(content)
+    try:
+        return load_plain(content)
+    except ValueError as error:  # such as a number of thousands of digits
+        raise yaml.YAMLError(str(error)) from error
 
 
 def use() -> None:

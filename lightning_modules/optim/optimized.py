@@ -1,5 +1,6 @@
 """Optimizer and schedule of a module."""
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
@@ -61,14 +62,14 @@ class Optimized(LightningModule):
         lr_late: bool = False,
     ) -> None:
         super().__init__()
-        if lr <= 0:
+        if not 0 < lr < math.inf:
             raise ValueError(f"lr={lr}: expected a positive learning rate")
-        if adam_eps <= 0:
+        if not 0 < adam_eps < math.inf:
             raise ValueError(f"adam_eps={adam_eps}: expected a positive number")
         named = {"weight_decay": weight_decay, "warmup_epochs": warmup_epochs, "warmup_lr": warmup_lr, "min_lr": min_lr}
         named["cooldown_epochs"] = cooldown_epochs
         for name, value in named.items():
-            if value < 0:
+            if not 0 <= value < math.inf:
                 raise ValueError(f"{name}={value}: expected 0 or more")
         self.save_hyperparameters(ignore=self.not_options)
         self.optimizer_name = optimizer

@@ -1,6 +1,7 @@
 """State of a run: what is missing, damaged or contradicts itself is named before a fit goes on."""
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from lightning import Trainer
 
 from callbacks.ema import EMA
-from checkpoints.resumable import check_resumable
+from checkpoints.resumable import check_evaluable, check_resumable
 from datamodules import ImageDataset
 from methods import PEFTMethod
 from tests.conftest import build_tiny, quiet_trainer
@@ -124,6 +125,25 @@ def test_no_fit_goes_on_from_half_a_state(message: str, resumable: Checkpoint) -
     CHANGES[message](changed)
     with pytest.raises(ValueError, match=f"no fit can go on from it: {message}.*--model.init_from PATH"):
         check_resumable(changed)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"callbacks": "x"}, "its 'callbacks' is 'x'; expected a mapping"),
+        (
+            {"callbacks": {"ModelCheckpoint{'monitor': None}": {}}},
+            "it has no 'callbacks/ModelCheckpoint/best_model_path'",
+        ),
+        ({"loops": []}, "its 'loops' is []; expected a mapping"),
+        ({"loops": {}}, "it has no 'loops/validate_loop'"),
+    ],
+)
+def test_states_that_an_evaluation_reads(change: Checkpoint, message: str, resumable: Checkpoint) -> None:
+    check_evaluable(resumable)
+    check_evaluable({})
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_evaluable(resumable | change)
 
 
 def test_a_fit_without_an_average(resumable: Checkpoint) -> None:

@@ -108,3 +108,9 @@ def test_workers_get_no_trainer_and_no_pixels() -> None:
     assert dataset.make.__self__.splits == {}
     assert module.splits
     assert module.trainer is not None
+
+
+@pytest.mark.parametrize("number", [-1, 1_000_000])
+def test_numbers_of_workers_that_are_refused(number: int) -> None:
+    with pytest.raises(ValueError, match=f"num_workers={number}: expected 0 to 1,024 processes"):
+        Listed(num_workers=number)

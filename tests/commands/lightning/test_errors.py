@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-from commands.lightning.errors import EXPECTED, Failed, own_error
+import pytest
+
+from commands.lightning.errors import EXPECTED, Failed, own_error, shortened
 
 
 def raised(cause: Exception | None = None, error: Exception | None = None) -> Exception:
@@ -41,6 +43,20 @@ def test_an_error_of_a_library() -> None:
 
 def test_a_defect_of_this_project() -> None:
     assert own_error(raised(error=KeyError("defect"))) is None
+
+
+def test_a_path_that_is_too_long() -> None:
+    with pytest.raises(OSError) as found:
+        Path("x" * 5000).is_file()
+    assert own_error(found.value) is found.value
+
+
+def test_long_messages_lose_their_middle() -> None:
+    assert shortened("lr=0: expected\na positive number") == "lr=0: expected\na positive number"
+    message = shortened(f"begin {'x' * 100_000} end")
+    assert message.startswith("begin xxx")
+    assert message.endswith("xxx end")
+    assert len(message) < 2010
 
 
 def test_a_failed_run_is_expected() -> None:

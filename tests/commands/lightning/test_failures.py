@@ -41,6 +41,14 @@ def test_failures_with_a_remedy(error: Exception, messages: list[str]) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_refusals_of_lightning_in_a_run() -> None:
+    from lightning.pytorch.loggers import CSVLogger
+    from lightning.pytorch.utilities.model_helpers import is_overridden
+
+    with pytest.raises(Failed, match="trainer: Expected a parent"), run_failures(OPTIONS):
+        is_overridden("x", CSVLogger("."))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), KeyError("x"), ValueError("lr")])
 def test_other_errors_stay(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, run_failures(OPTIONS):

@@ -19,6 +19,7 @@ BOMB = "a0: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9]\n" + "".join(
         (BOMB, "its aliases stand for more than 100,000 values"),
         ("a: &a [*a]", "an alias that stands for itself"),
         ("[" * 100_000, "nesting depth"),
+        (f"a: {'9' * 6000}", "4300 digits"),
     ],
 )
 def test_refused(content: str, message: str) -> None:

@@ -174,3 +174,10 @@ def test_nothing_to_train(build: Build, data: Data, trainer: MakeTrainer) -> Non
 def test_learning_rate(lr: float, build: Build) -> None:
     with pytest.raises(ValueError, match=f"lr={lr}: expected a positive"):
         build("linear_probe", lr=lr)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["lr", "adam_eps", "weight_decay", "warmup_epochs", "warmup_lr", "min_lr"])
+def test_numbers_that_no_optimizer_can_use(name: str, value: float, build: Build) -> None:
+    with pytest.raises(ValueError, match=f"{name}={value}: expected"):
+        build("linear_probe", **{name: value})

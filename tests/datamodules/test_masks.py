@@ -50,7 +50,9 @@ def test_pairs_by_name(tmp_path: Path) -> None:
     (images / "1.png").unlink()
     pairs = paired(images, masks, SUFFIXES)
     assert [Path(pairs.name(i)).name for i in range(3)] == ["0.png", "1.jpg", "2.png"]
-    assert pairs[1].image.size == pairs[1].target.size == (32, 32)
+    sample = pairs[1]
+    with sample.image, sample.target:
+        assert sample.image.size == sample.target.size == (32, 32)
     assert len(pairs.keep([2])) == 1
     before = pairs.stored(2)
     (masks / "2.png").write_bytes((masks / "0.png").read_bytes())

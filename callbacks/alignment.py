@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from callbacks.scoring.undisturbed import eagerly
@@ -45,6 +46,16 @@ class Alignment(Callback):
         self.measured = -1
         self.first_weights: dict[str, Tensor] = {}
         self.first_inputs: dict[str, Tensor] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a sharded model, whose parts on one device are no weights.
+
+        Raises:
+            ValueError: With the strategy.
+        """
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            name = type(trainer.strategy).__name__
+            raise ValueError(f"Alignment measures whole weights, and trainer.strategy={name} has parts: leave it out")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         task = cast(AdaptedTask, pl_module)

@@ -4,12 +4,14 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from callbacks.alignment import Alignment, alignment, squares
@@ -135,6 +137,9 @@ def test_refused(build: Build, data: Data, trainer: MakeTrainer) -> None:
         Alignment(every_n_steps=0)
     with pytest.raises(ValueError, match=r"layers=\['qvk'\]: no linear layer .* blocks\.0\.attn\.qkv"):
         run(build("ssf"), data, trainer, layers=["qvk"])
+    sharded: Any = SimpleNamespace(strategy=ModelParallelStrategy())
+    with pytest.raises(ValueError, match="measures whole weights, and trainer.strategy=ModelParallelStrategy has parts"):
+        Alignment().setup(sharded, build("ssf"), "fit")
 
 
 def test_a_layer_of_one_input_has_no_alignment() -> None:

@@ -138,7 +138,7 @@ def test_refused(build: Build, data: Data, trainer: MakeTrainer) -> None:
     with pytest.raises(ValueError, match=r"layers=\['qvk'\]: no linear layer .* blocks\.0\.attn\.qkv"):
         run(build("ssf"), data, trainer, layers=["qvk"])
     sharded: Any = SimpleNamespace(strategy=ModelParallelStrategy())
-    with pytest.raises(ValueError, match="measures whole weights, and trainer.strategy=ModelParallelStrategy has parts"):
+    with pytest.raises(ValueError, match=r"measures whole weights, and .*ModelParallelStrategy has parts"):
         Alignment().setup(sharded, build("ssf"), "fit")
 
 

@@ -307,6 +307,10 @@ def test_a_task_by_another_of_its_names() -> None:
         (["--recipe", "mine.yaml"], "unknown recipe 'mine.yaml'"),
         (["--recipe", "vtab/gps"], "--recipe vtab/gps needs a --data.task, one of: cifar, caltech101, dtd, oxford"),
         (["--recipe=vtab/gps", "--data.task=cifer"], "unknown task 'cifer'; nearest: cifar"),
+        (
+            ["--recipe=few_shot/adapter_lora_vpt_noah_shot1", "--data.task=imagenet"],
+            "unknown task 'imagenet'; known: aircraft",
+        ),
         (["--recipe=fgvc/gps", "--data.task", "cifar"], "unknown task 'cifar'; nearest: cars"),
         (["--recipe", "vtab/adapter", "--data", "ImageDataste"], "unknown data 'ImageDataste'; nearest: ImageDataset"),
         (["--recipe=vtab/gps", "--data.task=cifar", "--method=ssf"], "--method ssf: --recipe vtab/gps is one of gps"),
@@ -331,6 +335,15 @@ def test_refused_recipe(args: list[str], message: str, capsys: pytest.CaptureFix
         ("{method: gps, data: VTABB}", "unknown data 'VTABB'; nearest: VTAB"),
         ("{method: gps, data: VTAB, all: {model.lrr: 1}}", "did you mean --model.lr"),
         ("{method: gps, data: VTAB, all: {model.gps_k: many}}", "many"),
+        ("{method: gps, data: VTAB, all: {model.lora_rank: 4}}", "lora_rank"),
+        ("{method: gps, data: VTAB, all: {data.shots: 1}}", "shots"),
+        ("{source: vtab/gps, method: ssf}", "gps_k"),
+        ("{method: gps, data: VTAB, tasks: {dtd: {model.lr: 1}}}", "unknown task 'cifar'; known: dtd"),
+        ("{method: gps, data: VTAB, source: [ssf, spt]}", "source is ['ssf', 'spt']; expected a str"),
+        (
+            "{method: gps, data: VTAB, source: ssf, source: spt}",
+            "'source' stands here a second time; keep one of the two",
+        ),
     ],
 )
 def test_bad_recipe_of_the_user(content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

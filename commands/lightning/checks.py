@@ -12,7 +12,7 @@ INTERVALS = ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_in
 
 
 def check_options(options: Namespace) -> None:
-    """Refuse a seed, an accelerator, devices and a compilation that no run can have.
+    """Refuse a seed, an accelerator, a strategy, devices and a compilation that no run can have.
 
     Args:
         options: Parsed options of the subcommand.
@@ -24,6 +24,9 @@ def check_options(options: Namespace) -> None:
     trainer = options.get("trainer") or Namespace()
     check_accelerator(trainer.get("accelerator"))
     check_devices(trainer.get("devices"))
+    strategy = trainer.get("strategy")
+    if isinstance(strategy, str) and ("spawn" in strategy or "fork" in strategy):
+        raise ValueError(f"trainer.strategy={strategy}: no process of a run can be copied into others; expected ddp")
     check_compile(options.get("compile"))
     for name in INTERVALS:
         if trainer.get(name) == 0:

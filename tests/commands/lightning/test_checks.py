@@ -19,6 +19,7 @@ from commands.lightning.checks import check_options
         ("trainer.devices", "cpu,cuda:0", "trainer.devices=cpu,cuda:0 names cpu, cuda:0; expected a number"),
         ("trainer.devices", [0, "cuda:1"], "names cuda:1; expected a number"),
         ("trainer.devices", "1000000", "trainer.devices=1000000: expected at most 1,024 devices"),
+        ("trainer.strategy", "ddp_spawn", "trainer.strategy=ddp_spawn: no process of a run can be copied"),
         ("trainer.accumulate_grad_batches", 0, "trainer.accumulate_grad_batches=0: expected a number above 0"),
         ("trainer.check_val_every_n_epoch", 0, "trainer.check_val_every_n_epoch=0: expected a number above 0"),
         ("trainer.val_check_interval", 0.0, "trainer.val_check_interval=0: expected a number above 0"),

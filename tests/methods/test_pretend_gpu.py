@@ -37,7 +37,7 @@ CASES = [(m, p) for p in ("32-true", "bf16-mixed") for m in METHODS] + [(m, p) f
 OPTIONS = {"diff_pruning": {"diff_burn_in": 0.2}}  # gates are fixed in the first step, which waits once for each tensor
 BATCH = {("h2d", ""): 3}  # Lightning brings inputs, targets and valid, from memory that a real run pins
 NAMES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
-ROW = re.compile(r"^\| `([\w-]+)` \|(.*)\|$", re.MULTILINE)
+ROW = re.compile(r"^\| `(\d\d-\w+|bf16-\w+)` \|(.*)\|$", re.MULTILINE)  # of a precision
 DOCUMENTED = {
     precision: [cell.strip() for cell in cells.split("|")]
     for precision, cells in ROW.findall((ROOT / "docs/precision.md").read_text())

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from backbones.anatomy import separate_bias
 from backbones.inject import Backbone, modules_with
-from methods.layers import divisors
-from methods.layers.divisors import DivisorLook, away_from_zero
+from methods.layers.divisors import DivisorLook, away_from_zero, divisible
 from methods.layers.low_rank import LowRank, Rows, compute_dtype, low_rank_gradients, merged_weight, of_rows
 from methods.layers.low_rank_layers import LoRALinear
 from methods.layers.low_rank_targets import Target
@@ -119,13 +118,7 @@ class Decomposed(LowRank):
     @property
     def divisible(self) -> bool:
         """Whether the backward pass may divide by every magnitude."""
-        if not torch.is_grad_enabled():
-            return True
-        if torch.compiler.is_compiling():  # one graph for all values; the compiler itself chooses what to keep
-            return False
-        if self.divisible_in_step is None:  # no cache by version, because fused optimizers do not change it
-            return bool(self.magnitude.detach().abs().min() >= divisors.SMALLEST)
-        return self.divisible_in_step
+        return divisible(self.magnitude, self.divisible_in_step)
 
 
 class DoRALinear(LoRALinear):
@@ -183,8 +176,8 @@ class DoRA(LoRA):
         super().on_train_batch_start(batch, batch_idx)
         updates = [linear.lora for linear in modules_with(self.backbone, "lora")]
         looks = self.look([update.magnitude for update in updates], batch_idx == 0)
-        for update, divisible in zip(updates, looks, strict=True):
-            update.divisible_in_step = divisible
+        for update, look in zip(updates, looks, strict=True):
+            update.divisible_in_step = look
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_end(outputs, batch, batch_idx)

@@ -17,6 +17,22 @@ def away_from_zero(divisor: Tensor) -> Tensor:
     return torch.where(divisor.abs() < SMALLEST, floor, divisor)
 
 
+def divisible(divisor: Tensor, in_step: bool | None) -> bool:
+    """Whether the backward pass of a layer may divide by its divisor.
+
+    Args:
+        divisor: The numbers that it divides by.
+        in_step: Result of the look of this training step; None outside of a step.
+    """
+    if not torch.is_grad_enabled():
+        return True
+    if torch.compiler.is_compiling():  # one graph for all values; the compiler itself chooses what to keep
+        return False
+    if in_step is None:  # no cache by version, because fused optimizers do not change it
+        return bool(divisor.detach().abs().min() >= SMALLEST)
+    return in_step
+
+
 def smallest(divisors: Sequence[Tensor]) -> Tensor:
     """Smallest magnitude of each layer's divisors, of all ranks if they are sharded."""
     sharded = [isinstance(divisor, DTensor) for divisor in divisors]

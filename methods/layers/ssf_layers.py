@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
 from backbones.inject import AdapterModule, attach, check_free, detach, swap_class
-from methods.layers import divisors
-from methods.layers.divisors import away_from_zero
+from methods.layers.divisors import away_from_zero, divisible
 
 
 class ScaleShift(AdapterModule):
@@ -41,13 +40,7 @@ class ScaleShift(AdapterModule):
     @property
     def divisible(self) -> bool:
         """Whether the backward pass may divide by every scale."""
-        if not torch.is_grad_enabled():
-            return True
-        if torch.compiler.is_compiling():  # one graph for all values; the compiler itself chooses what to keep
-            return False
-        if self.divisible_in_step is None:  # no cache by version, because fused optimizers do not change it
-            return bool(self.scale.detach().abs().min() >= divisors.SMALLEST)
-        return self.divisible_in_step
+        return divisible(self.scale, self.divisible_in_step)
 
 
 class MergedLinear(torch.autograd.Function):

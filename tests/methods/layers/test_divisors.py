@@ -8,7 +8,7 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from methods.layers.divisors import SMALLEST, DivisorLook, away_from_zero
+from methods.layers.divisors import SMALLEST, DivisorLook, away_from_zero, divisible
 from tests.support.ranks import TwoRanks
 
 
@@ -24,6 +24,16 @@ def test_a_look_is_one_step_late() -> None:
     assert look([small, large], False) == [True, True]
     assert copy.deepcopy(look)([large, large], False) == [True, True]
     assert look([large, large], True) == [True, True]
+
+
+def test_division_without_a_look() -> None:
+    large, small = torch.ones(3), torch.tensor([1.0, 1e-5])
+    assert divisible(large, None)
+    assert not divisible(small, None)
+    assert divisible(small, True)  # of the step before
+    assert not divisible(large, False)
+    with torch.no_grad():  # no backward pass follows
+        assert divisible(small, None)
 
 
 def look_at_shards(rank: int) -> list[bool]:

@@ -92,7 +92,10 @@ class DyT(PEFTMethod):
         self.dyt_skip, self.dyt_drop_last, self.dyt_sync_rate = dyt_skip, dyt_drop_last, dyt_sync_rate
         if dyt_skip == "gather":
             self.uncompilable = "dyt_skip=gather makes tensors whose size depends on the image; use dyt_skip=auto"
-        self.last_kept = torch.zeros(())  # share of patch tokens that ran in the last training batch
+        self.recomputes, self.last_kept = (
+            False,
+            torch.zeros(()),
+        )  # share of patch tokens that ran in the last step
         dispatchable_blocks(self.backbone, dyt_place)  # refuses an unsuitable backbone before any image is read
 
     def configure_callbacks(self) -> list[Callback]:
@@ -104,13 +107,13 @@ class DyT(PEFTMethod):
         for block in blocks:
             if self.dyt_place in ("attention", "attention_mlp"):
                 attention = self.new(AttentionDispatch, backbone)
-                self.add(block, "dyt_attention", attention)
+                add_child(block, "dyt_attention", attention)
                 block.norm1.register_forward_pre_hook(attention.pre_hook)
                 block.attn.register_forward_pre_hook(attention.attention_pre_hook, with_kwargs=True)
                 block.drop_path1.register_forward_hook(attention.hook)
             if self.dyt_place in ("mlp", "attention_mlp"):
                 mlp = self.new(Dispatch, backbone)
-                self.add(block, "dyt_mlp", mlp)
+                add_child(block, "dyt_mlp", mlp)
                 block.norm2.register_forward_pre_hook(mlp.pre_hook)
                 block.drop_path2.register_forward_hook(mlp.hook)
                 # patch tokens of the last block have no effect on the logits, because only the class token is pooled
@@ -130,11 +133,6 @@ class DyT(PEFTMethod):
         op.mask_keys = self.dyt_attention_mask == "keys"
         return op
 
-    @staticmethod
-    def add(block: Any, name: str, op: Dispatch) -> None:
-        check_free(block, name)
-        block.add_module(name, op)
-
     @property
     def dispatches(self) -> dict[str, Dispatch]:
         """Dispatchers (with their adapters) by name, in the order in which they run."""
@@ -150,20 +148,20 @@ class DyT(PEFTMethod):
         ops = self.dispatches.values()
         for op in ops:
             op.complete = complete
+        if self.recomputes:  # not the complete pass, because a second computation of a block skips tokens again
+            super().recompute(not complete)
         try:
             return super().forward(inputs)
         finally:
             for op in ops:
                 op.complete = False
+            if self.recomputes:
+                super().recompute(True)
 
     def recompute(self, enabled: bool) -> None:
-        if enabled and self.dyt_teacher != "none":
-            raise ValueError(
-                f"checkpoint_activations: dyt_teacher={self.dyt_teacher} runs each block twice, once without skipped "
-                "tokens, and the backward pass could not tell which of them to repeat; use dyt_teacher=none, or leave "
-                "it out"
-            )
+        """Compute the activations inside blocks again in the backward pass; those of the teacher are kept."""
         super().recompute(enabled)
+        self.recomputes = enabled
 
     @contextmanager
     def masks(self) -> Iterator[list[Tensor]]:
@@ -244,3 +242,9 @@ def dispatchable_blocks(backbone: Backbone, place: str) -> list[Any]:
             "place in the full sequence; expected dyt_place=mlp"
         )
     return blocks
+
+
+def add_child(block: Any, name: str, op: Dispatch) -> None:
+    """Add a dispatcher to a block under a name that is free."""
+    check_free(block, name)
+    block.add_module(name, op)

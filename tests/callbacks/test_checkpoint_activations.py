@@ -26,7 +26,6 @@ Data = Callable[..., ImageDataset]
 MakeTrainer = Callable[..., Trainer]
 # their gradients need no activations inside the blocks of the backbone
 FROZEN = ("linear_probe", "mlp_head", "sidetune")
-OPTIONS = {"dyt": {"dyt_teacher": "none"}}
 DROPPING = {"drop_path": 0.2, "backbone_args": TINY | {"proj_drop_rate": 0.1}}
 RESNET = {
     "backbone": "resnet10t",
@@ -49,7 +48,7 @@ def step(model: PEFTMethod, enabled: bool, inputs: Batch) -> tuple[int, dict[str
 def test_gradients_are_equal_and_less_is_kept(method: str, build: Build) -> None:
     results = []
     for enabled in (False, True):
-        model = build(method, **DROPPING | OPTIONS.get(method, {}))
+        model = build(method, **DROPPING)
         adapt(method, model)
         perturb(model)
         results.append(step(model.train(), enabled, batch()))
@@ -84,11 +83,6 @@ def test_shards(two_ranks: TwoRanks, images: Path, weights: Path, tmp_path: Path
     plain, delta = two_ranks(fit_in_shards, images, weights, tmp_path)[0]
     for name, tensor in plain.items():
         assert torch.equal(delta[name], tensor), name
-
-
-def test_two_kinds_of_passes_are_refused(build: Build) -> None:
-    with pytest.raises(ValueError, match=r"checkpoint_activations: dyt_teacher=kl runs each block twice.*use dyt_teac"):
-        CheckpointActivations(True).check(build("dyt"))
 
 
 @pytest.mark.parametrize("options", [DROPPING, RESNET], ids=["vit", "resnet"])

@@ -76,6 +76,7 @@ def show(name: str, options: list[str]) -> None:
         Console(width=160).print(table)
 
     given = pop_flag(options, "--data.root")[0] or read_recipe(name).get("all", {}).get("data.root")
+    # a fit needs a root and its values do not: the parser gets a word in its place, which the table leaves out
     placeholder = None if given else "DIR"
     root = [] if given else [f"--data.root={placeholder}"]
     Shown.run(["fit", "--recipe", name, *root, *options])

@@ -52,3 +52,21 @@ def check_overlap(train: ImageSamples, test: Any, allow: bool) -> None:
     if len(shared) > LEAK * len(train) and not allow:
         raise ValueError(f"{message}. Take them out of one split, or pass --data.allow_overlap true")
     print(f"note: {message}")
+
+
+def leak(one: str, other: str, shared: int, count: int, example: str) -> list[str]:
+    """Line about images that two splits share, for a check of data; of a share up to ``LEAK`` only a printed note.
+
+    Args:
+        one: Name of the first split.
+        other: Name of the second split.
+        shared: Number of images in both.
+        count: Number of images in the first split.
+        example: Names of such images.
+    """
+    line = f"{one} and {other} share {shared:,} of {count:,} images: {example}"
+    if shared > LEAK * count:
+        return [line]
+    if shared:
+        print(f"note: {line}")
+    return []

@@ -41,7 +41,7 @@ class SegmentationImages(ImageModule):
     def __init__(
         self,
         train_crop: bool = True,
-        scale_range: list[float] = [0.5, 2.0],  # noqa: B006
+        scale_range: list[float] = [0.5, 2.0],  # noqa: B006 (copied below)
         photometric: bool = True,
         reduce_zero_label: bool = False,
         eval_batch_size: int = 1,

@@ -70,7 +70,7 @@ class Segmentation(NamedClasses):
         head_channels: int | None = None,
         auxiliary_weight: float = 0.4,
         eval_stride: float = 341 / 512,
-        eval_scales: list[float] = [1.0],  # noqa: B006
+        eval_scales: list[float] = [1.0],  # noqa: B006 (copied below)
         eval_flip: bool = False,
         **kwargs: Any,
     ) -> None:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from commands.check_data.masks import check_masks
 from datamodules.image_module import ImageModule
 from datamodules.labelled_images import LabelledImages
-from datamodules.overlap import LEAK
+from datamodules.overlap import leak
 from datamodules.samples import LabelledSamples, open_image
 from datamodules.segmentation_images import SegmentationImages
 
@@ -137,12 +137,6 @@ def leaks(data: LabelledImages, images: dict[str, list[Read]]) -> list[str]:
     found = []
     for one, other in [*((name, "test") for name in digests if name != "test"), (tune["train"], tune["val"])]:
         shared = digests.get(one, {}).keys() & digests.get(other, {}).keys()
-        if not shared:
-            continue
         examples = ", ".join(f"{digests[one][d]} = {digests[other][d]}" for d in sorted(shared)[:2])
-        message = f"{one} and {other} share {len(shared):,} of {len(digests[one]):,} images: {examples}"
-        if len(shared) > LEAK * len(digests[one]):
-            found.append(message)
-        else:
-            print(f"note: {message}")
+        found += leak(one, other, len(shared), len(digests.get(one, {})), examples)
     return found

@@ -117,7 +117,7 @@ def test_faults(fault: str, root: Path, check: Check) -> None:
 
 def test_a_few_equal_images_are_told(root: Path, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some of the public sets hold equal images by nature."""
-    monkeypatch.setattr("commands.check_data.LEAK", 0.4)
+    monkeypatch.setattr("datamodules.overlap.LEAK", 0.4)
     shutil.copy(root / "kitti/images/train800/000001.jpg", root / "kitti/images/test/000002.jpg")
     code, text = check("--data", "VTAB", "--data.root", root, "--data.task", "kitti")
     assert code == 0

@@ -64,3 +64,12 @@ def test_large_sets_are_not_read(leaky: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(overlap.shared_images(train, test)) == 2
     monkeypatch.setattr(overlap, "MOST", 30)
     assert not overlap.shared_images(train, test)
+
+
+def test_line_about_a_leak(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "train and val share 6 of 100 images: a = b"
+    assert overlap.leak("train", "val", 6, 100, "a = b") == [line]
+    assert overlap.leak("train", "val", 0, 100, "") == []
+    assert not capsys.readouterr().out
+    assert overlap.leak("train", "val", 5, 100, "a = b") == []
+    assert capsys.readouterr().out == "note: train and val share 5 of 100 images: a = b\n"

@@ -65,16 +65,19 @@ def main(args: list[str]) -> None:
 
 def run_own(command: str, args: list[str]) -> None:
     """Run a command of this project: its ``main`` on the words behind it, or its function on its parsed options."""
-    from jsonargparse import auto_cli
+    from jsonargparse import ArgumentParser, auto_cli
 
     from commands.lightning import strict_yaml
+    from commands.lightning.short_errors import ShortErrors
 
     strict_yaml.use()
     module = importlib.import_module(f"commands.{command}")
     if hasattr(module, "main"):
         module.main(args)
     else:
-        auto_cli(getattr(module, command), args=args, as_positional=False)
+        parser = type("OwnParser", (ShortErrors, ArgumentParser), {})
+        parser_name = f"train.py {command}"
+        auto_cli(getattr(module, command), args=args, as_positional=False, parser_class=parser, prog=parser_name)
 
 
 def overview() -> str:

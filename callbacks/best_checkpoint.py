@@ -45,4 +45,4 @@ class BestCheckpoint(ModelCheckpoint):
 @rank_zero_only
 def copy(source: Path, target: Path) -> None:
     """Copy a checkpoint, so that the folder of each run is whole."""
-    write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
+    write_atomically(target, lambda temporary: shutil.copyfile(source, temporary), lambda: source.stat().st_size)

@@ -88,7 +88,7 @@ class Result(Callback):
         if fitted and self.values["steps"] and (folder / "metrics.csv").exists():
             draw_curves(folder / "metrics.csv", folder / "curves.png", Headline(**self.values["metric"]))
         text = json.dumps(self.values, indent=2)  # the last file, because it marks a run that has finished
-        write_atomically(folder / "result.json", lambda path: path.write_text(text))
+        write_atomically(folder / "result.json", lambda path: path.write_text(text), lambda: len(text))
         if fitted and self.test_follows:
             return
         kept = f", {self.values['selection']}" if self.values.get("selection") else ""

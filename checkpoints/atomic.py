@@ -1,10 +1,11 @@
 """Atomic files: written under a temporary name, then renamed."""
 
 import errno
+import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             NotWritten: If it cannot be written.
         """
-        write_atomically(Path(path), lambda temporary: save(checkpoint, temporary))
+        write_atomically(Path(path), lambda temporary: save(checkpoint, temporary), lambda: saved_bytes(checkpoint))
 
 
 def save(checkpoint: dict[str, Any], path: Path) -> None:
@@ -38,16 +39,39 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
         torch.save(checkpoint, file)
 
 
+def saved_bytes(checkpoint: dict[str, Any]) -> int:
+    """Bytes of the file that ``save`` writes."""
+    counter = Counter()
+    torch.save(checkpoint, counter)
+    return counter.bytes
+
+
+class Counter(io.RawIOBase):
+    """File that counts the bytes written to it, and keeps none."""
+
+    bytes = 0
+
+    def write(self, data: Any) -> int:
+        self.bytes += len(data)
+        return len(data)
+
+
+def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of tensors in a file, without its header."""
+    return sum(tensor.nbytes for tensor in tensors)
+
+
 @contextmanager
-def writing(path: Path, state: str = "nothing was written") -> Iterator[None]:
+def writing(path: Path, state: str = "nothing was written", needed: Callable[[], int] | None = None) -> Iterator[None]:
     """Turn each error of the system inside this context into one message.
 
     Args:
         path: File or folder that is written.
         state: What an error leaves at the path.
+        needed: Returns the bytes of the whole file or folder; called only if the disk is full.
 
     Raises:
-        NotWritten: With the path, the reason of the system and, for a full disk, the free space.
+        NotWritten: With the path, the reason of the system and, for a full disk, the needed and the free space.
     """
     try:
         yield
@@ -61,8 +85,9 @@ def writing(path: Path, state: str = "nothing was written") -> Iterator[None]:
         left = shutil.disk_usage(place).free / 1e6
         # a library may give no reason of the system, such as Pillow for a picture
         full = "os error 28" in cause or os.strerror(errno.ENOSPC) in cause or left < 1
+        size = f", {needed() / 1e6:.1f} MB are needed" if full and needed is not None else ""
         free = f", {left:.1f} MB are free in {place}" if full else ""
-        raise NotWritten(f"cannot write {path} ({cause}{free}); {state}") from error
+        raise NotWritten(f"cannot write {path} ({cause}{size}{free}); {state}") from error
 
 
 def reason(error: BaseException | None) -> str | None:
@@ -79,13 +104,19 @@ def reason(error: BaseException | None) -> str | None:
     return None
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object], needed: Callable[[], int] | None = None) -> None:
     """Call ``write`` with a temporary path in the same folder, then rename that file: no reader gets half a file.
+
+    Args:
+        path: The file.
+        write: Writes its content to the path that it is called with.
+        needed: Returns the bytes of the content; called only if the disk is full.
 
     Raises:
         NotWritten: If the file cannot be written.
     """
-    with writing(path, "the old file is unchanged" if os.path.lexists(path) else "no file was left there"):
+    state = "the old file is unchanged" if os.path.lexists(path) else "no file was left there"
+    with writing(path, state, needed):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)

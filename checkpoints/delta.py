@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from checkpoints.atomic import write_atomically, writing
+from checkpoints.atomic import tensor_bytes, write_atomically, writing
 from checkpoints.fingerprint import hash_of, manifest
 from checkpoints.format_1 import to_format_2
 from checkpoints.packed import PACKED
@@ -89,8 +89,12 @@ def write_adapter(folder: Path, checkpoint: dict[str, Any]) -> None:
     config = json.loads(json.dumps(config))  # as it will be read, for example with lists in the place of tuples
     text = json.dumps(config | {"sha256": hash_of(config)}, indent=2)
     with writing(folder):
-        write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-        write_atomically(folder / CONFIG, lambda path: path.write_text(text))
+        write_atomically(
+            folder / WEIGHTS,
+            lambda path: save_file(tensors, path, metadata={"format": "pt"}),
+            lambda: tensor_bytes(tensors.values()),
+        )
+        write_atomically(folder / CONFIG, lambda path: path.write_text(text), lambda: len(text))
 
 
 def one_member(checkpoint: dict[str, Any], name: str = "best") -> dict[str, Any]:

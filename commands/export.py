@@ -31,7 +31,7 @@ def export(ckpt_path: Path, output: Path, format: Literal["peft", "packed", "raw
 def export_peft(model: Any, delta: dict[str, Any], ckpt_path: Path, output: Path) -> None:
     import torch
 
-    from checkpoints.atomic import writing
+    from checkpoints.atomic import tensor_bytes, writing
 
     with torch.no_grad():
         layers = low_rank_layers(model)
@@ -43,7 +43,7 @@ def export_peft(model: Any, delta: dict[str, Any], ckpt_path: Path, output: Path
             "place for; `python train.py merge` writes a plain model"
         )
 
-    with writing(output), torch.inference_mode():
+    with writing(output, needed=lambda: tensor_bytes(delta.values())), torch.inference_mode():
         difference = write_checked(model, layers, saved, output)
     print(f"largest difference of a logit, exported against trained: {difference:.1e}")
     print(f"wrote {output / 'adapter_model.safetensors'} and adapter_config.json")
@@ -130,7 +130,7 @@ def export_packed(model: Any, delta: dict[str, Any], ckpt_path: Path, output: Pa
                 raise ValueError(f"{record.name} cannot be read back as it was; nothing was written")
 
     with writing(output):
-        write_atomically(output, write)
+        write_atomically(output, write, lambda: len(data))
     kb = f"{len(payload) / 1024:,.1f} KB"
     print(f"wrote {output}: {len(payload):,} bytes of weights ({kb}), {len(data) - len(payload):,} of a header")
     options = "" if format == "packed" else f" --backbone {model.backbone_name}"

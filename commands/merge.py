@@ -24,7 +24,7 @@ def merge(
     # imported late, so that --help is fast
     import torch
 
-    from checkpoints.atomic import writing
+    from checkpoints.atomic import tensor_bytes, writing
     from methods import PEFTMethod
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -32,8 +32,9 @@ def merge(
     model: Any = PEFTMethod.from_delta(ckpt_path)
     merged: Any = model.merge()
 
-    with writing(output):
-        extra = write_merged(model, merged.to(getattr(torch, dtype)), output, allow_extra)
+    merged = merged.to(getattr(torch, dtype))
+    with writing(output, needed=lambda: tensor_bytes(merged.state_dict().values())):
+        extra = write_merged(model, merged, output, allow_extra)
     print(f"wrote {output / 'model.safetensors'} ({(output / 'model.safetensors').stat().st_size / 1e6:.1f} MB)")
     if extra:
         print(f"merged except {', '.join(extra)}: no weight of the plain model can take it")

@@ -16,6 +16,7 @@ from commands.lightning.arguments import pop_flag
 from commands.lightning.errors import Failed
 from commands.lightning.folders import run_folder
 from commands.lightning.runs import finished, run_once
+from commands.lightning.short_errors import ShortErrors
 from commands.lightning.used_by import used_flags
 from commands.report.runs import metric_of
 
@@ -56,7 +57,7 @@ def main(args: list[str]) -> None:
 
 def take_options(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Options of this command, and all others."""
-    parser = argparse.ArgumentParser(
+    parser = ShortErrors(
         "train.py prune_rewind",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

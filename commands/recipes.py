@@ -1,6 +1,5 @@
 """List the recipes, published settings of a method on a benchmark, or show where each value of one is from."""
 
-import argparse
 import sys
 from collections.abc import Iterable
 
@@ -9,6 +8,7 @@ from rich.table import Table
 
 from commands.lightning.arguments import pop_flag
 from commands.lightning.recipes import read_recipe, recipe_files
+from commands.lightning.short_errors import ShortErrors
 
 
 def main(args: list[str]) -> None:
@@ -17,7 +17,7 @@ def main(args: list[str]) -> None:
     Args:
         args: Options of this command, and those of the fit whose values are shown.
     """
-    parser = argparse.ArgumentParser(
+    parser = ShortErrors(
         "train.py recipes",
         usage="train.py recipes [--show NAME [options of fit]]",
         description=f"{__doc__} Example: train.py recipes --show vtab/gps --data.task kitti",

@@ -92,10 +92,8 @@ class DyT(PEFTMethod):
         self.dyt_skip, self.dyt_drop_last, self.dyt_sync_rate = dyt_skip, dyt_drop_last, dyt_sync_rate
         if dyt_skip == "gather":
             self.uncompilable = "dyt_skip=gather makes tensors whose size depends on the image; use dyt_skip=auto"
-        self.recomputes, self.last_kept = (
-            False,
-            torch.zeros(()),
-        )  # share of patch tokens that ran in the last step
+        self.recomputes = False
+        self.last_kept = torch.zeros(())  # share of patch tokens that ran in the last training batch
         dispatchable_blocks(self.backbone, dyt_place)  # refuses an unsuitable backbone before any image is read
 
     def configure_callbacks(self) -> list[Callback]:
@@ -159,7 +157,10 @@ class DyT(PEFTMethod):
                 super().recompute(True)
 
     def recompute(self, enabled: bool) -> None:
-        """Compute the activations inside blocks again in the backward pass; those of the teacher are kept."""
+        """Compute the activations inside blocks again in the backward pass; those of the teacher are kept.
+
+        The teacher has a loss of its own, so that its pass needs a backward pass too.
+        """
         super().recompute(enabled)
         self.recomputes = enabled
 

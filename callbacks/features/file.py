@@ -14,7 +14,7 @@ from lightning import Trainer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from checkpoints.atomic import NotWritten, write_atomically
+from checkpoints.atomic import NotWritten, tensor_bytes, write_atomically
 
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # names of the safetensors format
 ABANDONED = 3600  # seconds without a write after which a temporary file belongs to no running process
@@ -96,8 +96,9 @@ def write_share(
     failed = torch.tensor(float(failure is not None), device=trainer.strategy.root_device)
     failed = trainer.strategy.reduce(failed, reduce_op="sum")
     if isinstance(failure, OSError):
+        size = f", {count * tensor_bytes(part[0] for part in first[0][1]) / 1e6:.1f} MB are needed" if first else ""
         raise NotWritten(
-            f"features.cache_dir={str(path.parent)!r} cannot take the features ({failure.strerror}); nothing was "
+            f"features.cache_dir={str(path.parent)!r} cannot take the features ({failure.strerror}{size}); nothing was "
             "kept. Make room, or use another folder, --features.dtype bf16 or --features.cache ram"
         ) from failure
     if failure is not None:

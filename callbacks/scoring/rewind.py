@@ -13,7 +13,7 @@ from torch import Tensor
 from callbacks.scoring.scorable import Scorable
 from callbacks.scoring.score_before_fit import ScoreBeforeFit
 from callbacks.scoring.undisturbed import unchanged
-from checkpoints.atomic import write_atomically
+from checkpoints.atomic import tensor_bytes, write_atomically
 
 
 class Rewind(ScoreBeforeFit):
@@ -79,7 +79,9 @@ class Rewind(ScoreBeforeFit):
             pl_module.rewind(initial)
         elif trainer.is_global_zero:
             values = {name: tensor.cpu().contiguous() for name, tensor in pl_module.delta_state_dict().items()}
-            write_atomically(Path(self.initial), lambda path: save_file(values, path))
+            write_atomically(
+                Path(self.initial), lambda path: save_file(values, path), lambda: tensor_bytes(values.values())
+            )
 
     def read(self) -> dict[str, Any] | None:
         """Read the plan; None if there is no file yet.

@@ -23,7 +23,7 @@ from callbacks.scoring.ranks import add_over_ranks, all_or_none
 from callbacks.scoring.scorable import Scorable
 from callbacks.scoring.scorers import Scorer
 from callbacks.scoring.undisturbed import eagerly, unchanged
-from checkpoints.atomic import write_atomically
+from checkpoints.atomic import tensor_bytes, write_atomically
 from checkpoints.fingerprint import fingerprint
 from lightning_modules.batch import Batch
 from lightning_modules.run import datamodule_of
@@ -105,7 +105,11 @@ class ScoreBeforeFit(Callback):
             scores = self.scores(trainer, pl_module)
             with all_or_none(trainer):
                 if trainer.is_global_zero:
-                    write_atomically(path, lambda file: save_file(scores, file, metadata={"key": key}))
+                    write_atomically(
+                        path,
+                        lambda file: save_file(scores, file, metadata={"key": key}),
+                        lambda: tensor_bytes(scores.values()),
+                    )
         return scores or {}
 
     def key(self, trainer: Trainer, pl_module: Scorable) -> str:

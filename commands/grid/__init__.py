@@ -15,6 +15,7 @@ from commands.grid.outcome import conclude
 from commands.grid.plan import cells, searches, words
 from commands.grid.queue import Queue
 from commands.grid.workers import gpus, spread, submit
+from commands.lightning.short_errors import ShortErrors
 
 
 def seeds(text: str) -> list[int]:
@@ -121,7 +122,7 @@ def main(args: list[str]) -> None:
 
 def take_options(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Options of this command, and the words after ``--``."""
-    parser = argparse.ArgumentParser(
+    parser = ShortErrors(
         "train.py grid",
         usage="train.py grid --methods M,... [options] -- [options of fit]",
         description=__doc__,

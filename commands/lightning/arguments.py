@@ -15,9 +15,14 @@ def pop_flag(args: list[str], flag: str) -> tuple[str | None, list[str]]:
     Returns:
         Value of the last ``--flag value`` or ``--flag=value``, because the last one counts, or None; and the arguments
         without it.
+
+    Raises:
+        ValueError: If another flag stands in the place of the value.
     """
     for i, arg in reversed(list(enumerate(args))):
         if arg == flag and i + 1 < len(args):
+            if args[i + 1].startswith("--"):
+                raise ValueError(f"{flag} {args[i + 1]}: expected a value behind {flag}")
             return args[i + 1], args[:i] + args[i + 2 :]
         if arg.startswith(f"{flag}="):
             return arg.removeprefix(f"{flag}="), args[:i] + args[i + 1 :]

@@ -20,6 +20,7 @@ from callbacks.matmul_precision import MatmulPrecision
 from callbacks.predictions import Predictions
 from callbacks.result import Result
 from callbacks.scoring.score_before_fit import ScoreBeforeFit
+from callbacks.second_interrupt import SecondInterrupt
 from commands.lightning.options import HEADLINE
 from lightning_modules import Task
 from lightning_modules.adapted import AdaptedTask
@@ -47,11 +48,19 @@ def run_callbacks(
     computing = {name: options[name] for name in COMPUTING if name in options}
     result = Result(cost, bool(options.get("test_after_fit")), computing)
     if subcommand == "score":
-        return [ScoreBeforeFit(**options.score.as_dict()), result, last]
+        return [SecondInterrupt(), ScoreBeforeFit(**options.score.as_dict()), result, last]
     # of masks, if the task predicts maps
     writers: list[Callback] = [MaskPredictions(), MaskPicture()] if getattr(model, "dense", False) else [Predictions()]
     # behind ScoreBeforeFit, because scores are of plain fp32 products
-    found = [*computing_callbacks(computing, model), StopOnNonFiniteLoss(), cost, DeltaExport(), result, *writers]
+    found = [
+        *computing_callbacks(computing, model),
+        SecondInterrupt(),
+        StopOnNonFiniteLoss(),
+        cost,
+        DeltaExport(),
+        result,
+        *writers,
+    ]
     if subcommand != "fit":
         return [*found, last]
     best = BestCheckpoint(**checkpoint_options(options.checkpoint, model, data, folder))

@@ -4,11 +4,13 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 from lightning import LightningDataModule, Trainer
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import CheckpointIO
 
@@ -18,13 +20,14 @@ from commands.lightning.callbacks import run_callbacks
 from commands.lightning.checks import check_options
 from commands.lightning.conflicts import refuse_conflicts, refuse_names, refuse_to_score
 from commands.lightning.failures import run_failures, trainer_refusals
-from commands.lightning.folders import ENTRY, data_name, new_run_folder
+from commands.lightning.folders import ENTRY, data_name, digest, new_run_folder
 from commands.lightning.loggers import place_loggers, user_environment, wandb_names, wandb_offline
 from commands.lightning.options import add_options
 from commands.lightning.origins import Value, values_of_run
 from commands.lightning.parser import GraftParser
 from commands.lightning.saved import LIGHTNING_NAMES, Saved, read_saved
 from commands.lightning.shortcuts import Expanded, expand
+from commands.lightning.slurm import checkpoint_before_restart, requeued_on_signal
 from commands.lightning.trainer import GraftTrainer
 from datamodules.base import DataModule
 from methods import PEFTMethod
@@ -108,6 +111,11 @@ class GraftCLI(LightningCLI):
         # before this project changes some, such as folders
         self.save_config_kwargs["values"] = [(v.option, v.text, v.source, v.place) for v in self.values()] or None
         refuse_names(options.get("ckpt_path"))
+        self.run_digest = digest(options)
+        before = checkpoint_before_restart(Path(options.run_root), self.run_digest) if name == "fit" else None
+        if before is not None:
+            print(f"SLURM has started this job again: the fit goes on from {before}")
+            options.ckpt_path = str(before)
         if self.ckpt_path and not options.get("override_checkpoint") and Path(self.ckpt_path).exists():
             saved, model = self.saved(self.ckpt_path), options.model
             average = options.ema.decay if name == "fit" else saved.ema_decay
@@ -152,15 +160,21 @@ class GraftCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         resume = self.ckpt_path is not None
-        self.trainer_defaults["callbacks"] = run_callbacks(
-            self.options, self.command.subcommand, self.model, self.datamodule, resume
-        )
-        plugins = self._get(self.config_init, "trainer").get("plugins") or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
+        with trainer_refusals():
+            self.trainer_defaults["callbacks"] = run_callbacks(
+                self.options, self.command.subcommand, self.model, self.datamodule, resume
+            )
+        plugins = self.plugins
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, AtomicCheckpointIO()]
         with trainer_refusals():
             return super().instantiate_trainer(**kwargs, plugins=plugins)
+
+    @property
+    def plugins(self) -> list[Any]:
+        """Plugins of the user for the trainer."""
+        found = self._get(self.config_init, "trainer").get("plugins") or []
+        return found if isinstance(found, list) else [found]
 
     def after_instantiate_classes(self) -> None:
         follows = self.subcommand == "fit" and self.options.test_after_fit
@@ -170,7 +184,13 @@ class GraftCLI(LightningCLI):
     # run
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with warnings.catch_warnings(), run_failures(self.options):
+        with ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())
+            stack.enter_context(run_failures(self.options))
+            if subcommand == "fit":
+                folder = Path(self.options.trainer.default_root_dir)
+                environments = [plugin for plugin in self.plugins if isinstance(plugin, SLURMEnvironment)]
+                stack.enter_context(requeued_on_signal(folder, self.run_digest, environments))
             if subcommand not in ("fit", "score"):
                 # Lightning asks for the callbacks of the fit, which an evaluation does not need
                 warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used")

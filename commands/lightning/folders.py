@@ -24,13 +24,17 @@ def data_name(options: Any) -> str:
     return f"{name}-{task}" if task else name
 
 
-def new_run_folder(options: Any, subcommand: str) -> Path:
-    """Make the folder RUN_ROOT/METHOD/DATA/ID of a run, whose ID is a digest of its options."""
+def digest(options: Any) -> str:
+    """Digest of the options of a run, which is equal for runs that compute the same."""
     identity = options.clone()
     for place in PLACES:
         identity.pop(place, None)
-    digest = hashlib.sha256(json.dumps(identity.as_dict(), default=str, sort_keys=True).encode()).hexdigest()[:8]
-    name = digest if subcommand == "fit" else f"{subcommand}-{digest}"
+    return hashlib.sha256(json.dumps(identity.as_dict(), default=str, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def new_run_folder(options: Any, subcommand: str) -> Path:
+    """Make the folder RUN_ROOT/METHOD/DATA/ID of a run, whose ID is the digest of its options."""
+    name = digest(options) if subcommand == "fit" else f"{subcommand}-{digest(options)}"
     return run_folder(Path(options.run_root) / options.model.class_path.rpartition(".")[2] / data_name(options) / name)
 
 

@@ -1,6 +1,5 @@
 """Parser of the command line."""
 
-import re
 from argparse import _SubParsersAction
 from collections.abc import Iterable
 from typing import Any
@@ -13,13 +12,13 @@ import datamodules
 import methods
 from commands.lightning import strict_yaml
 from commands.lightning.arguments import arguments
-from commands.lightning.names import near
+from commands.lightning.short_errors import ShortErrors
 
 strict_yaml.use()
 
 
-class GraftParser(LightningArgumentParser):
-    """Parser that names the most similar option when one is unknown."""
+class GraftParser(ShortErrors, LightningArgumentParser):
+    """Parser of the subcommands of Lightning."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # without abbreviations, because --trainer.max_epoch is a slip and not max_epochs
@@ -37,18 +36,14 @@ class GraftParser(LightningArgumentParser):
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
         return super().parse_string(without(content, self.skipped), *args, **kwargs)
 
-    def error(self, message: str, ex: Exception | None = None) -> Any:
+    def known_options(self) -> dict[str, str]:
+        """Options, by their names and by those of the arguments of methods and data without their group."""
         parsers = [self, *(p for a in self._actions if isinstance(a, _SubParsersAction) for p in a.choices.values())]
         known = {action.dest: action.dest for parser in parsers for action in parser._actions if action.dest}
         for group, module in {"model": methods, "data": datamodules}.items():
-            known |= {name: f"{group}.{name}" for name in arguments(module)}
-        found = re.findall(r"--([\w.]+)|(?:[Oo]ption|[Kk]ey) ['\"]?([\w.]+)['\"]?", message)
-        for flag, key in dict.fromkeys(found):
-            word = (flag or key).rpartition("init_args.")[2]
-            similar = near(word.removeprefix("model.").removeprefix("data."), known, cutoff=0.7)
-            if similar and (flag or word not in known) and word not in known.values():
-                message += f"\n{word}: did you mean {' or '.join(f'--{known[name]}' for name in similar)}?"
-        super().error(message, ex)
+            own = arguments(module)
+            known |= {name: f"{group}.{name}" for name in own} | {f"{group}.{name}": f"{group}.{name}" for name in own}
+        return known
 
 
 def without(content: str, keys: Iterable[str]) -> str:

@@ -1,7 +1,6 @@
 """List the methods: paper, parameters on a backbone, whether they merge, and on which families of timm they work."""
 
-import argparse
-
+from commands.lightning.short_errors import ShortErrors
 from commands.methods.listing import markdown_table, merges, summary
 
 
@@ -11,7 +10,7 @@ def main(args: list[str]) -> None:
     Args:
         args: Options of this command.
     """
-    parser = argparse.ArgumentParser("train.py methods", description=__doc__, allow_abbrev=False)
+    parser = ShortErrors("train.py methods", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "--backbone",
         default="vit_base_patch16_224.augreg_in21k",

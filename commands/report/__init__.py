@@ -7,6 +7,7 @@ of their own, never averaged with the first, and the page lists the differences.
 import argparse
 from pathlib import Path
 
+from commands.lightning.short_errors import ShortErrors
 from commands.report.leaderboard import Leaderboard
 from commands.report.page import draw, html, save, section, table
 from commands.report.runs import collect
@@ -21,9 +22,7 @@ def main(args: list[str]) -> None:
     Raises:
         ValueError: If there is no run in the folders.
     """
-    parser = argparse.ArgumentParser(
-        "train.py report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ShortErrors("train.py report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="run folders, or folders of them")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the report (RUNS/report)")
     own = parser.parse_args(args)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from checkpoints.atomic import AtomicCheckpointIO, write_atomically, writing
+from checkpoints.atomic import AtomicCheckpointIO, Counter, save, saved_bytes, tensor_bytes, write_atomically, writing
 
 
 class FullDisk:
@@ -35,16 +35,25 @@ def test_a_full_disk_leaves_the_file_before(tmp_path: Path, monkeypatch: pytest.
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"step": torch.tensor(1)}, path)
     whole = torch.save
-    monkeypatch.setattr(torch, "save", lambda value, file: whole(value, FullDisk(file)))
-    with pytest.raises(
-        OSError,
-        match=r"cannot write .*last\.ckpt \(No space left on device, .* MB are free.*; the old file is unchanged",
-    ):
+
+    def save_to_the_disk(value: Any, file: Any) -> None:
+        whole(value, file if isinstance(file, Counter) else FullDisk(file))
+
+    monkeypatch.setattr(torch, "save", save_to_the_disk)
+    size = rf"{path.stat().st_size / 1e6:.1f} MB are needed, .* MB are free.*; the old file is unchanged"
+    with pytest.raises(OSError, match=rf"cannot write .*last\.ckpt \(No space left on device, {size}"):
         AtomicCheckpointIO().save_checkpoint({"step": torch.tensor(2)}, path)
     with pytest.raises(OSError, match="no file was left there"):
         AtomicCheckpointIO().save_checkpoint({"step": torch.tensor(2)}, tmp_path / "best.ckpt")
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
     assert AtomicCheckpointIO().load_checkpoint(path) == {"step": torch.tensor(1)}
+
+
+def test_bytes_that_a_checkpoint_needs(tmp_path: Path) -> None:
+    checkpoint = {"weights": torch.zeros(1000, 300), "epoch": 3}
+    save(checkpoint, tmp_path / "file")
+    assert saved_bytes(checkpoint) == pytest.approx((tmp_path / "file").stat().st_size, rel=1e-3)
+    assert tensor_bytes([torch.zeros(10), torch.zeros(3, dtype=torch.bfloat16)]) == 46
 
 
 def refuse(path: Path) -> None:

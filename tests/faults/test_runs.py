@@ -34,10 +34,17 @@ def digest(root: Path) -> str:
     return hashlib.sha256(newest.read_bytes()).hexdigest()
 
 
-def start(args: list[str], root: Path) -> subprocess.Popen[bytes]:
-    """Start a command line in a process of its own."""
+def start(args: list[str], root: Path, **variables: str) -> subprocess.Popen[bytes]:
+    """Start a command line in a process of its own.
+
+    Args:
+        args: Subcommand and options.
+        root: Its ``run_root``.
+        variables: Variables of the environment beside those of the tests.
+    """
     command = [sys.executable, str(ROOT / "train.py"), *args, "--run_root", str(root)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    environment = os.environ | variables
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def wait_for(found: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 120) -> None:

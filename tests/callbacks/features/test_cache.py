@@ -185,7 +185,9 @@ def test_full_disk(build: Build, data: Data, trainer: MakeTrainer, tmp_path: Pat
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"features\.cache_dir=.* cannot take the features .*nothing was kept"):
+        with pytest.raises(
+            OSError, match=r"features\.cache_dir=.* cannot take the features .*MB are needed.*nothing was kept"
+        ):
             fit(build("last"), data(), trainer, FeatureCache("disk", str(folder)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

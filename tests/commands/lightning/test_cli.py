@@ -2,15 +2,12 @@
 
 import csv
 import json
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.conftest import CLASSES, ROOT
 from tests.support.command_line import Answer, folders
@@ -79,18 +76,3 @@ def test_two_processes_from_the_command_line(base: list[str], model: list[str], 
     result = json.loads((folder / "result.json").read_text())
     assert result["world_size"] == 2
     assert "test/acc1" in result
-
-
-@pytest.mark.parametrize(("signal", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
-def test_a_terminated_fit_says_so(
-    signal: signal.Signals, code: int, model: list[str], base: list[str], tmp_path: Path
-) -> None:
-    """The checkpoints stay, and the exit code is that of a process which SIGTERM or Ctrl-C has ended."""
-    command = ["fit", *model, *base, "--trainer.max_epochs=100000", "--run_root", str(tmp_path)]
-    process = subprocess.Popen([sys.executable, ROOT / "train.py", *command], cwd=ROOT, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 120
-    while not list(tmp_path.rglob("last.ckpt")) and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.2)
-    process.send_signal(signal)
-    assert process.wait(timeout=60) == code
-    assert torch.load(next(iter(tmp_path.rglob("last.ckpt"))), weights_only=True)["state_dict"]

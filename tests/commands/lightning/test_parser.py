@@ -18,7 +18,7 @@ from tests.support.command_line import Answer, folders
         (["--data.batchsize=1"], "did you mean --data.batch_size"),
         (["--trainer.maxx_epochs=1"], "did you mean --trainer.max_epochs"),
         (["--trainer.max_epoch=3"], "did you mean --trainer.max_epochs"),  # no abbreviation
-        (["--model.lr", "fast"], "Got value: fast"),
+        (["--model.lr", "fast"], "error: model.lr='fast': expected a number\n"),
         (["--model.optimizer", "adagrad"], "adagrad"),
         (["--config", "nothing.yaml"], "File does not exist"),
     ],
@@ -38,7 +38,7 @@ def test_refused_by_the_parser(
         ("model: {init_args: [1", "line 1"),
         ("model:\n  init_args:\n    weigth_decay: 1\n", "did you mean --model.weight_decay?"),
         ("trainer:\n  max_epoch: 1\n", "did you mean --trainer.max_epochs"),
-        ("model:\n  init_args:\n    lr: [1]\n", 'key "lr"'),
+        ("model:\n  init_args:\n    lr: [1]\n", "model.lr='[1]': expected a number"),
         ("trayner: {max_epochs: 1}\n", "trayner"),
     ],
 )
@@ -54,7 +54,7 @@ def test_bad_config(
 def test_missing_data(model: list[str], call: Callable[..., Answer]) -> None:
     answer = call("fit", *model)
     assert answer.code == 2
-    assert "required: fit.data" in answer.err
+    assert "error: required: --data" in answer.err
 
 
 @pytest.mark.parametrize(

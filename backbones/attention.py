@@ -61,7 +61,7 @@ class ExtendedAttention:
         q, k, v = self.project(x)
         if rope is not None:
             q, k = (self.rotate(t, rope).type_as(v) for t in (q, k))
-        added = [[t.expand(len(x), -1, -1, -1).to(k.dtype) for t in pair] for pair in self.added_keys_values(x)]
+        added = [[t.expand(x.shape[0], -1, -1, -1).to(k.dtype) for t in pair] for pair in self.added_keys_values(x)]
         if added:
             k, v = (torch.cat(parts, dim=2) for parts in zip((k, v), *added, strict=True))
             q = q.contiguous()  # otherwise this view of the projection keeps its k and v for the backward pass too

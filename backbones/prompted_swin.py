@@ -26,7 +26,7 @@ class PromptedWindowAttention(WindowAttention):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         images, length, _ = self.prompts.shape
         # windows have the order (image, window); VPT's code copies as (window, image), which mixes images of a batch
-        copies = self.prompts.repeat_interleave(len(x) // images, dim=0)
+        copies = self.prompts.repeat_interleave(x.shape[0] // images, dim=0)
         mask = None if mask is None else F.pad(mask, (length, 0, length, 0))
         x = super().forward(torch.cat([copies, x], dim=1), mask)
         self.prompts = x[:, :length].unflatten(0, (images, -1)).mean(dim=1)
@@ -42,7 +42,7 @@ class PromptedSwinBlock(SwinTransformerBlock):
     def forward(self, tokens: Any) -> Any:
         x, prompts = tokens if isinstance(tokens, tuple) else (tokens, None)
         if self.prompt is not None:
-            prompts = self.prompt(x).expand(len(x), -1, -1)
+            prompts = self.prompt(x).expand(x.shape[0], -1, -1)
         self.attn.prompts = self.norm1(prompts)
         attended = self._attn(self.norm1(x)).flatten(1, 2)
         stream = torch.cat([prompts, x.flatten(1, 2)], dim=1)

@@ -16,7 +16,8 @@ def merge(
 
     Args:
         ckpt_path: Checkpoint file or adapter folder of a run.
-        output: New folder for ``model.safetensors`` and ``config.json``.
+        output: New folder for ``model.safetensors`` and ``config.json`` in timm's layout of the hub, and for a model
+            card, ``README.md``, with the results of the run.
         dtype: Type of the stored weights; merging itself is done in float32.
         allow_extra: Whether to write a model that timm alone cannot load, because no weight of the plain model can
             take some of the trained tensors. They stay in the file under their own names.
@@ -25,6 +26,7 @@ def merge(
     import torch
 
     from checkpoints.atomic import tensor_bytes, writing
+    from checkpoints.model_card import read_result
     from methods import PEFTMethod
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -34,7 +36,7 @@ def merge(
 
     merged = merged.to(getattr(torch, dtype))
     with writing(output, needed=lambda: tensor_bytes(merged.state_dict().values())):
-        extra = write_merged(model, merged, output, allow_extra)
+        extra = write_merged(model, merged, output, read_result(ckpt_path), allow_extra)
     print(f"wrote {output / 'model.safetensors'} ({(output / 'model.safetensors').stat().st_size / 1e6:.1f} MB)")
     if extra:
         print(f"merged except {', '.join(extra)}: no weight of the plain model can take it")
@@ -48,13 +50,14 @@ def merge(
     print(f"timm.create_model('{architecture}', {arguments})  # the same by name")
 
 
-def write_merged(model: Any, merged: Any, output: Path, allow_extra: bool) -> list[str]:
+def write_merged(model: Any, merged: Any, output: Path, result: dict[str, Any], allow_extra: bool) -> list[str]:
     """Write a merged model into a new folder, after a check of what was written.
 
     Args:
         model: The trained model.
         merged: The plain model in the dtype of the file.
         output: New folder.
+        result: Results of the run for the model card, if they are known.
         allow_extra: Whether the file may hold tensors that timm alone cannot load.
 
     Returns:
@@ -66,10 +69,17 @@ def write_merged(model: Any, merged: Any, output: Path, allow_extra: bool) -> li
     import torch
 
     from checkpoints.atomic import move_files
+    from checkpoints.model_card import write_card
 
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
         model.export(merged, Path(folder))
+        config = json.loads((Path(folder) / "config.json").read_text())
+        config["pretrained_cfg"]["tag"] = model.method_name().lower()  # not the one of the weights before
+        # transformers passes the number of classes itself, and refuses it among the arguments
+        if config.get("model_args", {}).get("num_classes") == config["num_classes"]:
+            del config["model_args"]["num_classes"]
+        (Path(folder) / "config.json").write_text(json.dumps(config, indent=2))
         extra = extra_keys(model, merged, folder)
         if extra and not allow_extra:
             raise ValueError(
@@ -79,11 +89,20 @@ def write_merged(model: Any, merged: Any, output: Path, allow_extra: bool) -> li
             )
         if not extra:
             check_outputs(model, folder, exact=next(merged.parameters()).dtype is torch.float32)
-        config = json.loads((Path(folder) / "config.json").read_text())
-        config["pretrained_cfg"]["tag"] = model.method_name().lower()  # not the one of the weights before
-        (Path(folder) / "config.json").write_text(json.dumps(config, indent=2))
+        task = next(base.__name__ for base in type(model).__mro__ if base.__module__.startswith("lightning_modules."))
+        known = {"task": task} | model.description() | result
+        write_card(Path(folder), known, "timm", load_lines(output), config["pretrained_cfg"].get("license"))
         move_files(Path(folder), output)
     return extra
+
+
+def load_lines(folder: Path) -> str:
+    """Lines of Python that load a merged model, from its folder or from the hub."""
+    return f"""import timm
+model = timm.create_model("local-dir:{folder.name}", pretrained=True)  # or "hf-hub:USER/NAME"
+# the same by transformers
+from transformers import AutoModelForImageClassification
+model = AutoModelForImageClassification.from_pretrained("{folder.name}")"""
 
 
 def check_outputs(model: Any, folder: str, exact: bool) -> None:

@@ -12,6 +12,7 @@ from backbones.anatomy import replaceable
 from backbones.inject import Backbone, merge_parametrized, parametrize_in_place
 from callbacks.scoring.top import top
 from methods.core.base import PEFTMethod
+from methods.layers.operation import Operation
 
 SURE = 1e4  # |alpha| of a gate that is open or shut for every draw of u and has no gradient
 
@@ -21,7 +22,7 @@ def hard_concrete(logits: Tensor, stretch: float) -> Tensor:
     return ((2 * torch.sigmoid(logits) - 1) * stretch).clamp(0, 1)
 
 
-class GatedDifference(torch.autograd.Function):
+class GatedDifference(Operation):
     """``z * w`` in the dtype of W0; keeps z alone for the backward pass, in that dtype.
 
     The sigmoid is s = (z / stretch + 1) / 2, so that dz / dalpha = 2 stretch s (1 - s) for 0 < z < 1.
@@ -45,7 +46,7 @@ class GatedDifference(torch.autograd.Function):
         return g * gates, (g * difference * slope).flatten(), None, None, None
 
 
-class SumOfSigmoids(torch.autograd.Function):
+class SumOfSigmoids(Operation):
     """``sum sigmoid(alpha)``; keeps alpha alone, a parameter, for the backward pass."""
 
     @staticmethod

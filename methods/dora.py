@@ -15,6 +15,7 @@ from methods.layers.divisors import DivisorLook, away_from_zero, divisible
 from methods.layers.low_rank import LowRank, Rows, compute_dtype, low_rank_gradients, merged_weight, of_rows
 from methods.layers.low_rank_layers import LoRALinear
 from methods.layers.low_rank_targets import Target
+from methods.layers.operation import Operation
 from methods.lora import LoRA
 
 
@@ -35,7 +36,7 @@ def row_norms(weight: Tensor, rows: Rows) -> Tensor:
     return norms.clamp_min(1e-12)  # so that a row of zeros stays a row of zeros
 
 
-class MergedDecomposed(torch.autograd.Function):
+class MergedDecomposed(Operation):
     """``y = x (ratio (W + scale B A))^T + b`` with constant norms; keeps x and y for the backward pass.
 
     With g the gradient of y: d magnitude = (sum g y - b sum g) / magnitude.

@@ -92,8 +92,7 @@ class DyT(PEFTMethod):
         self.dyt_skip, self.dyt_drop_last, self.dyt_sync_rate = dyt_skip, dyt_drop_last, dyt_sync_rate
         if dyt_skip == "gather":
             self.uncompilable = "dyt_skip=gather makes tensors whose size depends on the image; use dyt_skip=auto"
-        self.recomputes = False
-        self.last_kept = torch.zeros(())  # share of patch tokens that ran in the last training batch
+        self.recomputes, self.last_kept = False, torch.zeros(())  # share of patch tokens that ran in the last step
         dispatchable_blocks(self.backbone, dyt_place)  # refuses an unsuitable backbone before any image is read
 
     def configure_callbacks(self) -> list[Callback]:
@@ -163,6 +162,11 @@ class DyT(PEFTMethod):
         """
         super().recompute(enabled)
         self.recomputes = enabled
+
+    def fix_shapes(self) -> None:
+        super().fix_shapes()
+        for op in self.dispatches.values():
+            op.skip = "dense"
 
     @contextmanager
     def masks(self) -> Iterator[list[Tensor]]:

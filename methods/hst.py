@@ -44,7 +44,7 @@ class MetaTokens(nn.Module):
     def pre_hook(self, index: int, block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Input of block ``index``, with its meta tokens in the place of those of the previous block."""
         x, *rest = args
-        tokens = self.tokens[index].to(x.dtype).expand(len(x), -1, -1)
+        tokens = self.tokens[index].to(x.dtype).expand(x.shape[0], -1, -1)
         patches = x[:, self.prefix + (tokens.shape[1] if index else 0) :]
         return torch.cat([x[:, : self.prefix], tokens, patches], dim=1), *rest
 

@@ -15,6 +15,7 @@ from backbones.anatomy import token_sequence
 from backbones.inject import AdapterModule, Backbone, attach, check_free
 from methods.core.frozen import FrozenBackbone
 from methods.layers.low_rank import compute_dtype
+from methods.layers.operation import Operation
 
 
 class Tap(AdapterModule):
@@ -39,7 +40,7 @@ class Tap(AdapterModule):
         return output
 
 
-class Norm(torch.autograd.Function):
+class Norm(Operation):
     """LayerNorm of tokens x (..., D) in fp32; keeps x in a smaller dtype for the backward pass."""
 
     @staticmethod

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from backbones.inject import Backbone, merge_parametrized, parametrize_in_place
 from methods.core.base import PEFTMethod
+from methods.layers.operation import Operation
 
 
-class MixedDifference(torch.autograd.Function):
+class MixedDifference(Operation):
     """``dropout(W - W0)`` in the dtype of W0; keeps one byte of each entry for the backward pass."""
 
     @staticmethod

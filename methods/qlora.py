@@ -16,10 +16,11 @@ from methods.dora import DoRALinear
 from methods.layers import nf4
 from methods.layers.low_rank import compute_dtype
 from methods.layers.low_rank_layers import LoRALinear
+from methods.layers.operation import Operation
 from methods.lora import LoRA
 
 
-class NF4Product(torch.autograd.Function):
+class NF4Product(Operation):
     """``y = x W^T + b``; W is made from its bytes in both passes, so that no tensor is kept between them."""
 
     @staticmethod

@@ -52,7 +52,7 @@ class Prompt(AdapterModule):
 
     def pre_hook(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x, *rest = args
-        return torch.cat([self(x).expand(len(x), -1, -1), x], dim=1), *rest
+        return torch.cat([self(x).expand(x.shape[0], -1, -1), x], dim=1), *rest
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         return output[:, self.length :]

@@ -17,6 +17,7 @@ from callbacks.finite_loss import StopOnNonFiniteLoss
 from callbacks.mask_picture import MaskPicture
 from callbacks.mask_predictions import MaskPredictions
 from callbacks.matmul_precision import MatmulPrecision
+from callbacks.model_card import ModelCard
 from callbacks.predictions import Predictions
 from callbacks.result import Result
 from callbacks.scoring.score_before_fit import ScoreBeforeFit
@@ -51,16 +52,11 @@ def run_callbacks(
         return [SecondInterrupt(), ScoreBeforeFit(**options.score.as_dict()), result, last]
     # of masks, if the task predicts maps
     writers: list[Callback] = [MaskPredictions(), MaskPicture()] if getattr(model, "dense", False) else [Predictions()]
+    # the card needs the result, and the result the costs
+    ends = [cost, DeltaExport(), result, ModelCard()]
     # behind ScoreBeforeFit, because scores are of plain fp32 products
-    found = [
-        *computing_callbacks(computing, model),
-        SecondInterrupt(),
-        StopOnNonFiniteLoss(),
-        cost,
-        DeltaExport(),
-        result,
-        *writers,
-    ]
+    watching = [*computing_callbacks(computing, model), SecondInterrupt(), StopOnNonFiniteLoss()]
+    found = [*watching, *ends, *writers]
     if subcommand != "fit":
         return [*found, last]
     best = BestCheckpoint(**checkpoint_options(options.checkpoint, model, data, folder))

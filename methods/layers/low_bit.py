@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from checkpoints.packed import Record
 from methods.layers.constants import computed_once
+from methods.layers.operation import Operation
 
 BITS = (1, 2, 4, 8, 32)  # 32: not quantised
 EPS = 1e-5
@@ -42,7 +43,7 @@ def codebook(bits: int, kind: Codebook, device: torch.device) -> tuple[Tensor, T
     return levels.float().to(device), thresholds.float().to(device)
 
 
-class NearestLevel(torch.autograd.Function):
+class NearestLevel(Operation):
     """Nearest level of each value; the gradient passes unchanged (straight-through estimator)."""
 
     @staticmethod

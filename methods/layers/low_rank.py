@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.inject import AdapterModule
+from methods.layers.operation import Operation
 
 Rows = tuple[tuple[int, int], ...]
 """Updated blocks of output channels, each as (first row, last row + 1)."""
@@ -21,7 +22,7 @@ def of_rows(values: Tensor, rows: Rows) -> tuple[Tensor, ...]:
 
 def merged_weight(weight: Tensor, A: Tensor, B: Tensor, rows: Rows, scale: float) -> Tensor:
     """Weight ``W + scale B A`` in the precision of A; A (K r, in), B (sum of sizes, r) hold a pair per block."""
-    result = weight.to(A.dtype, copy=True)
+    result = A.new_empty(weight.shape).copy_(weight)  # made by A, because vmap gives A a dimension of adapters
     for (first, last), a, b in zip(rows, A.chunk(len(rows)), of_rows(B, rows), strict=True):
         result[first:last].addmm_(b, a, alpha=scale)
     return result
@@ -76,7 +77,7 @@ def add_update(y: Tensor, h: Tensor, B: Tensor, rows: Rows, scale: float) -> Ten
     return torch.addmm(y, h.T, wide_factor(B.to(h.dtype), rows, y.shape[1]).T, alpha=scale)
 
 
-class MergedLowRank(torch.autograd.Function):
+class MergedLowRank(Operation):
     """``y = x (W + scale B A)^T + b`` for x (T, in) in one product; keeps only x for the backward pass.
 
     T is one dimension, because torch forbids to modify an output in place that is a view made inside the function.
@@ -104,7 +105,7 @@ class MergedLowRank(torch.autograd.Function):
         return d_x, d_weight, d_bias, d_a, d_b, None, None
 
 
-class AddedLowRank(torch.autograd.Function):
+class AddedLowRank(Operation):
     """``y + scale B (mask * A x)`` for y (T, out), x (T, in); keeps x and the mask (K r, T) for the backward pass."""
 
     @staticmethod

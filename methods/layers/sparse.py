@@ -15,6 +15,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from backbones.anatomy import reads_bare_weight
 from backbones.inject import Backbone, check_free, merge_parametrized, parametrize_in_place, swap_class
+from methods.layers.operation import Operation
 
 # for a larger share of chosen entries, the whole gradient of a matrix is faster than one dot product per entry:
 # measured on a CPU at 384x1536, 192x768, 768x192 and 768x3072; for GPUs estimated from arithmetic and memory traffic
@@ -49,7 +50,7 @@ def with_entries(weight: Tensor, indices: Tensor, values: Tensor) -> Tensor:
     return weight.flatten().index_copy(0, indices.long(), values.to(weight.dtype)).view_as(weight)
 
 
-class EntriesLinear(torch.autograd.Function):
+class EntriesLinear(Operation):
     """``y = x W^T + b`` where some entries of W train; the full W is rebuilt in the backward pass, not kept.
 
     d values = (g^T x)[entries]. For many entries the whole product is computed, for few entries one dot product each.
@@ -91,7 +92,7 @@ def product_entries(g: Tensor, x: Tensor, rows: Tensor, columns: Tensor) -> Tens
     return total
 
 
-class EntriesConv2d(torch.autograd.Function):
+class EntriesConv2d(Operation):
     """Convolution with bias b where some entries of W train; the backward pass computes the whole gradient of W."""
 
     @staticmethod

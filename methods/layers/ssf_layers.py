@@ -12,6 +12,7 @@ from torch.nn.grad import conv2d_input
 
 from backbones.inject import AdapterModule, attach, check_free, detach, swap_class
 from methods.layers.divisors import away_from_zero, divisible
+from methods.layers.operation import Operation
 
 
 class ScaleShift(AdapterModule):
@@ -43,7 +44,7 @@ class ScaleShift(AdapterModule):
         return divisible(self.scale, self.divisible_in_step)
 
 
-class MergedLinear(torch.autograd.Function):
+class MergedLinear(Operation):
     """``y = x (scale W)^T + scale b + shift`` for frozen W and b; keeps only its output for the backward pass.
 
     With g the gradient of y: d shift = sum g, d scale = (sum g y - shift sum g) / scale, d x = g (scale W).
@@ -63,7 +64,7 @@ class MergedLinear(torch.autograd.Function):
         return d_x, None, None, d_scale, d_shift
 
 
-class MergedConv2d(torch.autograd.Function):
+class MergedConv2d(Operation):
     """Convolution of (B, C, H, W) maps with weight ``scale W`` and bias ``scale b + shift`` for frozen W and b.
 
     It keeps only its output for the backward pass. ``options`` are stride, padding, dilation and groups.

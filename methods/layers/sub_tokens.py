@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.layers.low_rank import Rows, add_update, compute_dtype, hidden_gradients, merged_weight
+from methods.layers.operation import Operation
 
 Init = Literal["batch_average_once", "batch_average", "running_average", "random", "svd"]
 SVD_ROWS = 2048  # largest number of sub-tokens for a singular vector
@@ -39,7 +40,7 @@ def unit(vector: Tensor) -> Tensor:
     return torch.where(norm > 0, vector / norm.clamp_min(1e-12), len(vector) ** -0.5)
 
 
-class CompressedLinear(torch.autograd.Function):
+class CompressedLinear(Operation):
     """``y = x W^T + b``; saves only z: d W = s spread(g^T z, v) is approximate, other gradients are exact."""
 
     @staticmethod
@@ -58,7 +59,7 @@ class CompressedLinear(torch.autograd.Function):
         return d_x, d_weight, g.sum(0) if ctx.needs_input_grad[2] else None, None, None
 
 
-class CompressedMergedLowRank(torch.autograd.Function):
+class CompressedMergedLowRank(Operation):
     """``y = x (W + scale B A)^T + b`` for x (T, in); saves z and h = A x. d A is approximate, and d W if W trains."""
 
     @staticmethod
@@ -89,7 +90,7 @@ class CompressedMergedLowRank(torch.autograd.Function):
         return d_x, d_weight, d_bias, ctx.s * spread(d_h @ z, v, A.shape[1]), d_b, None, None, None, None
 
 
-class CompressedAddedLowRank(torch.autograd.Function):
+class CompressedAddedLowRank(Operation):
     """``y + scale B (mask * A x)`` for y (T, out), x (T, in); saves z, h and the mask. d A is approximate."""
 
     @staticmethod
@@ -120,7 +121,7 @@ class CompressedAddedLowRank(torch.autograd.Function):
         return g, d_x, ctx.s * spread(d_h @ z, v, A.shape[1]), d_b, None, None, None, None, None
 
 
-class CompressedScaleShift(torch.autograd.Function):
+class CompressedScaleShift(Operation):
     """``y = scale x + shift``, written into x (..., C); saves only z: d scale = s sum_t g x^ is approximate."""
 
     @staticmethod

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.inject import AdapterModule
+from methods.layers.operation import Operation
 
 
 class Adapter(nn.Module):
@@ -66,7 +67,7 @@ class MixedAdapter(nn.Module):
         return x @ weight.transpose(1, 2) + bias.unsqueeze(1)
 
 
-class Logits(torch.autograd.Function):
+class Logits(Operation):
     """Logits ``x w^T + b`` (B, N, 1) in the dtype of w; keeps the tokens x (B, N, D) in their own dtype."""
 
     @staticmethod
@@ -134,7 +135,7 @@ class Dispatch(AdapterModule):
                 mask = logits > 0
         if self.record is not None:
             self.record.append(mask)
-        return torch.cat([mask.new_ones(len(x), self.prefix), mask], dim=1)
+        return torch.cat([mask.new_ones(x.shape[0], self.prefix), mask], dim=1)
 
     def noise(self, logits: Tensor) -> Tensor:
         """Difference of two Gumbel(0, 1) draws for each token."""

@@ -91,6 +91,21 @@ def test_biases_become_an_argument_of_timm(tmp_path: Path) -> None:
         torch.testing.assert_close(plain(images), PEFTMethod.from_delta(adapter)(images), atol=1e-5, rtol=1e-4)
 
 
+def test_folder_of_the_hub(tmp_path: Path) -> None:
+    """A merged folder has a card, and transformers loads it as well."""
+    transformers = pytest.importorskip("transformers")
+    adapter = adapter_of(BACKBONE, TINY, tmp_path)
+    merge(adapter, tmp_path / "merged")
+    card = (tmp_path / "merged/README.md").read_text()
+    assert card.startswith("---\n")
+    assert "library_name: timm" in card
+    images = torch.randn(2, 3, 32, 32)
+    model = transformers.AutoModelForImageClassification.from_pretrained(str(tmp_path / "merged")).eval()
+    assert type(model).__name__.startswith("TimmWrapper")
+    with torch.no_grad():
+        torch.testing.assert_close(model(images).logits, PEFTMethod.from_delta(adapter)(images), atol=1e-5, rtol=1e-4)
+
+
 def test_a_model_that_timm_cannot_load_is_written_on_demand_only(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,25 +1,51 @@
-"""Write a trained LoRA or DoRA in the format of HF peft, or a low-bit adapter in the bits that it trained with."""
+"""Write a trained model as ONNX, a LoRA or DoRA for HF peft, or a low-bit adapter in the bits that it trained with."""
 
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
+import datamodules  # noqa: F401  (so that --data finds the classes by their names)
+from datamodules.image_module import ImageModule
 
-def export(ckpt_path: Path, output: Path, format: Literal["peft", "packed", "raw"] = "peft") -> None:
-    """Write the trained tensors in another format.
+
+def export(
+    ckpt_path: Path,
+    output: Path,
+    format: Literal["peft", "packed", "raw", "onnx"] = "peft",
+    merged: bool | None = None,
+    quantize: Literal["int8"] | None = None,
+    data: ImageModule | None = None,
+) -> None:
+    """Write what was trained in another format.
 
     Args:
         ckpt_path: Checkpoint file or adapter folder of a run.
         output: New folder for ``adapter_model.safetensors`` and ``adapter_config.json`` of peft, or new packed file.
         format: ``peft``: a folder that ``peft.PeftModel`` loads onto the plain timm model; ``packed``: one file of a
-            low-bit adapter with its settings; ``raw``: that file without settings, in the bytes of the authors' code.
+            low-bit adapter with its settings; ``raw``: that file without settings, in the bytes of the authors' code;
+            ``onnx``: one file of the whole model for onnxruntime, for any batch size.
+        merged: Of ``onnx``: whether the method is merged into the weights; by default if it can be. ``false`` keeps
+            the layers of the method.
+        quantize: Of ``onnx``: ``int8`` stores the weights of linear layers in 8 bits, for a file of about a quarter.
+        data: Of ``onnx``: the data of the run, as a fit would get them (``--data ImageDataset --data.root DIR``). Their
+            mean and std go into the file, and with ``quantize`` the accuracies of int8 and fp32 on their test images
+            are printed.
     """
     # imported late, so that --help is fast
     from methods import PEFTMethod
 
+    unused = {"merged": merged, "quantize": quantize, "data": data} if format != "onnx" else {}
+    given = [name for name, value in unused.items() if value is not None]
+    if given:
+        raise ValueError(f"{given[0]} is an option of format=onnx, and format={format!r} has no use for it")
     if output.exists() and (format != "peft" or not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"output={str(output)!r} exists and is not empty; nothing was written")
     model: Any = PEFTMethod.from_delta(ckpt_path)
+    if format == "onnx":
+        from commands.export.onnx import export_onnx
+
+        export_onnx(model, output, merged, quantize, data)
+        return
     model.before_merge(model.backbone)  # parts that only training needs
     delta = {name.removeprefix("backbone."): tensor for name, tensor in model.delta_state_dict().items()}
     if format == "peft":

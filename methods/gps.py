@@ -38,7 +38,7 @@ class GPS(Selective):
         gps_k: Connections that train for each output neuron (``per_neuron``), or per neuron on average (other values
             of ``gps_select``).
         gps_loss: Loss of the scoring pass. ``supcon``: supervised contrastive loss of the features, without the head.
-            ``ce``: cross entropy through the random head.
+            ``ce``: the loss of the task through the head, for images the cross entropy of a random head.
         gps_temperature: Temperature of the contrastive loss.
         gps_score: Score of an entry, from its gradients g of the batches. ``abs_sum``: ``|sum g|``, the published
             score. ``sum_sq``: ``sum g^2``. ``abs_mean``: ``sum |g|``.
@@ -81,7 +81,8 @@ class GPS(Selective):
         kinds = {}
         for name in self.used_names():
             parameter = self.backbone.get_parameter(name)
-            if any(word in name for word in ("norm", "pos_embed", "cls_token")):  # also the biases of norms
+            norm_of_sam = name.startswith("neck.") and parameter.dim() == 1  # whose names are numbers
+            if norm_of_sam or any(word in name for word in ("norm", "pos_embed", "cls_token")):  # biases of norms too
                 kinds[name] = "frozen"
             elif self.in_head(f"backbone.{name}") or "bias" in name or "gamma" in name:
                 kinds[name] = "whole"

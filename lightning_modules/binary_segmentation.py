@@ -46,6 +46,7 @@ class BinarySegmentation(NamedClasses):
 
     headline = Headline("Dice", higher_is_better=True, label="Dice (%)", scale=100.0)
     links: ClassVar[dict[str, str]] = {"num_classes": "num_classes"}
+    targets = "masks"
     dense = True
 
     def __init__(

@@ -63,9 +63,9 @@ class GPS(Selective):
             raise ValueError(f"gps_k={gps_k}: expected at least 1 connection per neuron")
         if gps_temperature <= 0:
             raise ValueError(f"gps_temperature={gps_temperature}: expected a positive temperature")
-        if self.dense and gps_loss != "ce":
+        if self.targets != "labels" and gps_loss != "ce":
             raise ValueError(
-                f"gps_loss={gps_loss} compares images by their classes, and masks have none: use gps_loss ce"
+                f"gps_loss={gps_loss} compares images by their classes, and {self.targets} have none: use gps_loss ce"
             )
         self.gps_k, self.gps_loss, self.gps_temperature = gps_k, gps_loss, gps_temperature
         self.gps_select = gps_select

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 
 from backbones.anatomy import token_grid, token_sequence
@@ -84,3 +85,17 @@ def patch_maps(backbone: Backbone, images: Tensor, blocks: list[int], final: boo
     outputs = [*(by_block[index] for index in blocks), *([tokens] if final else [])]
     # patches are the last tokens: prefix tokens come before them, and prompts of a method too
     return [output[:, -rows * columns :].mT.unflatten(2, (rows, columns)) for output in outputs]
+
+
+def sam_channels(backbone: Backbone) -> int:
+    """Channels of the map, of stride 16, that an image encoder of SAM gives to its mask decoder.
+
+    Raises:
+        ValueError: If the backbone is no image encoder of SAM.
+    """
+    if not isinstance(backbone, VisionTransformerSAM):
+        raise ValueError(
+            f"{type(backbone).__name__} is no image encoder of SAM: use samvit_base_patch16.sa1b, or --task "
+            "segmentation, which takes two classes too"
+        )
+    return backbone.num_features

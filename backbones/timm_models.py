@@ -18,6 +18,7 @@ from timm.data import resolve_input_data_config
 from timm.layers import AttentionPool2d, AttentionPoolLatent, RotAttentionPool2d
 from timm.models import get_pretrained_cfg, load_state_dict
 from timm.models._hub import load_model_config_from_path
+from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import nn
 
 from backbones.inject import Backbone
@@ -188,7 +189,11 @@ def input_config(backbone: Backbone) -> dict[str, Any]:
     # the mean over the channels, as timm computes it, but timm warns at every call
     known = {key: config[key] for key in ("mean", "std") if config.get(key)}
     averages = {key: (sum(v) / len(v),) for key, v in known.items() if len(v) not in (1, channels)}
-    return dict(resolve_input_data_config(backbone, args=averages))
+    found = dict(resolve_input_data_config(backbone, args=averages))
+    if isinstance(backbone, VisionTransformerSAM):  # timm keeps 1024 pixels here, for every img_size
+        embedding: Any = backbone.patch_embed
+        found["input_size"] = (channels, *embedding.img_size)
+    return found
 
 
 def reset_head(backbone: Backbone, num_classes: int, init: str) -> None:

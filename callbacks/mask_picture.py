@@ -11,7 +11,6 @@ from lightning.pytorch.loggers import WandbLogger
 from backbones.evaluating import evaluating
 from callbacks.mask_predictions import coloured
 from checkpoints.atomic import write_atomically
-from datamodules.palette import palette
 from lightning_modules.run import datamodule_of
 from lightning_modules.task import Task
 
@@ -35,7 +34,7 @@ class MaskPicture(Callback):
         if not trainer.is_global_zero:  # all ranks predict, because shards of weights are gathered from all
             return
         picture = folder / "validation.png"
-        draw(rows, data.class_names, picture)
+        draw(rows, data.class_names, data.palette, picture)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("val/picture", [str(picture)])
@@ -49,12 +48,15 @@ def predicted(data: Any, task: Task, item: tuple[Any, Any]) -> tuple[np.ndarray,
     return item[0].permute(1, 2, 0).numpy(), item[1].to(torch.uint8).numpy(), classes.cpu().numpy()
 
 
-def draw(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], names: list[str], path: Path) -> None:
+def draw(
+    rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], names: list[str], palette: list[int], path: Path
+) -> None:
     """Draw images, labels and predictions side by side, with the colours of the classes that are in them.
 
     Args:
         rows: Pixels, labels and predictions of each image.
         names: Name of each class.
+        palette: Red, green and blue of 256 numbers, one after the other.
         path: PNG file.
     """
     from matplotlib.figure import Figure
@@ -64,9 +66,9 @@ def draw(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], names: list[str]
     axes = figure.subplots(3, len(rows), squeeze=False)
     for column, parts in enumerate(rows):
         for row, (title, part) in enumerate(zip(("image", "truth", "prediction"), parts, strict=True)):
-            axes[row, column].imshow(coloured(part).convert("RGB") if row else part)
+            axes[row, column].imshow(coloured(part, palette).convert("RGB") if row else part)
             axes[row, column].set(xticks=[], yticks=[], ylabel="" if column else title)
-    colours = np.array(palette()).reshape(-1, 3) / 255
+    colours = np.array(palette).reshape(-1, 3) / 255
     found = sorted({int(number) for _, labels, classes in rows for number in np.union1d(labels, classes)})
     patches = [Patch(color=colours[n], label=names[n]) for n in found if n < len(names)]
     figure.legend(handles=patches[:NAMES], loc="outside right center", frameon=False)

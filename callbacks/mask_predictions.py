@@ -12,7 +12,6 @@ from torch import Tensor
 
 from checkpoints.atomic import write_atomically
 from datamodules.masks import Pairs
-from datamodules.palette import palette
 from datamodules.samples import upright
 from lightning_modules.batch import Batch
 from lightning_modules.run import datamodule_of
@@ -38,11 +37,12 @@ class MaskPredictions(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        samples = cast(Pairs, datamodule_of(trainer).splits["test"].samples)
+        data = datamodule_of(trainer)
+        samples = cast(Pairs, data.splits["test"].samples)
         assert batch_indices is not None
         for classes, index in zip(prediction.cpu().numpy(), batch_indices, strict=True):
             with samples.open(index) as image:
-                write(classes, upright(image), Path(str(trainer.log_dir)), Path(samples.name(index)).stem)
+                write(classes, upright(image), data.palette, Path(str(trainer.log_dir)), Path(samples.name(index)).stem)
         self.written += len(batch_indices)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -50,18 +50,23 @@ class MaskPredictions(BasePredictionWriter):
             print(f"{self.written * trainer.world_size} masks in {Path(str(trainer.log_dir)) / 'masks'}")
 
 
-def write(classes: np.ndarray, image: Image.Image, folder: Path, name: str) -> None:
+def write(classes: np.ndarray, image: Image.Image, palette: list[int], folder: Path, name: str) -> None:
     """Write the mask of classes (H, W), uint8, and the picture of an image of the same size."""
     for kind in ("masks", "overlays"):
         (folder / kind).mkdir(exist_ok=True)
-    mask = coloured(classes)
+    mask = coloured(classes, palette)
     picture = Image.blend(image, mask.convert("RGB"), 0.5)
     write_atomically(folder / "masks" / f"{name}.png", lambda path: mask.save(path, format="PNG"))
     write_atomically(folder / "overlays" / f"{name}.jpg", lambda path: picture.save(path, format="JPEG"))
 
 
-def coloured(classes: Any) -> Image.Image:
-    """Palette image of classes (H, W), uint8."""
+def coloured(classes: Any, palette: list[int]) -> Image.Image:
+    """Palette image of classes (H, W), uint8.
+
+    Args:
+        classes: Number of the class of each pixel.
+        palette: Red, green and blue of 256 numbers, one after the other.
+    """
     mask = Image.fromarray(np.asarray(classes, np.uint8))
-    mask.putpalette(palette())
+    mask.putpalette(palette)
     return mask

@@ -134,6 +134,6 @@ def read_mat(file: Path) -> list[tuple[str, int]]:
     try:
         from scipy.io import loadmat
     except ImportError as error:
-        raise ValueError(f"{file} needs scipy: pip install scipy (or `.[cars]` of this project)") from error
+        raise ValueError(f"{file} needs scipy: pip install scipy (or `.[mat]` of this project)") from error
     annotations = loadmat(file, squeeze_me=True)["annotations"]
     return [(str(row["fname"]), int(row["class"])) for row in annotations]

@@ -19,6 +19,7 @@ from datamodules.pixels import Cache, CachedImages
 from datamodules.samples import ImageSample, ImageSamples, leave_out, upright
 from datamodules.transforms import Augmentation, Resize
 from lightning_modules.batch import Batch
+from lightning_modules.task import Targets
 
 DECODED = 100_000  # size of a split above which only the headers are read before a run, because decoding takes hours
 
@@ -57,7 +58,7 @@ class ImageModule(DataModule):
     """
 
     unit = "image"
-    dense: ClassVar[bool] = False  # whether targets are masks
+    targets: ClassVar[Targets] = "labels"
     opens_all: ClassVar[bool] = True  # whether every image is opened before a run, to find unreadable ones
 
     def __init__(
@@ -248,14 +249,25 @@ def height_and_width(image_size: int | list[int]) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
+NAMED: dict[str, str] = {"labels": "labels of images", "masks": "masks", "tags": "tags", "numbers": "numbers"}
+FITTING: dict[str, str] = {  # task and data of each kind of target
+    "labels": "--task classification",
+    "masks": "--task segmentation",
+    "tags": "--task multi_label",
+    "numbers": "--task regression",
+}
+DATA = {"labels": "ImageDataset", "masks": "SegmentationFolder", "tags": "TagFile", "numbers": "NumberFile"}
+
+
 def check_targets(data: ImageModule, task: Any) -> None:
-    """Refuse masks for a task that reads labels, and the reverse.
+    """Refuse data whose targets are of another kind than those that the task reads.
 
     Raises:
         ValueError: With both and the options that fit.
     """
-    if getattr(task, "dense", data.dense) == data.dense:
-        return
-    given, read = ("masks", "labels") if data.dense else ("labels of images", "masks")
-    remedy = "--task segmentation" if data.dense else "--data SegmentationFolder, or --task classification"
-    raise ValueError(f"{type(data).__name__} has {given}, and {type(task).__name__} reads {read}: pass {remedy}")
+    read = getattr(task, "targets", data.targets)
+    if read != data.targets:
+        raise ValueError(
+            f"{type(data).__name__} has {NAMED[data.targets]}, and {type(task).__name__} reads {NAMED[read]}: pass "
+            f"{FITTING[data.targets]}, or --data {DATA[read]}"
+        )

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.joint_transforms import IGNORED
-from datamodules.samples import ImageSamples, open_image, regular
+from datamodules.samples import ImageSample, ImageSamples, open_image, regular
 
 MODES = ("1", "L", "P", "I", "I;16")  # of Pillow, with one number a pixel
 
@@ -29,6 +29,14 @@ class Pairs(ImageSamples):
 
     def open(self, index: int) -> Image.Image:
         return open_image(self.images[index])
+
+    def __getitem__(self, index: int) -> ImageSample:
+        image = self.open(index)
+        try:
+            return ImageSample(image, self.target(index))
+        except (OSError, ValueError):
+            image.close()
+            raise
 
     def target(self, index: int) -> Image.Image:
         """Mask as stored."""

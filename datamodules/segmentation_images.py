@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -16,6 +17,7 @@ from datamodules.items import Items
 from datamodules.joint_transforms import centre_crop, covering_size, training_transform
 from datamodules.loading import Loaders
 from datamodules.masks import Pairs, labels_of
+from datamodules.palette import palette
 from datamodules.samples import ImageSample, leave_out, upright
 from lightning_modules.batch import Batch
 
@@ -35,7 +37,7 @@ class SegmentationImages(ImageModule):
         eval_batch_size: Images of an evaluation step on each device; more than 1 only for images of one size.
     """
 
-    dense = True
+    targets = "masks"
     opens_all = False  # because ``fitting`` opens them with their masks
 
     def __init__(
@@ -93,6 +95,29 @@ class SegmentationImages(ImageModule):
         if self.train_crop:
             self.augment_both = training_transform(self.size, self.scale_range, colour, self.photometric)
 
+    # what a published set replaces
+
+    def labels(self, mask: Image.Image) -> Tensor:
+        """Labels (1, H, W) of a mask as stored, uint8.
+
+        Raises:
+            ValueError: If it has no labels of the classes.
+        """
+        return labels_of(mask, self.num_classes, self.reduce_zero_label)
+
+    @property
+    def palette(self) -> list[int]:
+        """Red, green and blue of 256 numbers, one after the other; the first ones are those of the classes."""
+        return palette()
+
+    def expected(self, split: str) -> int | None:
+        """Published number of images of a split, if there is one."""
+        return None
+
+    def remarks(self) -> list[str]:
+        """Facts about the splits that make results differ from what they seem; a run and ``check_data`` print them."""
+        return []
+
     # items
 
     def both(self, sample: ImageSample) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
@@ -102,7 +127,7 @@ class SegmentationImages(ImageModule):
             ValueError: If the mask has another size than the image, or no labels of the classes.
         """
         with sample.target as mask:
-            labels = labels_of(mask, self.num_classes, self.reduce_zero_label)
+            labels = self.labels(mask)
         image = upright(sample.image, MODES[3])
         if labels.shape[1:] != (image.height, image.width):
             sizes = f"{labels.shape[2]} x {labels.shape[1]} pixels, the image {image.width} x {image.height}"
@@ -137,6 +162,11 @@ class SegmentationImages(ImageModule):
         return Loaders.collate(items)
 
     # checks
+
+    def setup(self, stage: str) -> None:
+        for remark in self.remarks():
+            print(f"note: {remark}")
+        super().setup(stage)
 
     def dataset(self, split: str, samples: Any) -> Items:
         return super().dataset(split, self.fitting(split, samples))

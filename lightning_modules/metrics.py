@@ -114,3 +114,54 @@ class ConfusionShare(Metric):
             counts = self.counts.view(self.num_classes, self.num_classes)
             return (counts.diagonal().sum() / counts.sum()).float()
         return self.per_class().nanmean().float()
+
+
+def foreground(outputs: Tensor) -> Tensor:
+    """Whether pixels (B, H, W) are foreground by logits (B, 1, H, W): shares above 128/255, as in the code of GPS."""
+    return outputs[:, 0].sigmoid() > 128 / 255
+
+
+class ForegroundShare(Metric):
+    """Agreement of the predicted foreground with the labelled one, for two classes; 1 is the foreground.
+
+    With TP pixels that are both, FP that are only predicted and FN that are only labelled:
+
+    Args:
+        share: ``dice``: ``2 TP / (2 TP + FP + FN)``. ``iou``: ``TP / (TP + FP + FN)``. ``recall``: R = ``TP / (TP +
+            FN)``, which is the mIoU of a code that ignores all background pixels. ``recall_dice``: ``2 R / (1 + R)``,
+            its mDice. The last two are 1 if all is predicted as foreground.
+        per_image: Whether to average over images, which is only for ``dice`` and ``iou``; otherwise the counts of all
+            images give one share. An image without any foreground counts 1 if none is predicted.
+    """
+
+    full_state_update = False
+    counts: Tensor
+    sums: Tensor
+
+    def __init__(self, share: Literal["dice", "iou", "recall", "recall_dice"], per_image: bool = False) -> None:
+        super().__init__()
+        self.share, self.per_image = share, per_image
+        self.add_state("counts", torch.zeros(3, dtype=torch.long), dist_reduce_fx="sum")  # TP, FP, FN
+        self.add_state("sums", torch.zeros(3, dtype=torch.double), dist_reduce_fx="sum")  # images, Dice and IoU of them
+
+    def update(self, outputs: Tensor, labels: Tensor) -> None:
+        """Add logits (B, 1, H, W) with labels (B, H, W); pixels of labels other than 0 and 1 are left out."""
+        labelled, valid = labels == 1, (labels == 0) | (labels == 1)
+        predicted = foreground(outputs)
+        parts = predicted & labelled, predicted & valid & ~labelled, labelled & ~predicted
+        counts = torch.stack([part.flatten(1).sum(1) for part in parts])  # (3, B)
+        self.counts += counts.sum(1)
+        hits, wrong = counts[0].double(), counts[1:].sum(0).double()
+        seen = valid.flatten(1).any(1)
+        shares = [torch.where(hits + wrong > 0, n * hits / (n * hits + wrong), 1) for n in (2, 1)]
+        self.sums += torch.stack([seen.sum(), *((share * seen).sum() for share in shares)])
+
+    def compute(self) -> Tensor:
+        if self.per_image:
+            return (self.sums[1 if self.share == "dice" else 2] / self.sums[0]).float()
+        hits, over, missed = self.counts.double()
+        if self.share.startswith("recall"):
+            recall = hits / (hits + missed)
+            return (recall if self.share == "recall" else 2 * recall / (1 + recall)).float()
+        twice = 2 if self.share == "dice" else 1
+        return (twice * hits / (twice * hits + over + missed)).float()

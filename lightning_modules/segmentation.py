@@ -56,6 +56,7 @@ class Segmentation(NamedClasses):
 
     headline = Headline("mIoU", higher_is_better=True, label="mIoU (%)", scale=100.0)
     links: ClassVar[dict[str, str]] = {"num_classes": "num_classes"}
+    targets = "masks"
     dense = True
     necks = ("neck",)
 

@@ -21,6 +21,9 @@ from lightning_modules.optim.optimized import Optimized
 from lightning_modules.run import datamodule_of
 from lightning_modules.seed import derived_seed
 
+Targets = Literal["labels", "masks", "tags", "numbers"]
+"""What a sample is paired with: one class, a class of each pixel, any number of classes, or numbers."""
+
 
 class Headline(NamedTuple):
     """The number that a task is judged by: ``val/<name>`` is monitored, ``test/<name>`` is reported.
@@ -49,6 +52,7 @@ class Task(Optimized, ABC):
     headline: ClassVar[Headline]
     unit: ClassVar[str] = "image"  # name of one sample, for speed and scoring
     links: ClassVar[dict[str, str]] = {}  # option -> attribute of the datamodule that gives its value
+    targets: ClassVar[Targets] = "labels"
     dense: ClassVar[bool] = False  # whether the head reads maps of an image, and not one feature
     necks: ClassVar[tuple[str, ...]] = ()  # names among ``heads`` that are counted as the neck
     backbone: Backbone
@@ -61,8 +65,6 @@ class Task(Optimized, ABC):
         """Create the metrics of evaluation; a task calls this in its ``__init__``, after ``build``."""
         self.val_metrics = self.metrics().clone(prefix="val/")
         self.test_metrics = self.metrics().clone(prefix="test/")
-
-    # verbs of a task
 
     @abstractmethod
     def build(self) -> None:

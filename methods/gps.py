@@ -38,7 +38,7 @@ class GPS(Selective):
         gps_k: Connections that train for each output neuron (``per_neuron``), or per neuron on average (other values
             of ``gps_select``).
         gps_loss: Loss of the scoring pass. ``supcon``: supervised contrastive loss of the features, without the head.
-            ``ce``: cross entropy through the random head.
+            ``ce``: the loss of the task through the head, for images the cross entropy of a random head.
         gps_temperature: Temperature of the contrastive loss.
         gps_score: Score of an entry, from its gradients g of the batches. ``abs_sum``: ``|sum g|``, the published
             score. ``sum_sq``: ``sum g^2``. ``abs_mean``: ``sum |g|``.
@@ -63,9 +63,9 @@ class GPS(Selective):
             raise ValueError(f"gps_k={gps_k}: expected at least 1 connection per neuron")
         if gps_temperature <= 0:
             raise ValueError(f"gps_temperature={gps_temperature}: expected a positive temperature")
-        if self.dense and gps_loss != "ce":
+        if self.targets != "labels" and gps_loss != "ce":
             raise ValueError(
-                f"gps_loss={gps_loss} compares images by their classes, and masks have none: use gps_loss ce"
+                f"gps_loss={gps_loss} compares images by their classes, and {self.targets} have none: use gps_loss ce"
             )
         self.gps_k, self.gps_loss, self.gps_temperature = gps_k, gps_loss, gps_temperature
         self.gps_select = gps_select
@@ -81,7 +81,8 @@ class GPS(Selective):
         kinds = {}
         for name in self.used_names():
             parameter = self.backbone.get_parameter(name)
-            if any(word in name for word in ("norm", "pos_embed", "cls_token")):  # also the biases of norms
+            norm_of_sam = name.startswith("neck.") and parameter.dim() == 1  # whose names are numbers
+            if norm_of_sam or any(word in name for word in ("norm", "pos_embed", "cls_token")):  # biases of norms too
                 kinds[name] = "frozen"
             elif self.in_head(f"backbone.{name}") or "bias" in name or "gamma" in name:
                 kinds[name] = "whole"

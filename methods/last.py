@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from backbones.anatomy import token_sequence
 from backbones.inject import AdapterModule, Backbone, attach, check_free
+from lightning_modules.task import Task
 from methods.core.frozen import FrozenBackbone
 from methods.layers.low_rank import compute_dtype
 from methods.layers.operation import Operation
@@ -135,10 +136,13 @@ class LAST(FrozenBackbone):
             "dropout": last_dropout,
         }
 
+    @classmethod
+    def refusal(cls, task: type[Task]) -> str:
+        reason = "LAST gives one sequence of tokens, and here a head reads maps of blocks: use hst or lora"
+        return reason if task.dense else super().refusal(task)
+
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
-        if self.dense:
-            raise ValueError("LAST gives one sequence of tokens, and here a head reads maps of blocks: use hst or lora")
         sequence = token_sequence(backbone, "LAST reads the tokens of a plain ViT")
         depth, gap = len(sequence.blocks), self.last_gap
         if depth % gap:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from backbones.inject import Backbone, check_free
+from lightning_modules.task import Task
 from methods.linear_probe import LinearProbe
 
 
@@ -52,12 +53,13 @@ class MLPHead(LinearProbe):
             raise ValueError(f"mlp_head_dropout={mlp_head_dropout}: expected a probability of at least 0 and below 1")
         self.mlp_head_layers, self.mlp_head_dropout = mlp_head_layers, mlp_head_dropout
 
+    @classmethod
+    def refusal(cls, task: type[Task]) -> str:
+        reason = "MLPHead puts layers before a classifier, and here a head reads maps: use linear_probe or lora"
+        return reason if task.dense else super().refusal(task)
+
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
-        if self.dense:
-            raise ValueError(
-                "MLPHead puts layers before a classifier, and here a head reads maps: use linear_probe or lora"
-            )
         heads = [backbone.get_submodule(name) for name in self.head_names]
         if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
             raise ValueError(

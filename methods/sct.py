@@ -15,6 +15,7 @@ from callbacks.scoring.class_scorer import ClassSquares
 from callbacks.scoring.report import Scored
 from callbacks.scoring.scorers import Scorer
 from lightning_modules.batch import Batch
+from lightning_modules.task import Task
 from methods.core.selective import Selective
 
 PARTS = {"q": 0, "v": 2}  # thirds of the fused qkv output that are tuned
@@ -108,13 +109,16 @@ class SCT(Selective):
         super().__init__(**kwargs)
         if getattr(self, "num_classes", None) is None:
             raise ValueError(f"SCT averages scores over classes, and {type(self).__name__} has none: use gps or sara")
-        if self.dense:
-            raise ValueError("SCT averages scores over the classes of images, and masks have none: use gps or sara")
         if sct_channels < 1:
             raise ValueError(f"sct_channels={sct_channels}: expected at least 1 channel")
         self.sct_channels, self.sct_mode, self.sct_importance = sct_channels, sct_mode, sct_importance
         self.sct_scale, self.sct_scale_on_x, self.sct_init = sct_scale, sct_scale_on_x, sct_init
         self.mergeable = sct_mode != "attn"
+
+    @classmethod
+    def refusal(cls, task: type[Task]) -> str:
+        reason = f"SCT averages scores over the classes of images, and {task.targets} have none: use gps or sara"
+        return super().refusal(task) if task.targets == "labels" else reason
 
     def blocks(self, backbone: Backbone) -> dict[str, Any]:
         """Transformer blocks by name."""

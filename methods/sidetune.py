@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torchvision.models import AlexNet_Weights, alexnet
 
 from backbones.inject import Backbone, check_free
+from lightning_modules.task import Task
 from methods.core.base import PEFTMethod
 
 SMALLEST = 64  # pixels a side; AlexNet's poolings reduce a smaller image to nothing
@@ -75,12 +76,13 @@ class Sidetune(PEFTMethod):
         super().forget_warm_start()
         self.sidetune_pretrained = False
 
+    @classmethod
+    def refusal(cls, task: type[Task]) -> str:
+        reason = "Sidetune adds to the input of a classifier, and here a head reads maps: use linear_probe or lora"
+        return reason if task.dense else super().refusal(task)
+
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
-        if self.dense:
-            raise ValueError(
-                "Sidetune adds to the input of a classifier, and here a head reads maps: use linear_probe or lora"
-            )
         heads = [backbone.get_submodule(name) for name in self.head_names]
         if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
             raise ValueError(

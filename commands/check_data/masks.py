@@ -14,7 +14,7 @@ from datamodules.masks import Pairs
 from datamodules.overlap import digests, leak
 from datamodules.segmentation_images import SegmentationImages
 
-COLUMNS = ("split", "images", "classes", "without a class", "mean size", "")
+COLUMNS = ("split", "images", "expected", "classes", "without a class", "mean size", "")
 
 
 class Read(NamedTuple):
@@ -40,11 +40,13 @@ def check_masks(data: SegmentationImages) -> tuple[Table, list[str]]:
             samples = data.samples(split)
         except (OSError, ValueError) as error:
             wrong.append(f"{split}: {error}")
-            table.add_row(split, "", "", "", "", "wrong")
+            table.add_row(split, *[""] * (len(COLUMNS) - 2), "wrong")
             continue
         if samples is not None:
             found[split] = samples
             wrong += check_split(data, split, samples, table)
+    for remark in data.remarks():
+        print(f"note: {remark}")
     return table, wrong + leaks(found)
 
 
@@ -67,12 +69,19 @@ def check_split(data: SegmentationImages, split: str, samples: Pairs, table: Tab
     present = int((counts[: data.num_classes] > 0).sum())
     sizes = [image.size for image in images if not image.error] or [(0, 0)]
     width, height = (sum(side) / len(sizes) for side in zip(*sizes, strict=True))
+    size = f"{width:.0f} x {height:.0f}"
     share = float(counts[IGNORED] / counts.sum().clamp(min=1))
-    cells = f"{len(samples):,}", f"{present} of {data.num_classes}", f"{share:.1%}", f"{width:.0f} x {height:.0f}"
-    table.add_row(split, *cells, "wrong" if broken else "")
+    expected = data.expected(split)
+    known = "" if expected is None else f"{expected:,}"
+    other_length = expected not in (None, len(samples))
+    cells = f"{len(samples):,}", known, f"{present} of {data.num_classes}", f"{share:.1%}", size
+    table.add_row(split, *cells, "wrong" if broken or other_length else "")
     if split == "train" and present < data.num_classes and not broken:
         print(f"note: {data.num_classes - present} of {data.num_classes} classes have no training pixel")
-    return [f"{split}: {len(broken):,} of {len(samples):,} images cannot be used, first {broken[0]}"] if broken else []
+    wrong = [f"{split}: {len(samples):,} images, expected {known}"] if other_length else []
+    if broken:
+        wrong.append(f"{split}: {len(broken):,} of {len(samples):,} images cannot be used, first {broken[0]}")
+    return wrong
 
 
 def leaks(found: dict[str, Pairs]) -> list[str]:

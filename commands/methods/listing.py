@@ -20,17 +20,25 @@ def markdown_table(known: "dict[str, type[PEFTMethod]]") -> str:
     """
     from methods.core.selective import Selective
 
-    lines = ["| `--method` | method | merges | selects from data | paper |", "|---|---|---|---|---|"]
+    lines = ["| `--method` | method | tasks | merges | selects from data | paper |", "|---|---|---|---|---|---|"]
     for name, method in known.items():
         text = REFERENCE.sub("", summary(method)).replace("``", "`")
         selects = "yes" if issubclass(method, Selective) else "no"
-        lines.append(f"| `{name}` | {text} | {merges(method)} | {selects} | {paper(method)} |")
+        lines.append(f"| `{name}` | {text} | {tasks(method)} | {merges(method)} | {selects} | {paper(method)} |")
     return "\n".join([BEGIN, *lines, END])
 
 
 def summary(method: "type[PEFTMethod]") -> str:
     """First line of the docstring of a method, without its full stop."""
     return (method.__doc__ or "").strip().partition("\n")[0].rstrip(".")
+
+
+def tasks(method: "type[PEFTMethod]") -> str:
+    """Tasks that a method serves: all, or all but some."""
+    from lightning_modules import TASKS
+
+    refused = [name for name, task in TASKS.items() if method.refusal(task)]
+    return f"all but {', '.join(refused)}" if refused else "all"
 
 
 def merges(method: "type[PEFTMethod]") -> str:

@@ -15,6 +15,7 @@ from backbones.inject import Backbone
 from callbacks.scoring.undisturbed import eagerly
 from checkpoints.fingerprint import fingerprint
 from lightning_modules.heads.feature_norm import merge_norms
+from lightning_modules.task import Task
 from methods.core.precision import default_dtype
 from methods.core.sharded import check_strategy
 from methods.core.warm_start import WarmStart
@@ -36,6 +37,15 @@ class PEFTMethod(WarmStart):
     shardable: ClassVar[bool] = False  # whether ``Sharded`` can train it; not inherited
 
     # hooks of a method
+
+    @classmethod
+    def refusal(cls, task: type[Task]) -> str:
+        """Reason why this method cannot serve a task, with another method for it; empty if it can.
+
+        Args:
+            task: The task, which may be a composition with methods.
+        """
+        return ""
 
     def adapt(self, backbone: Backbone) -> None:
         """Insert the method's modules into the backbone, in place; call ``super().adapt(backbone)`` first."""
@@ -107,7 +117,13 @@ class PEFTMethod(WarmStart):
         """Freeze the backbone, adapt it and unfreeze trained parameters.
 
         A second call has no effect, nor has a call before ``ready_to_adapt``.
+
+        Raises:
+            ValueError: If a method refuses the task, or the backbone.
         """
+        refused = self.refusal(type(self))
+        if refused:
+            raise ValueError(refused)
         if self.adapted:
             return
         start = self.read_warm_start()

@@ -346,3 +346,9 @@ def test_a_shared_backbone_is_read_once(tmp_path: Path, monkeypatch: pytest.Monk
         build_and_draw(folders[1])
     build_and_draw(folders[1])
     assert read == [folders[0], folders[0], folders[1], folders[1]]
+
+
+def test_input_size_of_sam() -> None:
+    """timm keeps 1024 pixels for every ``img_size``."""
+    args = {"img_size": 64, "depth": 1, "embed_dim": 32, "num_heads": 2}
+    assert input_config(build_backbone("samvit_base_patch16", False, args))["input_size"] == (3, 64, 64)

@@ -9,6 +9,7 @@ from lightning import Trainer
 from PIL import Image
 
 from callbacks.mask_picture import MaskPicture, draw
+from datamodules.palette import palette
 from datamodules.segmentation_folder import SegmentationFolder
 from lightning_modules.segmentation import Segmentation
 from methods import METHODS, compose
@@ -32,7 +33,7 @@ def test_columns(tmp_path: Path) -> None:
     labels = np.zeros((16, 16), np.uint8)
     labels[:8] = 1
     rows = [(np.full((16, 16, 3), 7, np.uint8), labels, labels[::-1])] * 2
-    draw(rows, ["ground", "sky"], tmp_path / "picture.png")
+    draw(rows, ["ground", "sky"], palette(), tmp_path / "picture.png")
     with Image.open(tmp_path / "picture.png") as image:
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
     shares = {colour: (pixels == colour).all(1).mean() for colour in [(7, 7, 7), (128, 0, 0)]}

@@ -114,9 +114,9 @@ def test_images_of_several_sizes(root: Path) -> None:
 
 def test_other_tasks_and_backbones(root: Path, images: Path) -> None:
     with pytest.raises(ValueError, match="SegmentationFolder has masks, and SimpleNamespace reads labels"):
-        data(root).follow(SimpleNamespace(dense=False, input_config=INPUT))
+        data(root).follow(SimpleNamespace(targets="labels", input_config=INPUT))
     with pytest.raises(ValueError, match="ImageDataset has labels of images, and SimpleNamespace reads masks"):
-        ImageDataset(root=str(images)).follow(SimpleNamespace(dense=True, input_config=INPUT))
+        ImageDataset(root=str(images)).follow(SimpleNamespace(targets="masks", input_config=INPUT))
     with pytest.raises(ValueError, match="in_chans=1: images with masks are read as RGB"):
         SegmentationFolder(root=str(root)).configure(INPUT | {"input_size": (1, 16, 16)})
     with pytest.raises(ValueError, match=r"scale_range=\[2.0, 0.5\]"):

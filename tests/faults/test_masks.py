@@ -11,7 +11,7 @@ from PIL import Image
 from tests.conftest import TINY
 from tests.faults.conftest import Refused
 from tests.support.command_line import Answer, folders
-from tests.support.scenes import write_scenes
+from tests.support.scenes import write_pairs, write_scenes
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_mistakes_in_masks(tiny: list[str], scenes: Path, refused: Refused) -> N
 def test_wrong_pairs_of_task_and_data(tiny: list[str], images: Path, refused: Refused) -> None:
     labels = ["--data", "ImageDataset", "--data.root", str(images)]
     at = tiny.index("--data")
-    refused(*tiny[:at], *labels, "--trainer.accelerator=cpu", says="reads masks: pass --data SegmentationFolder")
+    refused(*tiny[:at], *labels, "--trainer.accelerator=cpu", says=("reads masks: pass", "--data SegmentationFolder"))
     task = tiny.index("--task")
     head = tiny.index("--model.head")
     classification = [*tiny[:task], *tiny[task + 2 : head], *tiny[head + 2 :]]
@@ -78,3 +78,39 @@ def test_fit_test_predict_and_merge(tiny: list[str], call: Callable[..., Answer]
     assert "largest difference of a logit, merged against unmerged: " in answer.out
     files = {file.name for file in (tmp_path / "merged").iterdir()}
     assert files == {"config.json", "model.safetensors", "head.safetensors"}
+
+
+def test_crops_larger_than_the_images(tiny: list[str], call: Callable[..., Answer], tmp_path: Path) -> None:
+    """They are padded, and the run names their number before it trains."""
+    args = [arg.replace("img_size=32", "img_size=64") for arg in tiny]
+    answer = call(*args, "--trainer.limit_train_batches", "1", "--run_root", tmp_path / "runs")
+    assert answer.code == 0, answer.err
+    assert "note: train: 4 of 4 images are smaller than a crop, 64 x 64 pixels" in answer.out
+
+
+def test_published_sets(tiny: list[str], tmp_path: Path, refused: Refused) -> None:
+    """The same mistakes in the layouts of archives, and folders that are something else."""
+    at = tiny.index("--data")
+    model = [*tiny[:at], "--trainer.accelerator=cpu", "--data.num_workers=0", "--data.batch_size=1"]
+    for name, says in {
+        "ADE20K": "images/training: no such folder",
+        "COCOStuff": "images/train2017: no such folder",
+        "Polyps": "Kvasir-SEG/images: no such folder",
+    }.items():
+        refused(*model, "--data", name, "--data.root", str(tmp_path), says=says)
+    root = tmp_path / "ade"
+    masks = {"a": np.full((40, 40), 151, np.uint8), "b": np.zeros((40, 40), np.uint8)}
+    write_pairs(root / "images/training", root / "annotations/training", masks)
+    ade = [*model, "--data", "ADE20K", "--data.root", str(root)]
+    refused(*ade, says=("2 of 2 images cannot be read", "its mask has the class 150, outside 0 to 149"))
+    Image.fromarray(np.ones((40, 40), np.uint8)).save(root / "annotations/training/a.png")
+    refused(*ade, says=("1 of 2 images cannot be read", "b.jpg", "its mask is empty"))
+
+
+def test_leak_of_the_official_polyps(tiny: list[str], tmp_path: Path, refused: Refused) -> None:
+    masks = {str(number): np.full((40, 40), 255, np.uint8) for number in range(4)}
+    for name in ("Kvasir-SEG", "sessile-main-Kvasir-SEG"):
+        write_pairs(tmp_path / name / "images", tmp_path / name / "masks", masks)
+    args = ["--data", "Polyps", "--data.root", str(tmp_path), "--data.split", "official", "--data.batch_size", "2"]
+    model = [*tiny[: tiny.index("--data")], "--trainer.accelerator=cpu", "--test_after_fit=true"]
+    refused(*model, *args, says=("train and test share 4 of 4 images", "--data.allow_overlap true"))

@@ -1,12 +1,19 @@
 """Metrics without waits, against those of torchmetrics."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex, MulticlassRecall
+from torchmetrics.classification import (
+    BinaryF1Score,
+    BinaryJaccardIndex,
+    MulticlassAccuracy,
+    MulticlassJaccardIndex,
+    MulticlassRecall,
+)
 
-from lightning_modules.metrics import ClassAccuracy, ConfusionShare, WeightedMean
+from lightning_modules.metrics import ClassAccuracy, ConfusionShare, ForegroundShare, WeightedMean
 from tests.support.golden import Golden
 
 
@@ -67,3 +74,45 @@ def test_confusion_of_torchmetrics() -> None:
         else:
             theirs.update(outputs, labels)
         torch.testing.assert_close(ours.compute(), theirs.compute())
+
+
+@pytest.mark.parametrize(
+    ("share", "per_image", "name"),
+    [
+        ("dice", False, "dice_global"),
+        ("iou", False, "iou_global"),
+        ("dice", True, "dice_image_mean"),
+        ("iou", True, "iou_image_mean"),
+        ("recall_dice", False, "gps_code_dice"),
+        ("recall", False, "gps_code_iou"),
+    ],
+)
+def test_foreground_of_the_published_code(share: Any, per_image: bool, name: str, pytestconfig: pytest.Config) -> None:
+    """The true shares, and what the code of GPS calls mDice and mIoU: a recall, in which no false alarm counts."""
+    tensors = Golden(Path(pytestconfig.getoption("--golden-dir")) / "dense_tasks.safetensors").part("bin")
+    metric = ForegroundShare(share, per_image)
+    for classes, labels in zip(tensors["pred"].split(3), tensors["label"].split(3), strict=True):
+        metric.update((2.0 * classes - 1)[:, None], labels.long())
+    torch.testing.assert_close(metric.compute().double(), tensors[name][0], atol=1e-6, rtol=0)
+
+
+def test_foreground_of_torchmetrics() -> None:
+    draw = torch.Generator().manual_seed(0)
+    outputs = torch.randn(3, 1, 8, 9, generator=draw)
+    labels = torch.randint(2, (3, 8, 9), generator=draw).masked_fill(torch.rand(3, 8, 9, generator=draw) < 0.1, 255)
+    for share, theirs in {"dice": BinaryF1Score, "iou": BinaryJaccardIndex}.items():
+        ours = ForegroundShare(share)  # type: ignore[arg-type]
+        ours.update(outputs, labels)
+        expected = theirs(128 / 255, ignore_index=255)(outputs[:, 0], labels)
+        torch.testing.assert_close(ours.compute(), expected)
+
+
+def test_images_without_foreground() -> None:
+    """Such an image counts 1 if nothing is predicted, and 0 otherwise; one without labels does not count."""
+    labels = torch.zeros(3, 2, 2, dtype=torch.long)
+    labels[2] = 255
+    outputs = torch.full((3, 1, 2, 2), -1.0)
+    outputs[1] = 1.0
+    metric = ForegroundShare("dice", per_image=True)
+    metric.update(outputs, labels)
+    assert float(metric.compute()) == 0.5

@@ -33,3 +33,19 @@ def write_scenes(root: Path, counts: dict[str, int], size: tuple[int, int] = (32
                 mask[place] = colour + 1
             Image.fromarray(pixels).save(root / "images" / split / f"{number}.png")
             Image.fromarray(mask).save(root / "masks" / split / f"{number}.png")
+
+
+def write_pairs(images: Path, masks: Path, values: dict[str, np.ndarray]) -> None:
+    """Write a JPEG image of noise for each mask, and the mask as PNG; the same noise for the same name.
+
+    Args:
+        images: New or existing folder of the images.
+        masks: Folder of the masks.
+        values: Pixels of each mask by its name, uint8 (H, W) or (H, W, 3).
+    """
+    for folder in (images, masks):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, mask in values.items():
+        draw = np.random.default_rng(list(name.encode()))
+        Image.fromarray(draw.integers(0, 256, (*mask.shape[:2], 3), dtype=np.uint8)).save(images / f"{name}.jpg")
+        Image.fromarray(mask).save(masks / f"{name}.png")

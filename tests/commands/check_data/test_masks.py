@@ -22,7 +22,7 @@ def root(tmp_path: Path) -> Path:
 def test_whole_folder(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["check_data", "--data", "SegmentationFolder", "--data.root", str(root)])
     text = " ".join(capsys.readouterr().out.split())
-    assert "│ train │ 4 │ 4 of 4 │ 0.0% │ 40 x 24 │ │" in text
+    assert "│ train │ 4 │ │ 4 of 4 │ 0.0% │ 40 x 24 │ │" in text
     assert text.endswith("all there")
 
 

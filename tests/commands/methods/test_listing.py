@@ -1,6 +1,7 @@
 """Columns of the list of methods, and the table of the README."""
 
 from commands.methods.listing import BEGIN, END, markdown_table, paper
+from lightning_modules.task import Task
 from methods import METHODS, PEFTMethod
 from methods.core.selective import Selective
 
@@ -19,6 +20,10 @@ class Stacked(Selective):
 
     standalone = False
 
+    @classmethod
+    def refusal(cls, task: type[Task]) -> str:
+        return "it cannot" if task.dense else ""
+
 
 def test_rows() -> None:
     begin, _, line, *rows, end = markdown_table({"plain": Plain, "stacked": Stacked}).splitlines()
@@ -26,8 +31,8 @@ def test_rows() -> None:
     assert set(line) == {"|", "-"}
     first, second = (f"[{number}](https://arxiv.org/abs/{number})" for number in ("2601.00001", "2601.00002"))
     assert rows == [
-        f"| `plain` | Nothing at all (Nobody, 2026), in `no` way | no: there is nothing | no | {first} |",
-        f"| `stacked` | Chosen weights | as the other | yes | {second} |",
+        f"| `plain` | Nothing at all (Nobody, 2026), in `no` way | all | no: there is nothing | no | {first} |",
+        f"| `stacked` | Chosen weights | all but binary_segmentation, segmentation | as the other | yes | {second} |",
     ]
 
 

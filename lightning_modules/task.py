@@ -153,11 +153,12 @@ class Task(Optimized, ABC):
         """
         raise TypeError(f"{type(self).__name__} has no form of its library for a plain model")
 
+    def finish_merged(self, backbone: nn.Module) -> None:
+        """Change the head of a merged backbone in place, so that its outputs are those of this task."""
+
     def loss_key(self) -> str:
         """Settings that change the loss; part of the key of a score cache."""
         return ""
-
-    # for all tasks
 
     def forward(self, inputs: Any) -> Any:
         """Outputs of the model for inputs with B rows."""

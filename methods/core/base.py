@@ -214,4 +214,5 @@ class PEFTMethod(WarmStart):
         with torch.no_grad():
             self.before_merge(backbone)
             self.merge_into(backbone)
+            self.finish_merged(backbone)
         return backbone.requires_grad_(False).eval()

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from callbacks.best_checkpoint import BestCheckpoint
 from callbacks.channels_last import ChannelsLast
 from callbacks.checkpoint_activations import CheckpointActivations
+from callbacks.class_report import ClassReport
 from callbacks.compiled import Compiled
 from callbacks.cost import Cost
 from callbacks.delta_export import DeltaExport
@@ -50,6 +51,12 @@ def run_callbacks(
         return [ScoreBeforeFit(**options.score.as_dict()), result, last]
     # of masks, if the task predicts maps
     writers: list[Callback] = [MaskPredictions(), MaskPicture()] if getattr(model, "dense", False) else [Predictions()]
+    if options.get("class_report"):
+        report = ClassReport()
+        report.check(model)  # here, because nothing is read yet
+        if subcommand == "fit" and not options.test_after_fit:
+            raise ValueError("class_report=true: it is about a test; pass --test_after_fit true too")
+        writers.append(report)
     # behind ScoreBeforeFit, because scores are of plain fp32 products
     found = [*computing_callbacks(computing, model), StopOnNonFiniteLoss(), cost, DeltaExport(), result, *writers]
     if subcommand != "fit":

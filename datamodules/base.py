@@ -6,7 +6,7 @@ A subclass gives ``samples`` and ``item``. This file has no image, no label and 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 
@@ -143,6 +143,20 @@ class DataModule(Loaders, ABC):
             f"{self.unit}s": {split: len(dataset) for split, dataset in self.splits.items()},
             "effective_batch_size": self.batch_size * devices,
         }
+
+    # lists of a benchmark
+
+    @property
+    def published_sizes(self) -> dict[str, int | None]:
+        """Names of all lists that ``samples_of`` reads; each with its published number of samples, if there is one."""
+        splits: tuple[Split, ...] = ("train", "val", "test")
+        return {split: None for split in splits if self.samples(split) is not None}
+
+    def samples_of(self, name: str) -> Any:
+        """Samples of one list of ``published_sizes``."""
+        samples = self.samples(cast(Split, name))
+        assert samples is not None
+        return samples
 
     # scores and caches
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
 from datamodules.items import Items, Padded, innermost
@@ -25,6 +26,28 @@ class EpochSampler(DistributedSampler[Any]):
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
         self.generator.manual_seed(self.seed + epoch)
+
+
+class BalancedSampler(EpochSampler):
+    """Draws with replacement in which each class is as likely as the others; as many as there are samples.
+
+    All ranks draw the same and take their shares of it.
+
+    Args:
+        dataset: Training set.
+        world_size: Number of ranks.
+        rank: Number of this rank.
+        labels: Class of each sample (N,).
+    """
+
+    def __init__(self, dataset: Dataset[Any], world_size: int, rank: int, labels: Tensor) -> None:
+        super().__init__(dataset, world_size, rank)
+        self.weights = 1.0 / labels.bincount()[labels].double()
+
+    def __iter__(self) -> Iterator[int]:
+        draw = torch.Generator().manual_seed(self.seed + self.epoch)
+        drawn = torch.multinomial(self.weights, self.total_size, replacement=True, generator=draw)
+        return iter(drawn[self.rank : self.total_size : self.num_replicas].tolist())
 
 
 class TrainLoader(DataLoader[Any]):
@@ -117,9 +140,14 @@ class Loaders(LightningDataModule):
 
     # loaders
 
+    def train_sampler(self, dataset: Items, world_size: int, rank: int) -> EpochSampler:
+        """Order of the training samples of each epoch, and the share of a rank."""
+        return EpochSampler(dataset, world_size, rank)
+
     def train_dataloader(self) -> DataLoader[Any]:
         dataset, trainer = self.splits["train"], self.trainer
-        sampler = EpochSampler(dataset, trainer.world_size if trainer else 1, trainer.global_rank if trainer else 0)
+        world_size, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        sampler = self.train_sampler(dataset, world_size, rank)
         sampler.set_epoch(trainer.current_epoch if trainer else 0)  # Lightning sets it only from the second epoch on
         options = {
             "sampler": sampler,

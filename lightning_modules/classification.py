@@ -1,31 +1,20 @@
 """Image classification."""
 
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from timm.data import Mixup
-from timm.models import save_for_hf
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
 
-from backbones.timm_inputs import check_input_size
-from backbones.timm_models import (
-    bias_arguments,
-    build_backbone,
-    classifier_layers,
-    head_modules,
-    init_head,
-    input_config,
-    reset_head,
-)
 from lightning_modules.batch import Batch
-from lightning_modules.heads.feature_norm import FeatureNorm, norm_input
+from lightning_modules.class_losses import ClassWeights, balanced_weights, check_weights, focal_loss
 from lightning_modules.metrics import ClassAccuracy, WeightedMean
 from lightning_modules.named_classes import NamedClasses
 from lightning_modules.run import datamodule_of
 from lightning_modules.task import Headline
+from lightning_modules.timm_head import TimmHead
 
 IGNORED = -100  # label of samples that metrics leave out
 
@@ -38,20 +27,16 @@ class MeanCrossEntropy(WeightedMean):
         super().update(losses, labels != IGNORED)
 
 
-class Classification(NamedClasses):
+class Classification(TimmHead, NamedClasses):
     """Image classification with a timm backbone.
 
     Args:
-        backbone: Full timm tag such as ``vit_base_patch16_224.augreg_in21k``, or ``local-dir:PATH``.
-        pretrained: ``true`` for the weights of the tag, ``false`` for random ones, or the path of a weight file.
         num_classes: Number of classes; on the command line it comes from the data.
-        backbone_args: Further arguments of ``timm.create_model``.
-        drop_path: Stochastic depth rate of the last block; the rate grows linearly over the blocks.
-        head_init: Initial weights of the new classifier. ``trunc_normal``: std 0.02, as in timm's ViT. ``adaptformer``:
-            the same with std 0.01. ``linear``: torch's default of linear layers. ``zero``: zero. ``vpt``: Kaiming
-            normal, and a bias of -4.6, so that each class starts at a sigmoid of 0.01.
-        head_batch_norm: Whether a BatchNorm without weights norms the features before the classifier, as in the linear
-            probe of MAE and in AdaptFormer. A merge computes it into the weights of the classifier.
+        loss: Loss of a training step. ``cross_entropy``; or ``focal``: cross entropy of an image times (1 - p) to the
+            power ``focal_gamma``, p the probability of its class, so that hard images count more (arXiv:1708.02002).
+        focal_gamma: Power of ``focal``; 0 is the cross entropy.
+        class_weights: Weight of each class in the training loss, in the order of the classes. ``balanced``: number of
+            training images / (number of classes * images of the class).
         label_smoothing: Probability mass that the loss spreads over all classes.
         mixup: Beta parameter of mixup; 0 for no mixup.
         cutmix: Beta parameter of cutmix; 0 for no cutmix. With mixup and cutmix, each batch draws one of them.
@@ -62,13 +47,10 @@ class Classification(NamedClasses):
 
     def __init__(
         self,
-        backbone: str = "vit_base_patch16_224.augreg_in21k",
-        pretrained: bool | str = True,
         num_classes: int = 1000,
-        backbone_args: dict[str, Any] | None = None,
-        drop_path: float = 0.0,
-        head_init: Literal["trunc_normal", "adaptformer", "linear", "zero", "vpt"] = "trunc_normal",
-        head_batch_norm: bool = False,
+        loss: Literal["cross_entropy", "focal"] = "cross_entropy",
+        focal_gamma: float = 2.0,
+        class_weights: ClassWeights = None,
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
@@ -79,14 +61,15 @@ class Classification(NamedClasses):
             raise ValueError(f"num_classes={num_classes}: expected at least 2 classes")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing={label_smoothing}: expected a share of at least 0 and below 1")
-        if not 0 <= drop_path < 1:
-            raise ValueError(f"drop_path={drop_path}: expected a probability of at least 0 and below 1")
+        if focal_gamma < 0:
+            raise ValueError(f"focal_gamma={focal_gamma}: expected a power of at least 0")
         for name, value in {"mixup": mixup, "cutmix": cutmix}.items():
             if value < 0:
                 raise ValueError(f"{name}={value}: expected a positive number, or 0 for none")
-        self.backbone_name, self.pretrained, self.num_classes = backbone, pretrained, num_classes
-        self.backbone_args, self.drop_path, self.head_init = dict(backbone_args or {}), drop_path, head_init
-        self.head_batch_norm, self.label_smoothing = head_batch_norm, label_smoothing
+        self.num_classes, self.label_smoothing, self.class_weights = num_classes, label_smoothing, class_weights
+        self.focal_gamma = focal_gamma if loss == "focal" else 0.0
+        check_weights(class_weights, num_classes)
+        self.weights = torch.tensor(class_weights, dtype=torch.float32) if isinstance(class_weights, list) else None
         self.mixup = None
         if mixup > 0 or cutmix > 0:
             self.mixup = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
@@ -94,73 +77,13 @@ class Classification(NamedClasses):
         self.build()
         self.init_metrics()
 
-    # model
-
-    def build(self) -> None:
-        """Build a new plain backbone with a fresh classifier of ``num_classes`` outputs."""
-        args = self.backbone_args | ({"drop_path_rate": self.drop_path} if self.drop_path else {})
-        self.backbone = build_backbone(self.backbone_name, self.pretrained, args)
-        reset_head(self.backbone, self.num_classes, self.head_init)
-        self.head_norm: FeatureNorm | None = None
-        if self.head_batch_norm:
-            self.add_head_norm()
-
-    def add_head_norm(self) -> None:
-        """Norm the features before the classifier.
-
-        Raises:
-            ValueError: If the backbone has no single linear classifier.
-        """
-        layers = list(classifier_layers(self.backbone).values())
-        if len(layers) != 1 or not isinstance(layers[0], nn.Linear):
-            raise ValueError(
-                f"head_batch_norm=True: {type(self.backbone).__name__} has no single linear classifier, whose input a "
-                "BatchNorm could norm; leave it out"
-            )
-        self.head_norm = FeatureNorm(layers[0].in_features)
-        norm_input(layers[0], self.head_norm)
-
-    def heads(self) -> dict[str, nn.Module]:
-        return {f"backbone.{name}": head for name, head in head_modules(self.backbone).items()}
+    @property
+    def outputs(self) -> int:
+        return self.num_classes
 
     @property
-    def input_config(self) -> dict[str, Any]:
-        """Size, mean, std and interpolation of the backbone's training images, which datamodules use."""
-        return input_config(self.backbone)
-
-    def check_input_size(self, size: tuple[int, int, int]) -> None:
-        """Refuse images of a size (C, H, W) that the backbone cannot take; a datamodule asks before it reads any.
-
-        Raises:
-            ValueError: With the size, the expected one and the options.
-        """
-        check_input_size(self.backbone, size, tuple(self.input_config["input_size"]))
-
-    def predict_from(self, features: Tensor) -> Tensor:
-        """Logits (B, num_classes) of features."""
-        return self.backbone.forward_head(features)
-
-    def outputs_with(self, backbone: nn.Module, inputs: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images for a plain backbone, in which the head lies."""
-        return backbone(inputs)
-
-    def resize_head(self, width: int, batch_norm: bool = False) -> None:
-        for name in classifier_layers(self.backbone):
-            new = nn.Linear(width, self.num_classes)
-            init_head(new, self.head_init)
-            self.backbone.set_submodule(name, new)
-        if batch_norm or self.head_batch_norm:
-            self.add_head_norm()
-
-    def export(self, backbone: nn.Module, folder: Path) -> None:
-        """Write ``model.safetensors`` and ``config.json`` of a timm model, with the names of the classes.
-
-        If the backbone has biases that the plain one lacks, the config has timm's argument for them, if there is one.
-        """
-        names = {"label_names": self.class_names} if self.class_names else None
-        more = backbone.state_dict().keys() - self.backbone.state_dict().keys()
-        args = bias_arguments(self.backbone_name, self.backbone_args, backbone) if more else None
-        save_for_hf(backbone, str(folder), model_config=names, model_args=args, safe_serialization=True)
+    def output_names(self) -> list[str]:
+        return self.class_names
 
     # training
 
@@ -178,13 +101,30 @@ class Classification(NamedClasses):
         return data.after_mixing(batch) if hasattr(data, "after_mixing") else batch
 
     def losses(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Mean cross entropy of logits (B, K) with labels (B,) or soft labels (B, K)."""
-        if targets.dim() > 1:  # soft labels have label smoothing already
-            return {"task_loss": F.cross_entropy(outputs.float(), targets)}
-        return {"task_loss": F.cross_entropy(outputs.float(), targets, label_smoothing=self.label_smoothing)}
+        """Mean cross entropy or focal loss of logits (B, K) with labels (B,) or soft labels (B, K)."""
+        smoothing = 0.0 if targets.dim() > 1 else self.label_smoothing  # soft labels have label smoothing already
+        weights = self.loss_weights()
+        weights = None if weights is None else weights.to(outputs.device)
+        if self.focal_gamma:
+            loss = focal_loss(outputs.float(), targets, self.focal_gamma, weights, smoothing)
+        else:
+            loss = F.cross_entropy(outputs.float(), targets, weights, label_smoothing=smoothing)
+        return {"task_loss": loss}
+
+    def loss_weights(self) -> Tensor | None:
+        """Weight of each class (K,) in the training loss; None if all are equal.
+
+        Raises:
+            ValueError: If they are to be balanced and a class has no training image, or the images cannot be counted.
+        """
+        if self.weights is None and self.class_weights == "balanced":
+            self.weights = balanced_weights(self._trainer and datamodule_of(self._trainer), self.num_classes)
+        return self.weights
 
     def loss_key(self) -> str:
-        return f"label_smoothing={self.label_smoothing}"
+        loss = f" focal_gamma={self.focal_gamma}" if self.focal_gamma else ""
+        weights = f" class_weights={self.class_weights}" if self.class_weights else ""
+        return f"label_smoothing={self.label_smoothing}{loss}{weights}"
 
     # evaluation
 
@@ -216,10 +156,10 @@ class Classification(NamedClasses):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         self.class_subset = getattr(datamodule_of(self.trainer), "class_subset", None)
+        if stage == "fit":
+            self.loss_weights()  # here, because a class without images is refused before training
 
     def example_batch(self) -> Batch:
-        """One image of zeros (1, C, H, W) of class 0, in the dtype of the frozen weights."""
-        device = next(self.backbone.parameters()).device  # self.device is that of the run before the weights are there
-        images = torch.zeros(1, *self.input_config["input_size"], device=device).to(self.dtype)
-        label = torch.zeros(1, dtype=torch.long, device=device)
-        return Batch.of(images, label)
+        """One image of zeros (1, C, H, W) of class 0."""
+        images = self.example_images()
+        return Batch.of(images, torch.zeros(1, dtype=torch.long, device=images.device))

@@ -57,12 +57,9 @@ class Task(Optimized, ABC):
     necks: ClassVar[tuple[str, ...]] = ()  # names among ``heads`` that are counted as the neck
     backbone: Backbone
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.part_metrics = nn.ModuleDict()  # headline metric of each part of a test set that has several parts
-
     def init_metrics(self) -> None:
         """Create the metrics of evaluation; a task calls this in its ``__init__``, after ``build``."""
+        self.part_metrics = nn.ModuleDict()  # headline metric of each part of a test set that has several parts
         self.val_metrics = self.metrics().clone(prefix="val/")
         self.test_metrics = self.metrics().clone(prefix="test/")
 
@@ -153,11 +150,12 @@ class Task(Optimized, ABC):
         """
         raise TypeError(f"{type(self).__name__} has no form of its library for a plain model")
 
+    def finish_merged(self, backbone: nn.Module) -> None:
+        """Change the head of a merged backbone in place, so that its outputs are those of this task."""
+
     def loss_key(self) -> str:
         """Settings that change the loss; part of the key of a score cache."""
         return ""
-
-    # for all tasks
 
     def forward(self, inputs: Any) -> Any:
         """Outputs of the model for inputs with B rows."""
@@ -204,12 +202,13 @@ class Task(Optimized, ABC):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.update(self.val_metrics, self.evaluate(batch), batch)
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         outputs = self.evaluate(batch)
         self.update(self.test_metrics, outputs, batch)
         if self.part_metrics:
             part: Any = list(self.part_metrics.values())[dataloader_idx]
             self.update(part, outputs, batch)
+        return {"outputs": outputs}  # for callbacks
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Any:
         """Predictions for the rows of a batch."""

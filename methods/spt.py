@@ -99,9 +99,8 @@ class SPT(Selective):
                         continue
                     size, vector, added = tensor.numel() // len(blocks), tensor.dim() == 1, 0
                     if not vector and called and block in CANDIDATES:
-                        added = module_size(
-                            self.spt_kind, self.spt_rank, block, tensor.shape[1], len(tensor) // len(blocks)
-                        )
+                        rows = len(tensor) // len(blocks)
+                        added = module_size(self.spt_kind, self.spt_rank, block, tensor.shape[1], rows)
                     name = f"{above}.{block}.{kind}".removeprefix(".")
                     parts.append(Part(name, f"{path}.{kind}", i * size, size, vector, added))
         return parts
@@ -116,8 +115,9 @@ class SPT(Selective):
         return {"batch_size": 32, "max_batches": 16}
 
     def score_loss(self, batch: Batch) -> Tensor:
-        """Cross entropy through the fresh head, without label smoothing; the loss of a dense task."""
-        return self.loss(batch) if self.dense else F.cross_entropy(self(batch.inputs).float(), batch.targets)
+        """Cross entropy through the fresh head, without label smoothing; the loss of a task without labels."""
+        labels = batch.targets
+        return F.cross_entropy(self(batch.inputs).float(), labels) if self.targets == "labels" else self.loss(batch)
 
     def select(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
         """Spend the budget on the entries with the largest sums of squared gradients.

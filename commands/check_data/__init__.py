@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from tqdm import tqdm
 
 from commands.check_data.masks import check_masks
 from datamodules.image_module import ImageModule
-from datamodules.labelled_images import LabelledImages
 from datamodules.overlap import leak
 from datamodules.samples import LabelledSamples, open_image
 from datamodules.segmentation_images import SegmentationImages
@@ -54,7 +54,6 @@ def check_lists(data: ImageModule) -> tuple[Table, list[str]]:
     Returns:
         A table with a row for each list, and the mistakes.
     """
-    assert isinstance(data, LabelledImages)
     tasks = getattr(data, "tasks", {})
     named = [data.task] if getattr(data, "task", None) else list(tasks)  # type: ignore[attr-defined]
     table = Table(title=f"{type(data).__name__} in {getattr(data, 'root', '')}", title_justify="left")
@@ -69,7 +68,7 @@ def check_lists(data: ImageModule) -> tuple[Table, list[str]]:
     return table, wrong
 
 
-def check_task(data: LabelledImages, task: str, table: Table) -> list[str]:
+def check_task(data: ImageModule, task: str, table: Table) -> list[str]:
     """Add a row for each list of a task; returns its mistakes."""
     wrong, missing = [], {}
     images: dict[str, list[Read]] = {}
@@ -86,13 +85,19 @@ def check_task(data: LabelledImages, task: str, table: Table) -> list[str]:
         wrong += [f"{title}: {problem}" for problem in found]
         labels, sizes = samples.labels, [image.size for image in images[name] if not image.error] or [(0, 0)]
         width, height = (sum(side) / len(sizes) for side in zip(*sizes, strict=True))
-        cells = f"{len(labels):,}", known, f"{len(labels.unique())} of {data.num_classes}"
-        span, size = f"{int(labels.min())} to {int(labels.max())}", f"{width:.0f} x {height:.0f}"
+        present = len(labels.unique()) if labels.dim() == 1 else int((labels != 0).any(0).sum())
+        cells = f"{len(labels):,}", known, f"{present} of {count_of(data, labels)}"
+        span, size = f"{labels.min().item():g} to {labels.max().item():g}", f"{width:.0f} x {height:.0f}"
         table.add_row(task, name, *cells, span, size, "wrong" if found else "")
     for message in dict.fromkeys(missing.values()):  # one folder may be missing for several lists
         names = ", ".join(name for name in missing if missing[name] == message)
         wrong.append(f"{task} {names}: {message}".strip())
     return wrong + [f"{task} {leak}".strip() for leak in leaks(data, images)]
+
+
+def count_of(data: ImageModule, labels: Tensor) -> int:
+    """Number of classes, or of the tags or numbers of an image."""
+    return labels.shape[1] if labels.dim() > 1 else data.num_classes  # type: ignore[attr-defined]
 
 
 def read(title: str, samples: LabelledSamples) -> list[Read]:
@@ -114,15 +119,18 @@ def read(title: str, samples: LabelledSamples) -> list[Read]:
         return list(tqdm(threads.map(look, indices), desc=title, total=len(indices), leave=False, disable=None))
 
 
-def problems(data: LabelledImages, samples: LabelledSamples, images: list[Read], expected: int | None) -> list[str]:
+def problems(data: ImageModule, samples: LabelledSamples, images: list[Read], expected: int | None) -> list[str]:
     """Mistakes in one list."""
     found = []
     if expected is not None and len(samples.labels) != expected:
         found.append(f"{len(samples.labels):,} images, expected {expected:,}")
-    outside = ((samples.labels < 0) | (samples.labels >= data.num_classes)).nonzero().flatten()
+    classes = count_of(data, samples.labels)
+    outside = ((samples.labels < 0) | (samples.labels >= classes)).nonzero().flatten()
+    if samples.labels.dim() > 1:  # tags or numbers, which the reader of their file has checked
+        outside = outside[:0]
     if len(outside):
         first = f"{int(samples.labels[outside[0]])} of {samples.name(int(outside[0]))}"
-        found.append(f"{len(outside):,} labels outside 0 to {data.num_classes - 1}, first {first}")
+        found.append(f"{len(outside):,} labels outside 0 to {classes - 1}, first {first}")
     broken = [image for image in images if image.error]
     if broken:
         first = f"{broken[0].name} ({broken[0].error})"
@@ -130,7 +138,7 @@ def problems(data: LabelledImages, samples: LabelledSamples, images: list[Read],
     return found
 
 
-def leaks(data: LabelledImages, images: dict[str, list[Read]]) -> list[str]:
+def leaks(data: ImageModule, images: dict[str, list[Read]]) -> list[str]:
     """Images that are, byte for byte, in two lists that should share none; a few only give a note."""
     digests = {name: {image.digest: image.name for image in part if not image.error} for name, part in images.items()}
     tune = getattr(data, "lists", {}).get("tune", {"train": "train", "val": "val"})

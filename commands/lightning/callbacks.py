@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from callbacks.best_checkpoint import BestCheckpoint
 from callbacks.channels_last import ChannelsLast
 from callbacks.checkpoint_activations import CheckpointActivations
+from callbacks.class_report import ClassReport
 from callbacks.compiled import Compiled
 from callbacks.cost import Cost
 from callbacks.delta_export import DeltaExport
@@ -52,6 +53,12 @@ def run_callbacks(
         return [SecondInterrupt(), ScoreBeforeFit(**options.score.as_dict()), result, last]
     # of masks, if the task predicts maps
     writers: list[Callback] = [MaskPredictions(), MaskPicture()] if getattr(model, "dense", False) else [Predictions()]
+    if options.get("class_report"):
+        report = ClassReport()
+        report.check(model)  # here, because nothing is read yet
+        if subcommand == "fit" and not options.test_after_fit:
+            raise ValueError("class_report=true: it is about a test; pass --test_after_fit true too")
+        writers.append(report)
     # the card needs the result, and the result the costs
     ends = [cost, DeltaExport(), result, ModelCard()]
     # behind ScoreBeforeFit, because scores are of plain fp32 products

@@ -64,6 +64,14 @@ HELP: dict[str, dict[str, Any]] = {
         "default": False,
         "help": "Whether to test the best checkpoint after the fit.",
     },
+    "class_report": {
+        "type": bool,
+        "default": False,
+        "help": "Whether a test of a classifier writes classes.csv (accuracy, precision, F1 and AUROC of each class), "
+        "confusion.csv and confusion.png, and logs F1, AUROC and ECE, the expected calibration error. Validation "
+        "images, if there are any, choose a temperature that divides the logits, and ECE_calibrated is the error "
+        "with it.",
+    },
     "override_checkpoint": {
         "type": bool,
         "default": False,

@@ -4,6 +4,7 @@ USED_BY = {
     "channels_last": ("fit", "validate", "test", "predict"),
     "checkpoint": ("fit",),
     "checkpoint_activations": ("fit",),
+    "class_report": ("fit", "test"),
     "compile": ("fit", "validate", "test", "predict"),
     "ema": ("fit",),
     "export_member": ("fit",),

@@ -14,7 +14,6 @@ from backbones.evaluating import evaluating
 from backbones.inject import Backbone
 from callbacks.scoring.undisturbed import eagerly
 from checkpoints.fingerprint import fingerprint
-from lightning_modules.heads.feature_norm import merge_norms
 from lightning_modules.task import Task
 from methods.core.precision import default_dtype
 from methods.core.sharded import check_strategy
@@ -215,5 +214,5 @@ class PEFTMethod(WarmStart):
         with torch.no_grad():
             self.before_merge(backbone)
             self.merge_into(backbone)
-            merge_norms(backbone)
+            self.finish_merged(backbone)
         return backbone.requires_grad_(False).eval()

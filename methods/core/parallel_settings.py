@@ -72,7 +72,8 @@ class ParallelSettings(Members):
         # attributes that callbacks and datamodules use, equal for all members
         self.headline, self.unit = first.headline, first.unit  # type: ignore[misc]
         self.plain_keys, self.fingerprint = first.plain_keys, first.fingerprint
-        for name in ("pretrained", "backbone_name", "backbone_args", "num_classes", "input_config", "mixup", "dense"):
+        names = ("pretrained", "backbone_name", "backbone_args", "num_classes", "input_config", "mixup")
+        for name in (*names, "targets", "dense"):
             setattr(self, name, getattr(first, name, None))
         self.init_metrics()
 

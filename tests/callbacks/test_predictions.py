@@ -59,14 +59,15 @@ def test_an_image_that_was_left_out_moves_no_name(
 
 def test_rows_of_all_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def gather(out: list[Any], own: Any) -> None:
-        out[:] = [own, [(1, 1, 0.75), (3, 0, 0.5)]]
+        out[:] = [own, [(1, (1, 0.75)), (3, (0, 0.5))]]
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     samples = SimpleNamespace(name=lambda index: f"image, {index}.png")
     module = SimpleNamespace(class_names=["a", "ä"], splits={"test": SimpleNamespace(samples=samples)})
     run: Any = SimpleNamespace(world_size=2, is_global_zero=True, log_dir=tmp_path, datamodule=module)
     mine = [torch.tensor([[0.9, 0.1]]), torch.tensor([[0.2, 0.8]])]
-    Predictions().write_on_epoch_end(run, None, mine, [[[0], [2]]])  # type: ignore[arg-type]
+    task: Any = SimpleNamespace(targets="labels")
+    Predictions().write_on_epoch_end(run, task, mine, [[[0], [2]]])
     assert [tuple(row.values()) for row in rows(tmp_path)] == [
         ("0", "image, 0.png", "a", "0.900000"),
         ("1", "image, 1.png", "ä", "0.750000"),
@@ -83,3 +84,17 @@ def test_formulas_become_text(name: str) -> None:
 @pytest.mark.parametrize("name", ["rose", "-1", "+2.5", "a=b", "images/-1.png", ""])
 def test_other_names_stay(name: str) -> None:
     assert as_text(name) == name
+
+
+@pytest.mark.parametrize(("targets", "cells"), [("tags", "0.900000,0.125000"), ("numbers", "0.9,0.125")])
+def test_tags_and_numbers(targets: str, cells: str, tmp_path: Path) -> None:
+    """A column for each tag or number."""
+    samples = SimpleNamespace(name=lambda index: f"{index}.png")
+    names = {"class_names": ["a", "b"], "target_names": ["a", "b"]}
+    module = SimpleNamespace(**names, splits={"test": SimpleNamespace(samples=samples)})
+    run: Any = SimpleNamespace(world_size=1, is_global_zero=True, log_dir=tmp_path, datamodule=module)
+    task: Any = SimpleNamespace(targets=targets)
+    Predictions().write_on_epoch_end(run, task, [torch.tensor([[0.9, 0.125], [0.0, 1.0]])], [[[1, 0]]])
+    lines = (tmp_path / "predictions.csv").read_text().splitlines()
+    assert lines[0] == "index,sample,a,b"
+    assert lines[2] == f"1,1.png,{cells}"

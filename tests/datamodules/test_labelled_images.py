@@ -2,6 +2,7 @@
 
 import pytest
 
+from datamodules.loading import BalancedSampler
 from tests.support.pictures import Listed, pictures
 
 
@@ -16,6 +17,15 @@ def test_label_outside_the_classes(label: int) -> None:
 def test_class_without_training_images(capsys: pytest.CaptureFixture[str]) -> None:
     Listed(num_classes=5, batch_size=2).dataset("train", pictures())
     assert "2 of 5 classes have no training image" in capsys.readouterr().out
+
+
+def test_balanced_draws_need_images_of_each_class() -> None:
+    with pytest.raises(ValueError, match=r"data\.sampling=balanced: 2 of 5 classes have no training image, first"):
+        Listed(num_classes=5, batch_size=2, sampling="balanced").dataset("train", pictures())
+    module = Listed({"train": pictures(6)}, batch_size=2, sampling="balanced")
+    module.splits["train"] = module.dataset("train", module.samples("train"))
+    assert isinstance(module.train_dataloader().sampler, BalancedSampler)
+    assert module.varies() == []  # draws leave the items as they are, so that features can be cached
 
 
 def test_lists_are_the_splits() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules.loading import EpochSampler, score_order
+from datamodules.loading import BalancedSampler, EpochSampler, score_order
 from tests.support.pictures import INPUT, Listed, pictures
 
 
@@ -114,3 +114,20 @@ def test_workers_get_no_trainer_and_no_pixels() -> None:
 def test_numbers_of_workers_that_are_refused(number: int) -> None:
     with pytest.raises(ValueError, match=f"num_workers={number}: expected 0 to 1,024 processes"):
         Listed(num_workers=number)
+
+
+def test_balanced_draws() -> None:
+    """Classes are equally likely; ranks share one order, which depends on the seed and the epoch alone."""
+    labels = torch.tensor([0] * 90 + [1] * 10)
+
+    def order(epoch: int, world: int = 1, rank: int = 0) -> list[int]:
+        sampler = BalancedSampler(range(100), world, rank, labels)  # type: ignore[arg-type]
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(3) == order(3) != order(4)
+    shares = [order(3, 2, rank) for rank in (0, 1)]
+    assert [index for pair in zip(*shares, strict=True) for index in pair] == order(3)
+    drawn = torch.cat([labels[order(epoch)] for epoch in range(20)])
+    assert len(drawn) == 2000
+    assert abs(float(drawn.float().mean()) - 0.5) < 0.04

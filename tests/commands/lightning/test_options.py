@@ -46,13 +46,14 @@ OWN = {
         "checkpoint_activations",
         "members",
         "export_member",
+        "class_report",
         "test_after_fit",
         "override_checkpoint",
         "run_root",
     },
     "score": {"score", "run_root"},
     "validate": {*COMPUTING, "members", "override_checkpoint", "run_root"},
-    "test": {*COMPUTING, "members", "override_checkpoint", "run_root"},
+    "test": {*COMPUTING, "class_report", "members", "override_checkpoint", "run_root"},
     "predict": {*COMPUTING, "override_checkpoint", "run_root"},
 }
 CORE = {"help", "config", "print_config", "seed_everything", "trainer", "model", "data"}

@@ -156,10 +156,7 @@ class DyT(PEFTMethod):
                 super().recompute(True)
 
     def recompute(self, enabled: bool) -> None:
-        """Compute the activations inside blocks again in the backward pass; those of the teacher are kept.
-
-        The teacher has a loss of its own, so that its pass needs a backward pass too.
-        """
+        """Compute activations inside blocks again in the backward pass; those of the teacher, which trains, are kept."""
         super().recompute(enabled)
         self.recomputes = enabled
 

@@ -4,6 +4,7 @@ import hashlib
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,11 +106,8 @@ class ScoreBeforeFit(Callback):
             scores = self.scores(trainer, pl_module)
             with all_or_none(trainer):
                 if trainer.is_global_zero:
-                    write_atomically(
-                        path,
-                        lambda file: save_file(scores, file, metadata={"key": key}),
-                        lambda: tensor_bytes(scores.values()),
-                    )
+                    write = partial(save_file, scores, metadata={"key": key})
+                    write_atomically(path, write, lambda: tensor_bytes(scores.values()))
         return scores or {}
 
     def key(self, trainer: Trainer, pl_module: Scorable) -> str:

@@ -41,7 +41,7 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
 
 def saved_bytes(checkpoint: dict[str, Any]) -> int:
     """Bytes of the file that ``save`` writes."""
-    counter = Counter()
+    counter: Any = Counter()
     torch.save(checkpoint, counter)
     return counter.bytes
 

@@ -105,11 +105,8 @@ class ScoreBeforeFit(Callback):
             scores = self.scores(trainer, pl_module)
             with all_or_none(trainer):
                 if trainer.is_global_zero:
-                    write_atomically(
-                        path,
-                        lambda file: save_file(scores, file, metadata={"key": key}),
-                        lambda: tensor_bytes(scores.values()),
-                    )
+                    needed = tensor_bytes(scores.values())
+                    write_atomically(path, lambda file: save_file(scores, file, metadata={"key": key}), lambda: needed)
         return scores or {}
 
     def key(self, trainer: Trainer, pl_module: Scorable) -> str:

@@ -6,7 +6,7 @@ A subclass gives ``samples`` and ``item``. This file has no image, no label and 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 
@@ -80,7 +80,10 @@ class DataModule(Loaders, ABC):
         if not len(samples):
             raise ValueError(f"the {split} split is empty")
         if split == "train" and self.drop_last and self.batch_size > len(samples):
-            raise ValueError(f"batch_size={self.batch_size} is larger than the {len(samples)} training {self.unit}s")
+            raise ValueError(
+                f"batch_size={self.batch_size} is larger than the {len(samples)} training {self.unit}s: pass a smaller "
+                "--data.batch_size, or --data.drop_last false"
+            )
 
     def varies(self) -> list[str]:
         """Options, as ``name=value``, that make the items of the training split differ between epochs."""
@@ -125,7 +128,8 @@ class DataModule(Loaders, ABC):
                 if samples is not None:
                     self.splits[split] = self.dataset(split, samples)
                 elif split != "val" or stage == "validate":
-                    raise ValueError(f"the data have no {split} split")
+                    others = [other for other in get_args(Split) if self.samples(other) is not None]
+                    raise ValueError(f"the data have no {split} split; found {', '.join(others) or 'none'}")
                 else:
                     self.trainer.limit_val_batches = 0  # otherwise Lightning warns about the empty list
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 from torch import Tensor
 
@@ -188,6 +189,8 @@ def load(root: str, asked: set[str]) -> "dict[str, datasets.Dataset]":
     import datasets
     from pyarrow import parquet
 
+    if not root.strip():  # otherwise the folder from which the command was started
+        raise ValueError(f"data.root={root!r}: expected a folder or the name of a dataset of the hub")
     path = Path(root).expanduser()
     if path.is_file():
         raise ValueError(f"data.root={root!r} is a file; expected the folder that it lies in")
@@ -256,6 +259,10 @@ def class_folders(root: Path, asked: set[str]) -> "dict[str, datasets.Dataset]":
     names = sorted({name for rows in images.values() for _, name in rows})
     if not names or all(name.lower() in usual for name in names):
         raise ValueError(f"data.root={str(root)!r} holds no class folders of images, parquet files or saved dataset")
+    empty = [f for folder in (splits or {"train": root}).values() for f in folders(folder) if not files(f)]
+    if empty:
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        rank_zero_info(f"note: {len(empty)} class folders hold no image, first {empty[0]}; read are {kinds}")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     return {
         split: datasets.Dataset.from_dict(

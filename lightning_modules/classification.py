@@ -58,7 +58,7 @@ class Classification(TimmHead, NamedClasses):
     ) -> None:
         super().__init__(**kwargs)
         if num_classes < 2:
-            raise ValueError(f"num_classes={num_classes}: expected at least 2 classes")
+            raise ValueError(f"num_classes={num_classes}: expected at least 2 classes, of which the data have images")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing={label_smoothing}: expected a share of at least 0 and below 1")
         if focal_gamma < 0:

@@ -156,7 +156,7 @@ class DyT(PEFTMethod):
                 super().recompute(True)
 
     def recompute(self, enabled: bool) -> None:
-        """Compute activations inside blocks again in the backward pass; those of the teacher, which trains, are kept."""
+        """Compute activations inside blocks again in the backward pass; those of the teacher are kept."""
         super().recompute(enabled)
         self.recomputes = enabled
 

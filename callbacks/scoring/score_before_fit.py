@@ -4,7 +4,6 @@ import hashlib
 import sys
 import time
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,8 +105,8 @@ class ScoreBeforeFit(Callback):
             scores = self.scores(trainer, pl_module)
             with all_or_none(trainer):
                 if trainer.is_global_zero:
-                    write = partial(save_file, scores, metadata={"key": key})
-                    write_atomically(path, write, lambda: tensor_bytes(scores.values()))
+                    needed = tensor_bytes(scores.values())
+                    write_atomically(path, lambda file: save_file(scores, file, metadata={"key": key}), lambda: needed)
         return scores or {}
 
     def key(self, trainer: Trainer, pl_module: Scorable) -> str:

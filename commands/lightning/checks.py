@@ -31,6 +31,9 @@ def check_options(options: Namespace) -> None:
     for name in INTERVALS:
         if trainer.get(name) == 0:
             raise ValueError(f"trainer.{name}=0: expected a number above 0")
+    clip = trainer.get("gradient_clip_val")
+    if isinstance(clip, (int, float)) and clip < 0:  # Lightning would turn the sign of each gradient
+        raise ValueError(f"trainer.gradient_clip_val={clip}: expected a norm of at least 0, or null for no clipping")
 
 
 def check_seed(seed: Any) -> None:

@@ -34,6 +34,8 @@ def digest(options: Any) -> str:
 
 def new_run_folder(options: Any, subcommand: str) -> Path:
     """Make the folder RUN_ROOT/METHOD/DATA/ID of a run, whose ID is the digest of its options."""
+    if not options.run_root.strip():  # otherwise the folder from which the command was started
+        raise ValueError(f"run_root={options.run_root!r}: expected a folder")
     name = digest(options) if subcommand == "fit" else f"{subcommand}-{digest(options)}"
     return run_folder(Path(options.run_root) / options.model.class_path.rpartition(".")[2] / data_name(options) / name)
 

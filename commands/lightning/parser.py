@@ -33,6 +33,12 @@ class GraftParser(ShortErrors, LightningArgumentParser):
         # `score` has the options of `fit`; a group named "score" would clash with --score.*
         return super().add_method_arguments(theclass, "fit" if themethod == "score" else themethod, *args, **kwargs)
 
+    def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        try:
+            return super().parse_path(cfg_path, *args, **kwargs)
+        except UnicodeDecodeError as error:
+            return self.error(f"{cfg_path}: expected a config, a text in UTF-8, and the file is none", error)
+
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
         return super().parse_string(without(content, self.skipped), *args, **kwargs)
 

@@ -61,6 +61,8 @@ def expand(args: list[str]) -> Expanded:
     check_class("model", model, methods, PEFTMethod)
     configs: list[dict[str, Any]] = []
     path, saved = pop_flag(rest, "--ckpt_path")[0], None
+    if path is not None and not path.strip():
+        raise ValueError(f"ckpt_path={path!r}: expected a checkpoint file or an adapter folder")
     if path and path not in LIGHTNING_NAMES:
         saved = read_saved(path, subcommand, model)
         configs.append(config_of(saved, subcommand))

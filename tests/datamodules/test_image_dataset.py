@@ -90,6 +90,16 @@ def test_a_split_may_lack_classes(tmp_path: Path) -> None:
     assert {name for _, name in contents(module)["test"]} == {"c"}
 
 
+def test_class_folders_without_images_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Such as photographs in a format that is not read."""
+    class_folders(tmp_path / "train", ("cat", "dog"))
+    (tmp_path / "train/cow").mkdir()
+    (tmp_path / "train/cow/1.heic").write_bytes(b"")
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        assert ImageDataset(str(tmp_path)).class_names == ["cat", "dog"]
+    assert f"1 class folders hold no image, first {tmp_path / 'train/cow'}; read are" in caplog.text
+
+
 def test_only_class_folders(tmp_path: Path) -> None:
     class_folders(tmp_path, {"a": 20, "b": 10, "c": 2, "alone": 1})
     found = contents(ImageDataset(root=str(tmp_path), val_fraction=0.2))

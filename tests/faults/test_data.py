@@ -1,4 +1,4 @@
-"""Data that no run can have (faults 6, 8 to 11, 28 and 42 to 44 of the list, and their kind)."""
+"""Data that no run can have (faults 6 to 11, 28 and 42 to 44 of the list, and their kind)."""
 
 import csv
 import os
@@ -25,6 +25,20 @@ def test_06_a_label_outside_the_classes(tiny: list[str], images: Path, refused: 
     (tmp_path / "table").mkdir()
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "table/train.parquet")
     refused(*tiny, "--data.root", tmp_path / "table", "--data.val_split=none", says=("row 2", "label -1"))
+
+
+def test_07_data_that_are_half_there(
+    model: list[str], base: list[str], refused: Refused, call: Callable[..., Answer], tmp_path: Path
+) -> None:
+    """A run names what is missing, and check_data prints a table of all that is there and missing."""
+    data = ["--data", "VTAB", "--data.root", str(tmp_path)]
+    trainer = [word for word in base if word.startswith("--trainer")]
+    (tmp_path / "cifar").mkdir()
+    refused("fit", *model, *trainer, *data, "--data.task=cifar", says="cifar")
+    answer = call("check_data", *data)
+    assert answer.code == 1
+    assert "problems, listed above" in answer.err
+    assert f"{tmp_path} has no folder svhn" in answer.out
 
 
 def test_08_test_images_in_the_training_split(
@@ -76,9 +90,11 @@ def test_10_odd_images(
 
 def test_11_too_few_images(tiny: list[str], own_images: Path, refused: Refused) -> None:
     refused(*tiny, "--data.batch_size=25", says="batch_size=25 is larger than the 24 training images")
+    refused(*tiny, "--data.train_split=none", says="the data have no train split; found val, test")
     for name in ("rose", "tulip"):
         for split in ("train", "val", "test"):
             shutil.rmtree(own_images / split / name)
+            (own_images / split / name).mkdir()
     refused(*tiny, says="num_classes=1: expected at least 2 classes")
 
 

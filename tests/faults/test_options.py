@@ -1,4 +1,4 @@
-"""Options that no run can have (faults 2 to 5, 32, 36, 37 of the list, and their kind)."""
+"""Options that no run can have (faults 1 to 5, 32, 36, 37 of the list, and their kind)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +15,10 @@ from tests.support.command_line import Answer, folders
 def with_method(tiny: list[str], method: str, *options: str) -> list[str]:
     """The tiny fit with another method."""
     return [*(method if word == "ssf" else word for word in tiny), *options]
+
+
+def test_01_an_unknown_method(tiny: list[str], refused: Refused) -> None:
+    refused(*with_method(tiny, "loraa"), says=("unknown method 'loraa'; nearest: lora", "known: adapter, adaptformer"))
 
 
 def test_02_a_target_that_matches_nothing(tiny: list[str], refused: Refused) -> None:
@@ -61,6 +65,12 @@ def test_05_nothing_selected(method: str, option: str, tiny: list[str], refused:
         ("--trainer.devices=cpu,cuda:0", ("names cpu, cuda:0", "--trainer.accelerator")),
         ("--trainer.accelerator=cpu,gpu", ("expected one kind of device",)),
         ("--trainer.strategy=dpp", ("trainer: ", "dpp")),
+        ("--trainer.gradient_clip_val=-1", ("gradient_clip_val=-1", "at least 0")),
+        ("--checkpoint.save_top_k=-7", ("trainer: ", "save_top_k=-7")),
+        ("--checkpoint.mode=up", ("trainer: ", "got up")),
+        ("--data.root=", ("data.root=''", "the hub")),
+        ("--ckpt_path=", ("ckpt_path=''", "an adapter folder")),
+        ("--ckpt_path", ("--ckpt_path --run_root", "expected a value")),
         ("--seed_everything=-3", ("seed_everything=-3", "from 0 to")),
     ],
 )
@@ -84,6 +94,22 @@ def test_36_wandb_without_a_server(
     (folder,) = folders(tmp_path / "runs")
     assert list((folder / "wandb").glob("offline-run-*"))
     assert (folder / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--compile", "fast"], "compile='fast': expected default, reduce-overhead, max-autotune or null"),
+        (["--data.augmentation=randag"], "randaug or flip_randaug; did you mean randaug?"),
+        (["--model.lr=nan"], "model.lr='nan': expected a number"),
+        (["--trainer.max_epoch=1"], "unknown option --trainer.max_epoch; did you mean --trainer.max_epochs?"),
+    ],
+)
+def test_37_one_line_for_a_bad_option(words: list[str], line: str, tiny: list[str], refused: Refused) -> None:
+    first, *others = refused(*tiny, *words, code=2).splitlines()
+    assert first.startswith("error: ")
+    assert first.endswith(line)
+    assert others == ["(train.py fit --help explains each option)"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Runs that are killed, run out of something, or are repeated (faults 21, 25 to 27, 29 to 31 and 38 to 40)."""
+"""Runs that are killed, run out of something, or are repeated (faults 20, 21, 25 to 27, 29 to 31 and 38 to 41)."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from lightning_modules.classification import Classification
 from methods import PEFTMethod
 from tests.conftest import ROOT
 from tests.faults.conftest import Refused
-from tests.support.command_line import Answer, folders
+from tests.support.command_line import Answer, folders, snapshot
 from train import main
 
 WEIGHTS = "adapter/adapter_model.safetensors"
@@ -221,3 +221,38 @@ def test_40_no_memory_on_the_gpu(tiny: list[str], refused: Refused, monkeypatch:
     monkeypatch.setattr(Classification, "losses", full)
     messages = ("CUDA out of memory", "SSFClassification with data.batch_size=4", "accumulate_grad_batches")
     refused(*tiny, says=messages)
+
+
+def test_20_the_same_command_again(
+    base: list[str], model: list[str], call: Callable[..., Answer], tmp_path: Path
+) -> None:
+    command = ("fit", *model, *base, "--run_root", tmp_path)
+    assert call(*command).code == 0
+    (first,) = folders(tmp_path)
+    before = snapshot(first)
+    assert call(*command).code == 0
+    assert [path.name for path in folders(tmp_path)] == [first.name, f"{first.name}-2"]
+    assert snapshot(first) == before, "the second run wrote into the folder of the first"
+    again = torch.load(folders(tmp_path)[1] / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    saved = torch.load(first / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(tensor, again[name]) for name, tensor in saved.items()), "same seed, other weights"
+    assert call(*command, "--seed_everything", 1).code == 0
+    other = next(path for path in folders(tmp_path) if not path.name.startswith(first.name))
+    weights = torch.load(other / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert not all(torch.equal(tensor, weights[name]) for name, tensor in saved.items())
+
+
+def test_41_a_failed_run_of_a_grid(tiny: list[str], call: Callable[..., Answer], tmp_path: Path) -> None:
+    """The other runs finish, the summary names the failed one and its log, and the next start runs that one alone."""
+    options = [word for word in tiny[3:] if "weight_decay" not in word]
+    study = ("grid", "--study", tmp_path / "study", "--methods", "sct,ssf", "--retries", 0)
+    answer = call(*study, "--", *options)  # sct wants more channels than the tiny backbone has
+    assert answer.code == 1
+    assert "missing: sct/s0: " in answer.out
+    assert "sct/s0/log.txt" in answer.out
+    assert "1 of 2 finished" in answer.out
+    (finished,) = (tmp_path / "study").glob("ssf/s0/*/*/*/result.json")
+    before = finished.stat().st_mtime_ns
+    assert call("grid", "--study", tmp_path / "study").code == 1
+    assert finished.stat().st_mtime_ns == before
+    assert len(list((tmp_path / "study").glob("ssf/s0/*/*/*"))) == 1

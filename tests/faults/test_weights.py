@@ -1,4 +1,4 @@
-"""Weight files, adapters and checkpoints that no run can use (faults 12, 13, 15 to 18 and 45 of the list)."""
+"""Weight files, adapters and checkpoints that no run can use (faults 12 to 19 and 45 of the list)."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from torch import Tensor
 from checkpoints.delta import CONFIG, WEIGHTS
 from tests.conftest import BACKBONE, ROOT, TINY
 from tests.faults.conftest import Refused
-from tests.support.command_line import Answer
+from tests.support.command_line import Answer, folders
 
 Tensors = dict[str, Tensor]
 
@@ -132,3 +132,33 @@ def test_45_an_older_format(
     stored = json.loads((folder / "results.json").read_text())["ssf"]["test"]
     found = json.loads(result.read_text())
     assert {metric: found[metric] for metric in stored} == pytest.approx(stored, abs=2e-5)
+
+
+def test_14_a_checkpoint_of_another_backbone(
+    fitted: Path, base: list[str], call: Callable[..., Answer], tmp_path: Path
+) -> None:
+    answer = call(
+        *("test", "--ckpt_path", fitted / "checkpoints/last.ckpt", *base, "--run_root", tmp_path),
+        *("--model.pretrained=false", "--override_checkpoint=true"),
+    )
+    assert answer.code == 1
+    assert "this delta was trained on other weights" in answer.err
+
+
+def test_19_options_that_differ_from_the_checkpoint(
+    fitted: Path, base: list[str], call: Callable[..., Answer], tmp_path: Path
+) -> None:
+    checkpoint = fitted / "checkpoints/last.ckpt"
+    command = ("fit", "--ckpt_path", checkpoint, *base, "--trainer.max_epochs=2", "--run_root", tmp_path)
+    answer = call(*command, "--model.weight_decay", "0.5", "--model.lr=0.25")
+    assert answer.code == 1
+    assert "lr: 0.001 in the checkpoint, 0.25 here; weight_decay: 0.05 in the checkpoint, 0.5 here" in answer.err
+    assert "--override_checkpoint true" in answer.err
+    assert not folders(tmp_path)
+
+    assert call(*command, "--model.weight_decay", "0.5", "--override_checkpoint", "true").code == 0
+    (folder,) = folders(tmp_path)
+    saved = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    assert saved["epoch"] == 1
+    assert saved["hyper_parameters"]["weight_decay"] == 0.5
+    assert saved["optimizer_states"][0]["param_groups"][0]["weight_decay"] == 0.5

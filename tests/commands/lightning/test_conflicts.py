@@ -11,40 +11,10 @@ from commands.lightning.saved import Saved
 from tests.support.command_line import Answer, folders
 
 
-def test_conflict_with_the_checkpoint(
-    fitted: Path, base: list[str], call: Callable[..., Answer], tmp_path: Path
-) -> None:
-    checkpoint = fitted / "checkpoints/last.ckpt"
-    command = ("fit", "--ckpt_path", checkpoint, *base, "--trainer.max_epochs=2", "--run_root", tmp_path)
-    answer = call(*command, "--model.weight_decay", "0.5", "--model.lr=0.25")
-    assert answer.code == 1
-    assert "lr: 0.001 in the checkpoint, 0.25 here; weight_decay: 0.05 in the checkpoint, 0.5 here" in answer.err
-    assert "--override_checkpoint true" in answer.err
-    assert not folders(tmp_path)
-
-    assert call(*command, "--model.weight_decay", "0.5", "--override_checkpoint", "true").code == 0
-    (folder,) = folders(tmp_path)
-    saved = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
-    assert saved["epoch"] == 1
-    assert saved["hyper_parameters"]["weight_decay"] == 0.5
-    assert saved["optimizer_states"][0]["param_groups"][0]["weight_decay"] == 0.5
-
-
 def test_other_method_than_the_checkpoint(fitted: Path, base: list[str], call: Callable[..., Answer]) -> None:
     answer = call("fit", "--method", "bitfit", "--ckpt_path", fitted / "checkpoints/last.ckpt", *base)
     assert answer.code == 1
     assert "SSFClassification in the checkpoint, methods.BitFitClassification here" in answer.err
-
-
-def test_checkpoint_on_another_backbone(
-    fitted: Path, base: list[str], call: Callable[..., Answer], tmp_path: Path
-) -> None:
-    answer = call(
-        *("test", "--ckpt_path", fitted / "checkpoints/last.ckpt", *base, "--run_root", tmp_path),
-        *("--model.pretrained=false", "--override_checkpoint=true"),
-    )
-    assert answer.code == 1
-    assert "this delta was trained on other weights" in answer.err
 
 
 def test_nothing_to_score(model: list[str], base: list[str], call: Callable[..., Answer], tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from commands.lightning.folders import run_folder
@@ -25,23 +24,6 @@ def test_what_a_fit_leaves(fitted: Path, images: Path) -> None:
         rows = list(csv.DictReader(file))
     assert any(row.get("val/acc1") for row in rows)
     assert any(row.get("test/acc1") for row in rows)
-
-
-def test_the_same_command_again(base: list[str], model: list[str], call: Callable[..., Answer], tmp_path: Path) -> None:
-    command = ("fit", *model, *base, "--run_root", tmp_path)
-    assert call(*command).code == 0
-    (first,) = folders(tmp_path)
-    before = snapshot(first)
-    assert call(*command).code == 0
-    assert [path.name for path in folders(tmp_path)] == [first.name, f"{first.name}-2"]
-    assert snapshot(first) == before, "the second run wrote into the folder of the first"
-    again = torch.load(folders(tmp_path)[1] / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    saved = torch.load(first / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    assert all(torch.equal(tensor, again[name]) for name, tensor in saved.items()), "same seed, other weights"
-    assert call(*command, "--seed_everything", 1).code == 0
-    other = next(path for path in folders(tmp_path) if not path.name.startswith(first.name))
-    weights = torch.load(other / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    assert not all(torch.equal(tensor, weights[name]) for name, tensor in saved.items())
 
 
 def test_run_folders_are_never_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

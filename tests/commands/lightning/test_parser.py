@@ -51,6 +51,12 @@ def test_bad_config(
     assert message in answer.err
 
 
+def test_a_config_that_is_no_text(model: list[str], weights: Path, call: Callable[..., Answer]) -> None:
+    answer = call("fit", *model, "--config", weights)
+    assert answer.code == 2
+    assert f"{weights}: expected a config, a text in UTF-8" in answer.err
+
+
 def test_missing_data(model: list[str], call: Callable[..., Answer]) -> None:
     answer = call("fit", *model)
     assert answer.code == 2

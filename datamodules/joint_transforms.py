@@ -76,12 +76,12 @@ def is_varied(labels: Tensor) -> bool:
     return int(counts.max()) <= MOST * int(counts.sum()) and bool(counts.any())
 
 
-def training_transform(size: Size, scales: list[float], colour: list[int], photometric: bool) -> v2.Transform:
+def training_transform(size: Size, scales: list[float] | None, colour: list[int], photometric: bool) -> v2.Transform:
     """Random size, crop, mirror image and, if wanted, random colours.
 
     Args:
         size: Height and width of a crop.
-        scales: Smallest and largest factor of the size.
+        scales: Smallest and largest factor of the size; None for no crop, but the whole image without its aspect.
         colour: Colour of padded pixels, uint8.
         photometric: Whether brightness, contrast, saturation and hue change, each for half of the images. Brightness is
             multiplied, where mmsegmentation adds up to 32 of 255.
@@ -89,9 +89,8 @@ def training_transform(size: Size, scales: list[float], colour: list[int], photo
     jitters = {"brightness": (1 - 32 / 256, 1 + 32 / 256), "contrast": (0.5, 1.5), "saturation": (0.5, 1.5)}
     changes: Any = [v2.ColorJitter(**{name: value}) for name, value in (jitters | {"hue": (-0.1, 0.1)}).items()]
     colours = [v2.RandomApply([change], p=0.5) for change in changes] if photometric else []
-    low, high = scales
-    place = [RandomScale(min(size), low, high), VariedCrop(size, colour), v2.RandomHorizontalFlip()]
-    return v2.Compose([*place, *colours])
+    place = [v2.Resize(size)] if scales is None else [RandomScale(min(size), *scales), VariedCrop(size, colour)]
+    return v2.Compose([*place, v2.RandomHorizontalFlip(), *colours])
 
 
 def centre_crop(size: Size, colour: list[int]) -> v2.Transform:

@@ -33,6 +33,8 @@ class SegmentationImages(ImageModule):
             Otherwise the centre of the resized image is taken.
         scale_range: Smallest and largest factor of the size of a training image.
         photometric: Whether colours of training images change.
+        square: Whether images are resized to the size of the crop without their aspect, for training in the place of a
+            random factor and crop, as GPS does for SAM.
         reduce_zero_label: Whether the number 0 in a mask means no class, and 1 the first class, as in ADE20K.
         eval_batch_size: Images of an evaluation step on each device; more than 1 only for images of one size.
     """
@@ -45,6 +47,7 @@ class SegmentationImages(ImageModule):
         train_crop: bool = True,
         scale_range: list[float] = [0.5, 2.0],  # noqa: B006 (copied below)
         photometric: bool = True,
+        square: bool = False,
         reduce_zero_label: bool = False,
         eval_batch_size: int = 1,
         **kwargs: Any,
@@ -62,10 +65,12 @@ class SegmentationImages(ImageModule):
             eval_batch_size=eval_batch_size,
             **kwargs,
         )
+        if square and scale_range != [0.5, 2.0]:
+            raise ValueError(f"scale_range={scale_range}: square=true resizes to one size; leave one of the two out")
         if len(scale_range) != 2 or not 0 < scale_range[0] <= scale_range[1]:
             raise ValueError(f"scale_range={scale_range}: expected two positive factors, the smaller one first")
         self.train_crop, self.scale_range, self.photometric = train_crop, list(scale_range), photometric
-        self.reduce_zero_label = reduce_zero_label
+        self.reduce_zero_label, self.square = reduce_zero_label, square
 
     @property
     @abstractmethod
@@ -90,10 +95,12 @@ class SegmentationImages(ImageModule):
         if self.channels != 3:
             raise ValueError(f"in_chans={self.channels}: images with masks are read as RGB; leave it out")
         colour = [round(value) for value in self.normalize.mean.flatten().tolist()]
-        self.centre = centre_crop(self.size, colour)
+        self.centre = v2.Resize(self.size) if self.square else centre_crop(self.size, colour)
         self.augment_both: v2.Transform = self.centre
         if self.train_crop:
-            self.augment_both = training_transform(self.size, self.scale_range, colour, self.photometric)
+            self.augment_both = training_transform(
+                self.size, None if self.square else self.scale_range, colour, self.photometric
+            )
 
     # what a published set replaces
 
@@ -138,7 +145,8 @@ class SegmentationImages(ImageModule):
         """uint8 pixels (3, h, w) of the resized image, and labels (H, W) in the size of the file."""
         image, labels = self.both(sample)
         height, width = image.shape[1:]
-        image = vision.resize(image, list(covering_size((height, width), min(self.size))), self.interpolation)
+        size = self.size if self.square else covering_size((height, width), min(self.size))
+        image = vision.resize(image, list(size), self.interpolation)
         return image.as_subclass(Tensor), labels[0].long().as_subclass(Tensor)
 
     def train_item(self, sample: ImageSample) -> tuple[Tensor, Tensor]:
@@ -204,12 +212,12 @@ class SegmentationImages(ImageModule):
         return ["data.train_crop=true"] if self.train_crop else []
 
     def item_settings(self) -> tuple[Any, ...]:
-        return (*super().item_settings(), self.reduce_zero_label, self.class_names)
+        return (*super().item_settings(), self.reduce_zero_label, self.class_names, self.square)
 
     def description(self) -> dict[str, Any]:
         return super().description() | {
             "augmentation": "crop" if self.train_crop else "none",
             "scale_range": self.scale_range,
             "photometric": self.photometric,
-            "resize": "keep_ratio",
+            "resize": "square" if self.square else "keep_ratio",
         }

@@ -19,16 +19,19 @@ from torch import nn
 import datamodules
 from commands.lightning.recipes import RECIPES, SOURCES, read_recipe, recipe_files, recipe_of
 from commands.lightning.shortcuts import expand
+from lightning_modules import TASKS
 from lightning_modules.classification import Classification
 from lightning_modules.optim.optimized import Optimized
 from methods import METHODS, compose
 from tests.conftest import BACKBONE, TINY
+from tests.lightning_modules.test_binary_segmentation import ARGS as TINY_SAM
 from tests.test_configs import leaves, printed
 from train import main
 
 NAMES = list(recipe_files())
 every_recipe = pytest.mark.parametrize("name", NAMES)
 BENCHMARKS = {"vtab": "VTAB", "fgvc": "FGVC", "few_shot": "FewShot", "imagenet": "ImageNet"}
+BENCHMARKS |= {"ade20k": "ADE20K", "coco_stuff": "COCOStuff", "polyps": "Polyps"}
 
 
 def resolved(capsys: pytest.CaptureFixture[str], name: str, *more: str) -> dict[str, Any]:
@@ -81,7 +84,14 @@ def test_method_and_data_accept_every_value(name: str, tmp_path: Path) -> None:
     """What constructors check and a parser does not: ranges, and what goes together."""
     recipe = read_recipe(name)
     tiny = {"model.backbone": BACKBONE, "model.pretrained": False, "model.backbone_args": TINY, "data.root": tmp_path}
-    model = compose(*(METHODS[method] for method in recipe["method"].split("+")), task=Classification)
+    task = recipe.get("task", "classification")
+    if task == "binary_segmentation":
+        tiny |= {
+            "model.backbone": "samvit_base_patch16",
+            "model.backbone_args": TINY_SAM,
+            "model.decoder_weights": False,
+        }
+    model = compose(*(METHODS[method] for method in recipe["method"].split("+")), task=TASKS[task])
     data = getattr(datamodules, recipe["data"])
     searched = [{key: value} for key, values in recipe.get("grid", {}).items() for value in values]
     for own in [*recipe.get("tasks", {}).values(), *searched, {}]:
@@ -182,12 +192,26 @@ def test_the_tasks_are_those_of_the_benchmark(name: str) -> None:
         ("vtab/lora_noah", "", {"model.lora_init": "trunc_normal", "model.decayed": "matrices", "model.lr_late": True}),
         ("few_shot/vpt_deep", "", {"model.prompt_init": "xavier", "model.prompt_dropout": 0.1}),
         ("fgvc/spt_lora", "", {"data.augmentation": "crop", "data.resize": "square_crop", "data.drop_last": False}),
+        ("ade20k/dyt", "", {"model.head_channels": 768, "model.warmup_steps": 1500, "trainer.max_steps": 160_000}),
+        ("coco_stuff/dyt", "", {"model.lr": 1e-3, "model.weight_decay": 0.05, "data.version": "164k"}),
+        ("ade20k/hst_upernet", "", {"model.hst_dims": [64, 128, 256, 384], "model.head_channels": 512}),
+        ("ade20k/hst_semantic_fpn", "", {"model.head": "semantic_fpn", "trainer.max_steps": 80_000}),
+        ("ade20k/spt_lora", "", {"model.head": "setr_pup", "model.backbone_args.img_size": 512}),
+        ("polyps/gps", "", {"model.lr": 2e-4, "model.min_lr": 1e-7, "data.square": True, "trainer.max_epochs": 20}),
         ("cifar100/ssf", "", {"data.erase_mixed": True, "data.randaug_fill": "grey", "model.cooldown_epochs": 10}),
     ],
 )
 def test_numbers_of_the_source(name: str, task: str, values: dict[str, Any]) -> None:
     found = options_of(name, task)
     assert {key: found.get(key) for key in values} == values
+
+
+def test_task_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    """It stands in the recipe, also beside a method of the user."""
+    assert resolved(capsys, "ade20k/dyt")["model.class_path"] == "methods.DyTSegmentation"
+    config = resolved(capsys, "ade20k/vpt_deep", "--method=vpt+bitfit", "--task=segmentation")
+    assert config["model.class_path"] == "methods.VPTBitFitSegmentation"
+    assert (config["trainer.max_steps"], config["trainer.max_epochs"]) == (160_000, -1)
 
 
 @pytest.mark.parametrize(
@@ -314,6 +338,7 @@ def test_a_task_by_another_of_its_names() -> None:
         (["--recipe=fgvc/gps", "--data.task", "cifar"], "unknown task 'cifar'; nearest: cars"),
         (["--recipe", "vtab/adapter", "--data", "ImageDataste"], "unknown data 'ImageDataste'; nearest: ImageDataset"),
         (["--recipe=vtab/gps", "--data.task=cifar", "--method=ssf"], "--method ssf: --recipe vtab/gps is one of gps"),
+        (["--recipe=ade20k/dyt", "--task=classification"], "--task classification: --recipe ade20k/dyt is one of segm"),
     ],
 )
 def test_refused_recipe(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from commands.lightning.used_by import used_by
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs" / "recipe"
 SOURCES = RECIPES / "source"  # values that recipes of one source have in common
-RECIPE_KEYS = {"method": str, "data": str, "all": dict, "tasks": dict, "grid": dict, "source": str}
+RECIPE_KEYS = {"method": str, "data": str, "all": dict, "tasks": dict, "grid": dict, "source": str, "task": str}
 
 
 class Recipe(NamedTuple):
@@ -20,15 +20,17 @@ class Recipe(NamedTuple):
 
     Args:
         method: Names of the methods.
+        task: Name of the task.
         config: Data and options, in the form of a config file without the class of the model.
     """
 
     method: str
+    task: str
     config: dict[str, Any]
 
 
 def recipe_of(name: str, subcommand: str, args: list[str]) -> Recipe:
-    """Method, data and options of a recipe for a command line, whose own options win over them.
+    """Method, task, data and options of a recipe for a command line, whose own options win over them.
 
     Args:
         name: Name of a recipe, such as ``vtab/ssf``, or the path of a file.
@@ -36,7 +38,7 @@ def recipe_of(name: str, subcommand: str, args: list[str]) -> Recipe:
         args: The command line without the subcommand.
 
     Raises:
-        ValueError: If the recipe has numbers per task and the task is missing or unknown, or for another method.
+        ValueError: If the recipe has numbers per dataset and it is missing or unknown, or for another method or task.
     """
     import datamodules
 
@@ -51,9 +53,13 @@ def recipe_of(name: str, subcommand: str, args: list[str]) -> Recipe:
     method = pop_flag(args, "--method")[0] or recipe["method"]
     if not set(recipe["method"].split("+")) <= set(method.split("+")):
         raise ValueError(f"--method {method}: --recipe {name} is one of {recipe['method']}; leave one of the two out")
+    kind = recipe.get("task", "classification")
+    asked = pop_flag(args, "--task")[0] or kind
+    if asked != kind:
+        raise ValueError(f"--task {asked}: --recipe {name} is one of {kind}; leave one of the two out")
     config = nested({key: value for key, value in options.items() if used_by(subcommand, key)})
     config["data"] = {"class_path": recipe["data"]} | config.get("data", {})
-    return Recipe(method, config)
+    return Recipe(method, kind, config)
 
 
 def recipe_files() -> dict[str, Path]:

@@ -54,6 +54,7 @@ def expand(args: list[str]) -> Expanded:
     task, rest = pop_flag(rest, "--task")
     if task is not None and method is None and recipe is None:
         raise ValueError(f"--task {task} needs a --method")
+    task = task if recipe is None else recipe.task
     if method is not None:
         rest = ["--model", class_path(method, task), *rest]
     model, data = (pop_flag(rest, flag)[0] for flag in ("--model", "--data"))

@@ -33,7 +33,7 @@ class Leaderboard:
             self.lines.setdefault((self.letters[run.protocol], run.label), []).append(run)
         # counted over all rows of a protocol, because every row may lack another seed
         self.seeds = max(len({run.seed for run in runs if run.protocol == protocol}) for protocol in self.letters)
-        self.printed = [row for row in printed(dataset) if set(self.columns) <= row["values"].keys()]
+        self.printed = [row for row in printed(dataset, self.columns) if set(self.columns) <= row["values"].keys()]
         usual = {c: Counter(run.images for run in runs if run.column == c) for c in self.columns}
         self.usual = {column: count.most_common(1)[0][0] for column, count in usual.items()}
 

@@ -8,12 +8,18 @@ import yaml
 PRINTED = Path(__file__).resolve().parents[2] / "benchmarks" / "printed.yaml"
 
 
-def printed(dataset: str) -> list[dict[str, Any]]:
-    """Rows of papers: ``method``, ``source``, and ``values`` by task."""
+def printed(dataset: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    """Rows of papers: ``method``, ``source``, and ``values`` by task.
+
+    Args:
+        dataset: Name of the datamodule.
+        columns: Columns of a report, of which the one of a set without tasks has the name of its folder.
+    """
     table = yaml.safe_load(PRINTED.read_text())["tables"].get(dataset, {"tasks": [], "rows": []})
     rows = []
+    tasks = columns if columns and len(columns) == 1 and table["tasks"] == [dataset] else table["tasks"]
     for method, source, *values in table["rows"]:
-        rows.append({"method": method, "source": source, "values": dict(zip(table["tasks"], values, strict=True))})
+        rows.append({"method": method, "source": source, "values": dict(zip(tasks, values, strict=True))})
     return rows
 
 

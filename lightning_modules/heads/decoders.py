@@ -10,6 +10,7 @@ from lightning_modules.heads.setr import SETRPUP
 from lightning_modules.heads.upernet import FCN, UperNet
 
 Head = Literal["linear", "upernet", "semantic_fpn", "setr_pup"]
+AUXILIARY = 256  # channels of UperNet's auxiliary head, for all published widths of UperNet
 LAST_NORMED = ("linear", "setr_pup")  # heads that read the normed patches at the end of a plain ViT
 
 
@@ -35,7 +36,7 @@ def decoders(
     if head == "semantic_fpn":
         return SemanticFPN(widths, num_classes, channels), nn.ModuleList()
     if head == "upernet":
-        fcn = [FCN(widths[2], num_classes, channels // 2)] if auxiliary else []
+        fcn = [FCN(widths[2], num_classes, min(channels // 2, AUXILIARY))] if auxiliary else []
         return UperNet(widths, num_classes, channels), nn.ModuleList(fcn)
     if len(set(widths)) > 1:
         raise ValueError(

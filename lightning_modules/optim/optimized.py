@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_modules.optim.decay import Decayed, decay_groups, decays
 from lightning_modules.optim.optimizers import OptimizerName, build_optimizer
 from lightning_modules.optim.restored import restore_moments
-from lightning_modules.optim.schedule import warmup_cosine
+from lightning_modules.optim.schedule import warmup_decay
 
 
 class Optimized(LightningModule):
@@ -32,11 +32,15 @@ class Optimized(LightningModule):
             as SGD in VPT's code.
         adam_eps: Epsilon of ``adamw`` and ``adam``.
         warmup_epochs: Epochs of linear warm-up, fractions allowed.
+        warmup_steps: Optimizer steps of linear warm-up, in the place of ``warmup_epochs``, with ``lr_interval`` step.
         warmup_lr: Learning rate at the first step of the warm-up.
-        warmup_inside: Whether the cosine begins at the first step instead of after the warm-up, as in timm: after 10
+        lr_decay: Curve of the learning rate after the warm-up. ``cosine``: half a cosine. ``poly``: a power of the
+            share of the run that is left, as in mmsegmentation.
+        lr_power: Power of ``poly``; 1 for a line.
+        warmup_inside: Whether the decay begins at the first step instead of after the warm-up, as in timm: after 10
             of 100 epochs of warm-up it has done 10 % of its way already.
-        min_lr: Learning rate at the end of the cosine.
-        cooldown_epochs: Epochs at ``min_lr`` after the cosine; ``trainer.max_epochs`` includes them. timm's training
+        min_lr: Learning rate at the end of the decay.
+        cooldown_epochs: Epochs at ``min_lr`` after the decay; ``trainer.max_epochs`` includes them. timm's training
             script adds 10 to the epochs that it is given.
         lr_interval: Time between two changes of the learning rate. ``step``: an optimizer step. ``epoch``: an epoch, as
             in most papers of the field.
@@ -60,6 +64,9 @@ class Optimized(LightningModule):
         cooldown_epochs: float = 0.0,
         lr_interval: Literal["step", "epoch"] = "step",
         lr_late: bool = False,
+        lr_decay: Literal["cosine", "poly"] = "cosine",
+        lr_power: float = 1.0,
+        warmup_steps: int = 0,
     ) -> None:
         super().__init__()
         if not 0 < lr < math.inf:
@@ -67,16 +74,21 @@ class Optimized(LightningModule):
         if not 0 < adam_eps < math.inf:
             raise ValueError(f"adam_eps={adam_eps}: expected a positive number")
         named = {"weight_decay": weight_decay, "warmup_epochs": warmup_epochs, "warmup_lr": warmup_lr, "min_lr": min_lr}
-        named["cooldown_epochs"] = cooldown_epochs
+        named |= {"cooldown_epochs": cooldown_epochs, "warmup_steps": warmup_steps}
         for name, value in named.items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name}={value}: expected 0 or more")
+        if not 0 < lr_power < math.inf or (lr_power != 1 and lr_decay != "poly"):
+            raise ValueError(f"lr_power={lr_power}: expected a positive power, with lr_decay poly")
+        if warmup_steps and (warmup_epochs or lr_interval != "step"):
+            raise ValueError(f"warmup_steps={warmup_steps}: expected lr_interval step and no warmup_epochs beside it")
         self.save_hyperparameters(ignore=self.not_options)
         self.optimizer_name = optimizer
         self.lr, self.weight_decay, self.adam_eps = lr, weight_decay, adam_eps
         self.warmup_epochs, self.warmup_lr, self.min_lr = warmup_epochs, warmup_lr, min_lr
         self.warmup_inside, self.cooldown_epochs = warmup_inside, cooldown_epochs
         self.lr_interval, self.lr_late, self.decayed = lr_interval, lr_late, decayed
+        self.lr_decay, self.lr_power, self.warmup_steps = lr_decay, lr_power, warmup_steps
 
     def on_train_start(self) -> None:
         # use this run's step, learning rates and decays, not those of a restored schedule
@@ -125,10 +137,18 @@ class Optimized(LightningModule):
         return self.lr_factor()
 
     def lr_factor(self) -> Callable[[int], float]:
-        """Function of the step (or epoch): linear warm-up, then a cosine to ``min_lr`` at the last step (or epoch)."""
+        """Function of the step (or epoch): linear warm-up, then the decay to ``min_lr`` at the last step (or epoch)."""
         steps = int(self.trainer.estimated_stepping_batches)
         epochs = self.trainer.max_epochs if self.trainer.max_epochs and self.trainer.max_epochs > 0 else 1
         count = steps if self.lr_interval == "step" else epochs
-        warmup, cooldown = (round(e * count / epochs) for e in (self.warmup_epochs, self.cooldown_epochs))
-        rates = {"lr": self.lr, "warmup_lr": self.warmup_lr, "min_lr": self.min_lr}
-        return warmup_cosine(count, warmup, **rates, inside=self.warmup_inside, cooldown=cooldown, late=self.lr_late)
+        return warmup_decay(
+            count,
+            self.warmup_steps or round(self.warmup_epochs * count / epochs),
+            lr=self.lr,
+            warmup_lr=self.warmup_lr,
+            min_lr=self.min_lr,
+            inside=self.warmup_inside,
+            cooldown=round(self.cooldown_epochs * count / epochs),
+            late=self.lr_late,
+            power=self.lr_power if self.lr_decay == "poly" else None,
+        )

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 
-def warmup_cosine(
+def warmup_decay(
     total: int,
     warmup: int,
     *,
@@ -14,8 +14,9 @@ def warmup_cosine(
     inside: bool = False,
     cooldown: int = 0,
     late: bool = False,
+    power: float | None = None,
 ) -> Callable[[int], float]:
-    """Linear warm-up to the peak, then a cosine to ``min_lr`` at the last step.
+    """Linear warm-up to the peak, then a cosine or a polynomial to ``min_lr`` at the last step.
 
     Args:
         total: Number of steps (or epochs) of the run.
@@ -23,10 +24,11 @@ def warmup_cosine(
         lr: Peak learning rate.
         warmup_lr: Learning rate at step 0 of a warm-up; at most ``lr``.
         min_lr: Learning rate at the end.
-        inside: Whether the cosine starts at step 0, so that the warm-up hides its first part, as in timm. Otherwise it
+        inside: Whether the decay starts at step 0, so that the warm-up hides its first part, as in timm. Otherwise it
             starts at the peak.
-        cooldown: Steps at ``min_lr`` after the cosine; at most ``total - 1`` are used.
+        cooldown: Steps at ``min_lr`` after the decay; at most ``total - 1`` are used.
         late: Whether each step has the learning rate of the step before it; the first two are then equal.
+        power: Exponent p of the polynomial ``(1 - share of the steps) ** p``; None for a cosine.
 
     Returns:
         A function from the step to the factor of the peak.
@@ -42,6 +44,7 @@ def warmup_cosine(
             first = min(warmup_lr, lr)
             return (first + (lr - first) * step / warmup) / lr
         done = min((step - start) / max(total - start, 1), 1.0)
-        return (min_lr + (lr - min_lr) * (1 + math.cos(math.pi * done)) / 2) / lr
+        left = (1 + math.cos(math.pi * done)) / 2 if power is None else (1 - done) ** power
+        return (min_lr + (lr - min_lr) * left) / lr
 
     return factor

@@ -80,3 +80,15 @@ def test_printed_numbers_stand_beside_ours(tmp_path: Path) -> None:
     assert "| 75.10 |" in text
     assert f"- [SSF] {sources()['SSF']}" in text
     assert rows(tmp_path)["SSF (printed) SSF"]["dtd"] == "75.1"
+
+
+def test_printed_numbers_of_a_set_without_tasks(tmp_path: Path) -> None:
+    """Its column has the name of its folder; values are of the metric of its task."""
+    metric = {"name": "mIoU", "higher_is_better": True, "label": "mIoU (%)", "scale": 100.0}
+    ade: dict[str, Any] = {"dataset": "ADE20K", "data": "here/ADEChallengeData2016", "data_task": None}
+    make(tmp_path, "hst", "ade", 0, None, metric=metric, **ade, **{"test/mIoU": 0.4512})
+    text = written(tmp_path)
+    (line,) = [line for line in text.splitlines() if line.startswith("| hst | A |")]
+    assert "45.12" in line
+    assert "| HST with UperNet, printed | [HST on ADE20K] |  | 47.00 |" in text
+    assert "- [V-PETL] README of synbol" in text

@@ -51,6 +51,24 @@ def test_training_and_evaluation(root: Path, capsys: pytest.CaptureFixture[str])
     assert "smaller than a crop" not in capsys.readouterr().out
 
 
+def test_square(root: Path) -> None:
+    """The whole image, without its aspect, in training, scoring and evaluation; a mask of an evaluation stays."""
+    module = data(root, square=True, photometric=False)
+    side, samples = module.size[0], module.samples("train")
+    assert samples is not None
+    expected = np.asarray(Image.open(samples.images[0]).resize((side, side), Image.Resampling.BILINEAR))
+    for item in (module.train_item, module.score_item, module.item):
+        image, labels = item(samples[0])
+        found = image.permute(1, 2, 0).numpy().astype(int)
+        assert min(np.abs(found - expected).mean(), np.abs(found[:, ::-1] - expected).mean()) < 2
+        assert labels.shape == ((24, 40) if item == module.item else (side, side))
+        assert set(labels.unique().tolist()) <= set(range(4))
+    assert module.description()["resize"] == "square"
+    assert module.digest(samples) != data(root).digest(samples)
+    with pytest.raises(ValueError, match="square=true resizes to one size"):
+        data(root, square=True, scale_range=[1.0, 1.0])
+
+
 def test_settings_of_an_item(root: Path) -> None:
     samples: Any = data(root).samples("train")
     assert data(root).digest(samples) == data(root).digest(samples)

@@ -17,7 +17,7 @@ from torchvision.transforms.v2.functional import _geometry
 
 import datamodules
 from datamodules.samples import ImageSample
-from lightning_modules.classification import Classification
+from lightning_modules import TASKS
 from lightning_modules.optim.optimized import Optimized
 from methods import METHODS, compose
 from methods.core.selective import Selective
@@ -27,6 +27,8 @@ from tests.support.facts import FACTS
 Options = dict[str, Any]
 STAND_IN: Options = {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 12, "num_heads": 12}
 """A narrow ViT whose parameters have the names of ViT-B."""
+STAND_IN_OF_SAM: Options = {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2, "window_size": 2}
+STAND_IN_OF_SAM |= {"neck_chans": 32}
 SCHEDULE = inspect.signature(Optimized.__init__).parameters
 
 
@@ -49,6 +51,15 @@ def steps_per_epoch(data: Any) -> int:
     """Optimizer steps of an epoch on one device, by the published number of training images."""
     images = data.published_sizes[data.list_of("train")]
     return int(images // data.batch_size if data.drop_last else -(-images // data.batch_size))
+
+
+def masks_are_made(data: Any) -> None:
+    """Fails if an image of 500 x 375 pixels and its mask have no way to the size of the backbone."""
+    image, mask = Image.new("RGB", (500, 375)), Image.new("L", (500, 375), 140)  # a class of all data
+    for pixels, labels in (data.train_item(ImageSample(image, mask)), data.score_item(ImageSample(image, mask))):
+        assert (pixels.shape, labels.shape) == ((3, *data.size), data.size)
+    pixels, labels = data.item(ImageSample(image, mask))
+    assert (min(pixels.shape[1:]), labels.shape) == (min(data.size), (375, 500))
 
 
 def image_steps(data: Any, train: bool, draws: int) -> list[list[Any]]:
@@ -103,7 +114,7 @@ def shapes(options: Options) -> str:
 
 
 @cache
-def adapted(method: str, shapes: str, narrow: bool) -> Any:
+def adapted(method: str, shapes: str, narrow: bool, task: str = "classification") -> Any:
     """Adapted model.
 
     Args:
@@ -111,14 +122,17 @@ def adapted(method: str, shapes: str, narrow: bool) -> Any:
         shapes: Options as JSON.
         narrow: Whether the backbone is ``STAND_IN``, whose scores are made up. Otherwise it has the shapes of the
             recipe's backbone and no values, and a method that chooses from data gets ``choice``.
+        task: Name of the task.
     """
     options = json.loads(shapes) | {"pretrained": False}
     if narrow:
-        options |= {"backbone": BACKBONE, "backbone_args": STAND_IN}
+        sam = {"backbone": "samvit_base_patch16", "backbone_args": STAND_IN_OF_SAM, "decoder_weights": False}
+        plain = {"backbone": BACKBONE, "backbone_args": STAND_IN}
+        options |= sam if task == "binary_segmentation" else plain
     if method == "sidetune":
         options["sidetune_pretrained"] = False  # because its weights would be downloaded
     with torch.device("cpu" if narrow else "meta"):
-        model: Any = compose(*(METHODS[name] for name in method.split("+")), task=Classification)(**options)
+        model: Any = compose(*(METHODS[name] for name in method.split("+")), task=TASKS[task])(**options)
         if not narrow:
             with torch.device("cpu"):
                 model.selection = choice(model, method)
@@ -158,9 +172,9 @@ def rates(options: Options, steps: int) -> dict[int, float]:
     """Learning rate at steps 0 and 1, the end of the warm-up, the middle and the last step, of so many in an epoch."""
     own = {key: value for key, value in of_group("model", options).items() if key in SCHEDULE}
     module: Any = Optimized(**own)
-    epochs = options["trainer.max_epochs"]
-    module._trainer = SimpleNamespace(max_epochs=epochs, estimated_stepping_batches=steps * epochs)
+    epochs, total = options["trainer.max_epochs"], options.get("trainer.max_steps")
+    total = total or steps * epochs
+    module._trainer = SimpleNamespace(max_epochs=epochs, estimated_stepping_batches=total)
     factor, per_step = module.lr_factor(), module.lr_interval == "step"
-    total = steps * epochs
-    asked = (0, 1, round(module.warmup_epochs * steps), total // 2, total - 1)
+    asked = (0, 1, module.warmup_steps or round(module.warmup_epochs * steps), total // 2, total - 1)
     return {step: module.lr * factor(step if per_step else step // steps) for step in asked}

@@ -23,7 +23,7 @@ def pairs(name: str) -> dict[str, dict[str, Any]]:
     """Options of a recipe by dataset; a recipe with one setting for several datasets has the same for each."""
     recipe = read_recipe(name)
     every = recipe.get("grid", {}).get("data.task") or getattr(getattr(datamodules, recipe["data"]), "tasks", [""])
-    tasks = recipe.get("tasks") or {key: {} for key in every}
+    tasks = recipe.get("tasks") or {key: {} for key in every or [""]}
     return {task: recipe["all"] | own | ({"data.task": task} if task else {}) for task, own in tasks.items()}
 
 
@@ -54,14 +54,17 @@ def test_numbers_are_those_of_the_published_script(name: str, tmp_path: Path) ->
 def images_are_made(data: str, options: str, root: Path) -> None:
     """Fails if an image has no way to the size of the backbone; the same options are tried once."""
     made = dry_run.data_of(data, json.loads(options) | {"data.root": str(root)})
+    if made.targets == "masks":
+        dry_run.masks_are_made(made)
+        return
     dry_run.image_steps(made, train=True, draws=1)
     dry_run.image_steps(made, train=False, draws=1)
 
 
 @cache
-def model_is_made(method: str, shapes: str) -> None:
+def model_is_made(method: str, shapes: str, task: str) -> None:
     """Fails if the method does not take the backbone, or if its optimizer does not get all that trains."""
-    model = dry_run.adapted(method, shapes, narrow=True)
+    model = dry_run.adapted(method, shapes, narrow=True, task=task)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert sum(p.numel() for group in model.param_groups() for p in group["params"]) == trained > 0
 
@@ -80,4 +83,4 @@ def test_it_runs(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
         steps = dry_run.steps_per_epoch(data) if task else 100
         assert steps > 0, f"{task}: no training batch of {options['data.batch_size']} images"
         assert 0 < max(dry_run.rates(options, steps).values()) <= options["model.lr"]
-        model_is_made(recipe["method"], dry_run.shapes(options))
+        model_is_made(recipe["method"], dry_run.shapes(options), recipe.get("task", "classification"))

@@ -181,3 +181,27 @@ def test_learning_rate(lr: float, build: Build) -> None:
 def test_numbers_that_no_optimizer_can_use(name: str, value: float, build: Build) -> None:
     with pytest.raises(ValueError, match=f"{name}={value}: expected"):
         build("linear_probe", **{name: value})
+
+
+def test_polynomial_by_steps(build: Build, data: Data, trainer: MakeTrainer) -> None:
+    """A run that counts steps, with a warm-up of steps: the decay is mmsegmentation's, from the first step on."""
+    rates = Rates()
+    run = trainer(max_epochs=-1, max_steps=10, callbacks=[rates], limit_val_batches=0)
+    options = {"lr": 0.1, "warmup_lr": 0.0, "warmup_steps": 4, "warmup_inside": True, "lr_decay": "poly"}
+    run.fit(build("linear_probe", lr_power=0.9, **options), datamodule=data())
+    assert rates.rates[:4] == pytest.approx([0.0, 0.025, 0.05, 0.075])
+    assert rates.rates[4:] == pytest.approx([0.1 * (1 - step / 10) ** 0.9 for step in range(4, 10)])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr_power": 0.9}, "lr_power=0.9: expected a positive power, with lr_decay poly"),
+        ({"lr_power": 0.0, "lr_decay": "poly"}, "lr_power=0.0"),
+        ({"warmup_steps": 5, "warmup_epochs": 1.0}, "warmup_steps=5: expected lr_interval step and no warmup_epochs"),
+        ({"warmup_steps": 5, "lr_interval": "epoch"}, "warmup_steps=5: expected lr_interval step"),
+    ],
+)
+def test_refused_schedules(options: dict[str, Any], message: str, build: Build) -> None:
+    with pytest.raises(ValueError, match=message):
+        build("linear_probe", **options)

@@ -8,11 +8,11 @@ import torch
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from lightning_modules.optim.schedule import warmup_cosine
+from lightning_modules.optim.schedule import warmup_decay
 
 
 def test_warmup_and_cosine() -> None:
-    factor = warmup_cosine(12, 2, lr=0.1, warmup_lr=0.02, min_lr=0.01)
+    factor = warmup_decay(12, 2, lr=0.1, warmup_lr=0.02, min_lr=0.01)
     assert [factor(step) for step in (0, 1, 2)] == pytest.approx([0.2, 0.6, 1.0])
     middle = 0.01 + (0.1 - 0.01) * (1 + math.cos(math.pi / 2)) / 2
     assert factor(7) == pytest.approx(middle / 0.1)
@@ -20,20 +20,30 @@ def test_warmup_and_cosine() -> None:
 
 
 def test_no_warmup() -> None:
-    factor = warmup_cosine(10, 0, lr=0.1)
+    factor = warmup_decay(10, 0, lr=0.1)
     assert factor(0) == 1.0
     assert factor(10) == pytest.approx(0.0)
 
 
 def test_warmup_that_fills_the_run() -> None:
     """The last step has the peak, whatever number of steps was asked for."""
-    factor = warmup_cosine(5, 50, lr=0.1, warmup_lr=0.0)
+    factor = warmup_decay(5, 50, lr=0.1, warmup_lr=0.0)
     assert [factor(step) for step in range(5)] == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])
 
 
 def test_warmup_from_above_the_peak() -> None:
-    factor = warmup_cosine(10, 4, lr=0.1, warmup_lr=0.5)
+    factor = warmup_decay(10, 4, lr=0.1, warmup_lr=0.5)
     assert [factor(step) for step in range(4)] == [1.0] * 4
+
+
+def test_polynomial() -> None:
+    """mmsegmentation's poly: ``(lr - min_lr) * (1 - step / steps) ** power + min_lr``, counted from the first step."""
+    factor = warmup_decay(100, 20, lr=0.1, warmup_lr=0.0, min_lr=0.01, inside=True, power=0.9)
+    rates = [0.1 * factor(step) for step in range(101)]
+    assert rates[20:] == pytest.approx([0.09 * (1 - step / 100) ** 0.9 + 0.01 for step in range(20, 101)])
+    assert rates[:20] == pytest.approx([0.1 * step / 20 for step in range(20)])
+    line = warmup_decay(100, 20, lr=0.1, power=1.0)
+    assert [line(step) for step in (20, 60, 100)] == pytest.approx([1.0, 0.5, 0.0])
 
 
 # the schedules of published codes, epoch by epoch
@@ -51,7 +61,7 @@ def of_timm(epochs: int, late: bool, lr: float, **options: Any) -> list[float]:
 
 
 def ours(epochs: int, lr: float, **options: Any) -> list[float]:
-    factor = warmup_cosine(epochs, 10, lr=lr, **options)
+    factor = warmup_decay(epochs, 10, lr=lr, **options)
     return [lr * factor(epoch) for epoch in range(epochs)]
 
 
@@ -77,7 +87,7 @@ def test_schedule_by_steps_of_timm() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
     options = {"t_initial": 60, "warmup_t": 10, "warmup_lr_init": 1e-3, "lr_min": 1e-4, "t_in_epochs": False}
     schedule = CosineLRScheduler(optimizer, **options)
-    factor = warmup_cosine(70, 10, lr=0.1, warmup_lr=1e-3, min_lr=1e-4, inside=True, cooldown=10)
+    factor = warmup_decay(70, 10, lr=0.1, warmup_lr=1e-3, min_lr=1e-4, inside=True, cooldown=10)
     for update in range(70):
         assert 0.1 * factor(update) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
         schedule.step_update(update + 1)
@@ -91,7 +101,7 @@ def test_vpt_and_e2vpt() -> None:
 
 def test_dyt_and_adaptformer() -> None:
     """util/lr_sched.py of MAE: by fractions of epochs, here 4 steps each."""
-    factor = warmup_cosine(400, 80, lr=0.4, warmup_lr=0.0, min_lr=1e-5)
+    factor = warmup_decay(400, 80, lr=0.4, warmup_lr=0.0, min_lr=1e-5)
     for step in range(400):
         epoch = step / 4
         rate = 0.4 * epoch / 20
@@ -102,11 +112,11 @@ def test_dyt_and_adaptformer() -> None:
 
 def test_sums_of_the_rates() -> None:
     """In peaks, for 10 of 100 epochs of warm-up from 0: a cosine after the warm-up has 11 % more."""
-    factors = {inside: warmup_cosine(100, 10, lr=1.0, inside=inside) for inside in (True, False)}
+    factors = {inside: warmup_decay(100, 10, lr=1.0, inside=inside) for inside in (True, False)}
     sums = {inside: sum(map(factor, range(100))) for inside, factor in factors.items()}
     assert sums == pytest.approx({True: 45.07, False: 50.0}, abs=1e-3)
 
 
 def test_cooldown_that_fills_the_run() -> None:
-    factor = warmup_cosine(5, 2, lr=0.1, min_lr=0.01, cooldown=10)
+    factor = warmup_decay(5, 2, lr=0.1, min_lr=0.01, cooldown=10)
     assert [factor(step) for step in range(3)] == pytest.approx([1.0, 0.1, 0.1])

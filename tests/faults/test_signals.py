@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
@@ -65,14 +64,13 @@ def test_24_a_job_of_slurm_starts_again(tiny: list[str], call: Callable[..., Ans
         torch.testing.assert_close(last(tmp_path / "runs")[part], last(tmp_path / "whole")[part], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
-def test_24_a_fit_that_is_ended(number: signal.Signals, code: int, tiny: list[str], tmp_path: Path) -> None:
-    """The checkpoints stay, and the exit code is that of a process which SIGTERM or Ctrl-C has ended."""
+def test_24_ctrl_c(tiny: list[str], tmp_path: Path) -> None:
+    """The checkpoints stay. The exit code of SIGTERM is that of the test above."""
     process = start([*tiny, "--trainer.max_epochs=100000"], tmp_path)
     wait_for(lambda: bool(list(tmp_path.rglob("last.ckpt"))), process)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     message = process.communicate(timeout=300)[1].decode()
-    assert process.returncode == code, message
+    assert process.returncode == 1, message
     assert last(tmp_path)["state_dict"]
 
 

@@ -45,8 +45,9 @@ class SAMDecoder(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Logits (B, 1, 4 h, 4 w) of the object, for maps (B, C, h, w)."""
         codes = self.codes(maps.shape[2], maps.shape[3]).expand(len(maps), -1, -1, -1)
-        absent = self.no_mask.weight[:, :, None, None].expand_as(maps)
-        return self.decoder(maps, codes.to(maps.dtype), None, absent, multimask_output=False)[0][:, 0]
+        # added here, because torch's counter of FLOPs cannot follow a view of a parameter into a module
+        maps = maps + self.no_mask.weight[:, :, None, None]
+        return self.decoder(maps, codes.to(maps.dtype), None, maps.new_zeros(()), multimask_output=False)[0][:, 0]
 
     def codes(self, height: int, width: int) -> Tensor:
         """Position codes (1, C, h, w): sine and cosine of random projections of the place, from -1 to 1."""

@@ -12,6 +12,7 @@ from lightning import Trainer, seed_everything
 from PIL import Image
 from torch.nn import functional as F
 
+from callbacks.measures import forward_gflops
 from checkpoints.delta import write_adapter
 from commands.methods.cell import check_step, select
 from datamodules.segmentation_folder import SegmentationFolder
@@ -144,6 +145,11 @@ def test_learns_discs() -> None:
     found = metrics.compute()
     assert found["Dice"] > 0.8
     assert found["Dice"] > found["IoU"]
+
+
+def test_costs() -> None:
+    """FLOPs are counted through the decoder; a view of a parameter as its input would stop the counter."""
+    assert forward_gflops(BinarySegmentation(**OPTIONS)) > 1e-3
 
 
 def test_other_sizes() -> None:

@@ -18,6 +18,7 @@ from backbones.timm_models import (
     input_config,
     reset_head,
 )
+from lightning_modules.heads.feature_norm import FeatureNorm, norm_input
 from lightning_modules.task import Task
 
 
@@ -32,6 +33,8 @@ class TimmHead(Task):
         head_init: Initial weights of the new classifier. ``trunc_normal``: std 0.02, as in timm's ViT. ``adaptformer``:
             the same with std 0.01. ``linear``: torch's default of linear layers. ``zero``: zero. ``vpt``: Kaiming
             normal, and a bias of -4.6, so that each class starts at a sigmoid of 0.01.
+        head_batch_norm: Whether a BatchNorm without weights norms the features before the classifier, as in the linear
+            probe of MAE and in AdaptFormer. A merge computes it into the weights of the classifier.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class TimmHead(Task):
         backbone_args: dict[str, Any] | None = None,
         drop_path: float = 0.0,
         head_init: Literal["trunc_normal", "adaptformer", "linear", "zero", "vpt"] = "trunc_normal",
+        head_batch_norm: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -48,6 +52,7 @@ class TimmHead(Task):
             raise ValueError(f"drop_path={drop_path}: expected a probability of at least 0 and below 1")
         self.backbone_name, self.pretrained = backbone, pretrained
         self.backbone_args, self.drop_path, self.head_init = dict(backbone_args or {}), drop_path, head_init
+        self.head_batch_norm = head_batch_norm
 
     @property
     @abstractmethod
@@ -64,6 +69,24 @@ class TimmHead(Task):
         args = self.backbone_args | ({"drop_path_rate": self.drop_path} if self.drop_path else {})
         self.backbone = build_backbone(self.backbone_name, self.pretrained, args)
         reset_head(self.backbone, self.outputs, self.head_init)
+        self.head_norm: FeatureNorm | None = None
+        if self.head_batch_norm:
+            self.add_head_norm()
+
+    def add_head_norm(self) -> None:
+        """Norm the features before the classifier.
+
+        Raises:
+            ValueError: If the backbone has no single linear classifier.
+        """
+        layers = list(classifier_layers(self.backbone).values())
+        if len(layers) != 1 or not isinstance(layers[0], nn.Linear):
+            raise ValueError(
+                f"head_batch_norm=True: {type(self.backbone).__name__} has no single linear classifier, whose input a "
+                "BatchNorm could norm; leave it out"
+            )
+        self.head_norm = FeatureNorm(layers[0].in_features)
+        norm_input(layers[0], self.head_norm)
 
     def heads(self) -> dict[str, nn.Module]:
         return {f"backbone.{name}": head for name, head in head_modules(self.backbone).items()}
@@ -89,11 +112,13 @@ class TimmHead(Task):
         """Outputs (B, K) of images for a plain backbone, in which the head lies."""
         return backbone(inputs)
 
-    def resize_head(self, width: int) -> None:
+    def resize_head(self, width: int, batch_norm: bool = False) -> None:
         for name in classifier_layers(self.backbone):
             new = nn.Linear(width, self.outputs)
             init_head(new, self.head_init)
             self.backbone.set_submodule(name, new)
+        if batch_norm or self.head_batch_norm:
+            self.add_head_norm()
 
     def export(self, backbone: nn.Module, folder: Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` of a timm model, with the names of the outputs.

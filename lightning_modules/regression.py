@@ -69,7 +69,6 @@ class Regression(TimmHead):
         return outputs.float() * std + mean
 
     def finish_merged(self, backbone: nn.Module) -> None:
-        super().finish_merged(backbone)
         for name in classifier_layers(backbone):
             layer = backbone.get_submodule(name)
             assert isinstance(layer, nn.Linear)

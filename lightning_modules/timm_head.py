@@ -18,7 +18,7 @@ from backbones.timm_models import (
     input_config,
     reset_head,
 )
-from lightning_modules.heads.feature_norm import FeatureNorm, merge_norms, norm_input
+from lightning_modules.heads.feature_norm import FeatureNorm, norm_input
 from lightning_modules.task import Task
 
 
@@ -119,9 +119,6 @@ class TimmHead(Task):
             self.backbone.set_submodule(name, new)
         if batch_norm or self.head_batch_norm:
             self.add_head_norm()
-
-    def finish_merged(self, backbone: nn.Module) -> None:
-        merge_norms(backbone)
 
     def export(self, backbone: nn.Module, folder: Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` of a timm model, with the names of the outputs.

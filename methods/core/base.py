@@ -14,6 +14,7 @@ from backbones.evaluating import evaluating
 from backbones.inject import Backbone
 from callbacks.scoring.undisturbed import eagerly
 from checkpoints.fingerprint import fingerprint
+from lightning_modules.heads.feature_norm import merge_norms
 from lightning_modules.task import Task
 from methods.core.precision import default_dtype
 from methods.core.sharded import check_strategy
@@ -61,9 +62,6 @@ class PEFTMethod(WarmStart):
 
     def merge_into(self, backbone: Backbone) -> None:
         """Merge the trained delta into the plain weights, in place; end with ``super().merge_into(backbone)``."""
-
-    def fix_shapes(self) -> None:
-        """Make the sizes of all tensors of an evaluation independent of the images, for formats that need this."""
 
     def used_names(self) -> list[str]:
         """Names of backbone parameters that the outputs depend on, in model order.
@@ -214,5 +212,6 @@ class PEFTMethod(WarmStart):
         with torch.no_grad():
             self.before_merge(backbone)
             self.merge_into(backbone)
+            merge_norms(backbone)
             self.finish_merged(backbone)
         return backbone.requires_grad_(False).eval()

@@ -14,7 +14,7 @@ def test_table_of_all_methods(capsys: pytest.CaptureFixture[str]) -> None:
     main(["methods", "--markdown"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("`")[1] for line in lines[3:-1]] == list(METHODS)
-    assert all(line.count(" | ") == 4 for line in lines[3:-1])
+    assert all(line.count(" | ") == 5 for line in lines[3:-1])
     assert all(line.count("(") == line.count(")") for line in lines)
 
 

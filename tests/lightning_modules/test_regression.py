@@ -37,10 +37,14 @@ def test_loss_of_standardised_numbers(loss: str, by_hand: Any) -> None:
     torch.testing.assert_close(found, by_hand(torch.tensor([1.0, 0.5]), torch.zeros(2)))
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
 @torch.no_grad()
-def test_units_of_files(tmp_path: Path) -> None:
+def test_units_of_files(batch_norm: bool, tmp_path: Path) -> None:
     """An adapter, a merged and an exported model give numbers in the units of the data."""
-    task, images = model(), torch.randn(2, 3, 32, 32)
+    task, images = model(head_batch_norm=batch_norm), torch.randn(2, 3, 32, 32)
+    if batch_norm:
+        task.head_norm.running_mean.uniform_()
+        task.head_norm.running_var.uniform_(0.5, 2)
     plain = task(images)
     task.measure(NUMBERS)
     expected = task(images)

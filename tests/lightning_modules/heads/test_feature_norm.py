@@ -71,7 +71,6 @@ def test_one_row_and_two_classifiers_are_refused(build: Build) -> None:
     model: Any = build("lora", head_batch_norm=True).train()
     with pytest.raises(ValueError, match="at least 2 images a device"):
         model(torch.randn(1, 3, 32, 32))
+    name = "deit_tiny_distilled_patch16_224"
     with pytest.raises(ValueError, match="no single linear classifier"):
-        Classification(
-            backbone="deit_tiny_distilled_patch16_224", pretrained=False, num_classes=3, head_batch_norm=True
-        )
+        Classification(backbone=name, pretrained=False, num_classes=3, head_batch_norm=True)

@@ -13,6 +13,7 @@ from callbacks.checkpoint_activations import CheckpointActivations
 from callbacks.compiled import Compiled
 from callbacks.cost import Cost
 from callbacks.delta_export import DeltaExport
+from callbacks.explanations import Explanations
 from callbacks.finite_loss import StopOnNonFiniteLoss
 from callbacks.mask_picture import MaskPicture
 from callbacks.mask_predictions import MaskPredictions
@@ -50,7 +51,11 @@ def run_callbacks(
     if subcommand == "score":
         return [ScoreBeforeFit(**options.score.as_dict()), result, last]
     # of masks, if the task predicts maps
-    writers: list[Callback] = [MaskPredictions(), MaskPicture()] if getattr(model, "dense", False) else [Predictions()]
+    writers: list[Callback] = [MaskPredictions(), MaskPicture()]
+    if not getattr(model, "dense", False):
+        writers = [Predictions(options.get("top_k", 1), options.get("embeddings"))]
+    if options.get("explain") is not None:
+        writers.append(Explanations(options.explain))
     # the card needs the result, and the result the costs
     ends = [cost, DeltaExport(), result, ModelCard()]
     # behind ScoreBeforeFit, because scores are of plain fp32 products

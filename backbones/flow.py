@@ -72,28 +72,24 @@ class Recorder:
 
 
 def trace(backbone: Backbone, names: list[str], forward: Callable[[Tensor], Any], images: Tensor) -> Flow:
-    """Run one forward pass in eval mode, and follow the outputs of layers through autograd's graph.
+    """Run one forward pass, and follow the outputs of layers through autograd's graph.
 
     Args:
-        backbone: The network; it does not change.
+        backbone: The network, in eval mode; it does not change.
         names: Names of the layers.
         forward: Function of images that runs the network.
         images: Images (B, C, H, W).
     """
     recorder = Recorder()
     modules = {name: backbone.get_submodule(name) for name in names}
-    training = [module for module in backbone.modules() if module.training]
     handles = [module.register_forward_hook(recorder.mark(name)) for name, module in modules.items()]
     handles += [module.register_forward_pre_hook(recorder.read(name)) for name, module in modules.items()]
     try:
-        backbone.eval()
         with torch.enable_grad():
             users = graph(forward(images.detach().clone().requires_grad_()))
     finally:
         for handle in handles:
             handle.remove()
-        for module in training:
-            module.training = True
     calls = {name: made for name, made in recorder.calls.items() if any(node in users for node in made.nodes)}
     found = {name: [readers(node, users, recorder.inputs) for node in made.nodes] for name, made in calls.items()}
     return Flow(

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import (
     UnsupportedFakeTensorException,
 )
 
+from backbones.evaluating import evaluating
 from backbones.inject import Backbone
 
 UNKNOWN = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException)
@@ -32,10 +33,13 @@ def check_input_size(backbone: Backbone, size: tuple[int, int, int], usual: tupl
     if size == usual:
         return
     dtype = next(backbone.parameters()).dtype
-    training = [module for module in backbone.modules() if module.training]
-    backbone.eval()
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        with (
+            evaluating(backbone),
+            torch.random.fork_rng(devices=[]),
+            torch.no_grad(),
+            FakeTensorMode(allow_non_fake_inputs=True),
+        ):
             backbone(torch.zeros(1, *size, dtype=dtype))
     except UNKNOWN:
         return  # the pass depends on values, so that only a real batch can tell
@@ -45,9 +49,6 @@ def check_input_size(backbone: Backbone, size: tuple[int, int, int], usual: tupl
             f"images of {shown(size)}: {type(backbone).__name__} expects {shown(usual)} ({reason}). "
             f"{remedy(backbone, size)}"
         ) from error
-    finally:
-        for module in training:
-            module.training = True
 
 
 def shown(size: tuple[int, int, int]) -> str:

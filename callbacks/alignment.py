@@ -10,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
+from backbones.evaluating import evaluating
 from callbacks.scoring.undisturbed import eagerly
 from lightning_modules.adapted import AdaptedTask
 from lightning_modules.batch import Batch
@@ -117,12 +118,9 @@ class Alignment(Callback):
     def inputs(self, pl_module: AdaptedTask) -> dict[str, Tensor]:
         """Inputs (rows, in) in fp32 of the layers that run on the probe batch."""
         found: dict[str, Tensor] = {}
-        training = {module: module.training for module in pl_module.modules()}
-        with recording(self.chosen(pl_module), found), eagerly():  # a compiled graph runs no new hooks
-            pl_module.eval()  # without dropout, so that no random number is drawn
+        # eagerly, because a compiled graph runs no new hooks
+        with recording(self.chosen(pl_module), found), evaluating(pl_module), eagerly():
             pl_module(self.probe)
-        for module, mode in training.items():
-            module.training = mode
         return found
 
 

@@ -8,6 +8,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
+from backbones.evaluating import evaluating
 from callbacks.mask_predictions import coloured
 from checkpoints.atomic import write_atomically
 from datamodules.palette import palette
@@ -42,12 +43,9 @@ class MaskPicture(Callback):
 
 def predicted(data: Any, task: Task, item: tuple[Any, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pixels (h, w, 3) of an image, its labels (H, W) and the predicted classes (H, W), all uint8."""
-    training = task.training
-    task.eval()
-    with torch.no_grad():
+    with evaluating(task), torch.no_grad():
         batch = data.transfer_batch_to_device(data.collate([item]), task.device, 0)
         classes = task.predictions(task.infer(data.on_after_batch_transfer(batch, 0)))[0]
-    task.train(training)
     return item[0].permute(1, 2, 0).numpy(), item[1].to(torch.uint8).numpy(), classes.cpu().numpy()
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from backbones.evaluating import evaluating
 from callbacks.scoring.undisturbed import eagerly
 from lightning_modules.task import Task
 
@@ -88,11 +89,9 @@ def flop_counter() -> FlopCounterMode:
 
 def forward_gflops(task: Task) -> float:
     """GFLOP of the forward pass of one sample, counted while it runs."""
-    training, counter = task.training, flop_counter()
-    task.eval()
-    with torch.no_grad(), counter, eagerly():
+    counter = flop_counter()
+    with evaluating(task), torch.no_grad(), counter, eagerly():
         task(task.example_batch().inputs)
-    task.train(training)
     return counter.get_total_flops() / 1e9
 
 

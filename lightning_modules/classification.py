@@ -21,6 +21,7 @@ from backbones.timm_models import (
     reset_head,
 )
 from lightning_modules.batch import Batch
+from lightning_modules.heads.feature_norm import FeatureNorm, norm_input
 from lightning_modules.metrics import ClassAccuracy, WeightedMean
 from lightning_modules.named_classes import NamedClasses
 from lightning_modules.run import datamodule_of
@@ -49,6 +50,8 @@ class Classification(NamedClasses):
         head_init: Initial weights of the new classifier. ``trunc_normal``: std 0.02, as in timm's ViT. ``adaptformer``:
             the same with std 0.01. ``linear``: torch's default of linear layers. ``zero``: zero. ``vpt``: Kaiming
             normal, and a bias of -4.6, so that each class starts at a sigmoid of 0.01.
+        head_batch_norm: Whether a BatchNorm without weights norms the features before the classifier, as in the linear
+            probe of MAE and in AdaptFormer. A merge computes it into the weights of the classifier.
         label_smoothing: Probability mass that the loss spreads over all classes.
         mixup: Beta parameter of mixup; 0 for no mixup.
         cutmix: Beta parameter of cutmix; 0 for no cutmix. With mixup and cutmix, each batch draws one of them.
@@ -65,6 +68,7 @@ class Classification(NamedClasses):
         backbone_args: dict[str, Any] | None = None,
         drop_path: float = 0.0,
         head_init: Literal["trunc_normal", "adaptformer", "linear", "zero", "vpt"] = "trunc_normal",
+        head_batch_norm: bool = False,
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
@@ -82,7 +86,7 @@ class Classification(NamedClasses):
                 raise ValueError(f"{name}={value}: expected a positive number, or 0 for none")
         self.backbone_name, self.pretrained, self.num_classes = backbone, pretrained, num_classes
         self.backbone_args, self.drop_path, self.head_init = dict(backbone_args or {}), drop_path, head_init
-        self.label_smoothing = label_smoothing
+        self.head_batch_norm, self.label_smoothing = head_batch_norm, label_smoothing
         self.mixup = None
         if mixup > 0 or cutmix > 0:
             self.mixup = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
@@ -97,6 +101,24 @@ class Classification(NamedClasses):
         args = self.backbone_args | ({"drop_path_rate": self.drop_path} if self.drop_path else {})
         self.backbone = build_backbone(self.backbone_name, self.pretrained, args)
         reset_head(self.backbone, self.num_classes, self.head_init)
+        self.head_norm: FeatureNorm | None = None
+        if self.head_batch_norm:
+            self.add_head_norm()
+
+    def add_head_norm(self) -> None:
+        """Norm the features before the classifier.
+
+        Raises:
+            ValueError: If the backbone has no single linear classifier.
+        """
+        layers = list(classifier_layers(self.backbone).values())
+        if len(layers) != 1 or not isinstance(layers[0], nn.Linear):
+            raise ValueError(
+                f"head_batch_norm=True: {type(self.backbone).__name__} has no single linear classifier, whose input a "
+                "BatchNorm could norm; leave it out"
+            )
+        self.head_norm = FeatureNorm(layers[0].in_features)
+        norm_input(layers[0], self.head_norm)
 
     def heads(self) -> dict[str, nn.Module]:
         return {f"backbone.{name}": head for name, head in head_modules(self.backbone).items()}
@@ -133,11 +155,13 @@ class Classification(NamedClasses):
             raise ValueError(f"embeddings: {type(self.backbone).__name__} has no classifier whose input could be kept")
         return next(iter(layers.values()))
 
-    def resize_head(self, width: int) -> None:
+    def resize_head(self, width: int, batch_norm: bool = False) -> None:
         for name in classifier_layers(self.backbone):
             new = nn.Linear(width, self.num_classes)
             init_head(new, self.head_init)
             self.backbone.set_submodule(name, new)
+        if batch_norm or self.head_batch_norm:
+            self.add_head_norm()
 
     def export(self, backbone: nn.Module, folder: Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` of a timm model, with the names of the classes.

@@ -80,8 +80,8 @@ class Task(Optimized, ABC):
     def predict_from(self, features: Any) -> Any:
         """Outputs of the head for features."""
 
-    def resize_head(self, width: int) -> None:
-        """Build a new head for features of another width.
+    def resize_head(self, width: int, batch_norm: bool = False) -> None:
+        """Build a new head for features (B, width), with a BatchNorm without weights before it if ``batch_norm``.
 
         Raises:
             TypeError: If the head of this task cannot change its width.

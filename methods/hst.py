@@ -246,8 +246,7 @@ class HST(FrozenBackbone):
         if self.dense:
             self.read_pyramid(self.hst_dims)
         elif self.head_names:
-            self.resize_head(self.hst_dims[-1])
-            self.head_norm = nn.BatchNorm1d(self.hst_dims[-1], eps=1e-6, affine=False)
+            self.resize_head(self.hst_dims[-1], batch_norm=True)
 
     def ends(self, depth: int) -> list[int]:
         """Index of the last block of each stage."""
@@ -289,12 +288,4 @@ class HST(FrozenBackbone):
     def predict_from(self, features: Any) -> Any:
         if self.dense:
             return super().predict_from(features)
-        if self.training and len(features) < 2:
-            raise ValueError("batch_size=1: HST norms its features over the batch, expected at least 2 images a device")
-        return self.backbone.head(self.head_norm(features.mean(1)))
-
-    def on_validation_start(self) -> None:
-        """Average BatchNorm statistics over ranks (with --trainer.sync_batchnorm true they are equal already)."""
-        for name, buffer in self.named_buffers():
-            if name.endswith(("running_mean", "running_var")):
-                buffer.copy_(self.trainer.strategy.reduce(buffer.clone(), reduce_op="mean"))
+        return self.backbone.head(features.mean(1))

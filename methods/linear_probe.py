@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from backbones.evaluating import evaluating
 from backbones.inject import Backbone
 from callbacks.scoring.undisturbed import eagerly
 from methods.core.frozen import FrozenBackbone
@@ -15,11 +16,10 @@ class LinearProbe(FrozenBackbone):
         heads = [self.backbone.get_submodule(name) for name in self.head_names]
         if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
             raise ValueError(f"{type(self.backbone).__name__} has no single linear classifier, whose input is kept")
-        images, training = self.example_batch().inputs, self.training
-        self.eval()
-        with torch.no_grad(), self.mixed_dtypes(), eagerly():  # compiled results are not equal bit by bit
+        images = self.example_batch().inputs
+        # eagerly, because compiled results are not equal bit by bit
+        with evaluating(self), torch.no_grad(), self.mixed_dtypes(), eagerly():
             same = torch.equal(self.forward_frozen(self.frozen_features(images)), self(images))
-        self.train(training)
         if not same:
             raise ValueError(
                 f"{type(self.backbone).__name__} has more than one linear classifier behind its pooled features, so "

@@ -10,6 +10,7 @@ from timm import layers
 from torch import Tensor, nn
 
 from backbones import anatomy
+from backbones.evaluating import evaluating
 from backbones.flow import Flow, trace
 from backbones.inject import Backbone, attach, modules_with
 from backbones.shift import add_to_output
@@ -66,7 +67,7 @@ class SSF(PEFTMethod):
         anatomy.call_qkv(backbone)
         # two images, because a GroupNorm refuses one value, which a map of one pixel can give it
         images = self.example_batch().inputs.repeat(2, 1, 1, 1)
-        with self.mixed_dtypes():
+        with evaluating(self), self.mixed_dtypes():
             self.flow = trace(backbone, self.layer_names(backbone), self.plain_outputs, images)
         for name, shape in self.flow.shapes.items():
             module = backbone.get_submodule(name)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,6 +33,15 @@ def test_help_in_a_process_of_its_own() -> None:
 
 def test_no_arguments_give_the_overview(call: Callable[..., Answer]) -> None:
     assert call().out == call("-h").out == call("--help").out
+
+
+def test_threads_wait_without_spinning(call: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    call("--help")
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    call("--help")
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
 @pytest.mark.parametrize("command", [*LIGHTNING, "grid", "merge", "methods", "prepare"])

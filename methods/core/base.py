@@ -10,9 +10,11 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from backbones.anatomy import used_parameters
+from backbones.evaluating import evaluating
 from backbones.inject import Backbone
 from callbacks.scoring.undisturbed import eagerly
 from checkpoints.fingerprint import fingerprint
+from lightning_modules.heads.feature_norm import merge_norms
 from methods.core.precision import default_dtype
 from methods.core.sharded import check_strategy
 from methods.core.warm_start import WarmStart
@@ -62,12 +64,8 @@ class PEFTMethod(WarmStart):
         """
         if self.used is None:
             inputs = move_data_to_device(self.example_batch().inputs, next(self.backbone.parameters()).device)
-            training = [module for module in self.modules() if module.training]
-            self.eval()  # otherwise statistics of a head beside the backbone would change
-            with eagerly():  # because a graph of the plain backbone cannot be used later
+            with evaluating(self), eagerly():  # because a graph of the plain backbone cannot be used later
                 self.used = used_parameters(self.backbone, lambda: self(inputs))
-            for module in training:
-                module.training = True
         return [name for name, _ in self.backbone.named_parameters() if name in self.used]
 
     # adapting, in six steps
@@ -201,4 +199,5 @@ class PEFTMethod(WarmStart):
         with torch.no_grad():
             self.before_merge(backbone)
             self.merge_into(backbone)
+            merge_norms(backbone)
         return backbone.requires_grad_(False).eval()

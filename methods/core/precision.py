@@ -72,9 +72,7 @@ class KeepsPrecision(AdaptedTask):
         # because a bf16 scale of 1.0 does not change by an Adam step of 1e-3
         modules = list(self.modules()) if self.adapted else []
         kept = [(p, p.data) for module in modules for p in kept_in_fp32(module)]
-        frozen = {m for m in self.backbone.modules() if not updates_statistics(m)}
-        updated = [m for m in modules if has_statistics(m) and m not in frozen]
-        statistics = [(m, name, b) for m in updated for name, b in m.named_buffers(recurse=False)]
+        statistics = [(m, n, b) for m in self.changing_norms() for n, b in m.named_buffers(recurse=False)]
         super().to(*args, **kwargs)
         for parameter, data in kept:
             if parameter.dtype in (torch.bfloat16, torch.float16):
@@ -83,3 +81,17 @@ class KeepsPrecision(AdaptedTask):
             if getattr(module, name).dtype in (torch.bfloat16, torch.float16):
                 setattr(module, name, buffer.to(getattr(module, name).device))
         return self
+
+    def changing_norms(self) -> list[nn.Module]:
+        """Norms whose running statistics change in training: those beside the backbone, and those that train in it."""
+        frozen = (
+            {m for m in self.backbone.modules() if not updates_statistics(m)} if self.adapted else set(self.modules())
+        )
+        return [m for m in self.modules() if has_statistics(m) and m not in frozen]
+
+    def on_validation_start(self) -> None:
+        """Average running statistics over ranks, so that each rank validates the model that rank 0 saves."""
+        super().on_validation_start()
+        for norm in self.changing_norms() if self.trainer.world_size > 1 else ():
+            for buffer in [b for b in norm.buffers(recurse=False) if b.is_floating_point()]:
+                buffer.copy_(self.trainer.strategy.reduce(buffer.clone(), reduce_op="mean"))

@@ -153,3 +153,12 @@ def test_statistics_stay_while_parameters_are_found() -> None:
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
     assert model.training
     assert model.decoder.training
+
+
+def test_statistics_stay_while_a_method_adapts() -> None:
+    """The pass in which SSF follows the outputs of layers changes no running mean of a head beside the backbone."""
+    model: Any = build("ssf").train()
+    before = {name: buffer.clone() for name, buffer in model.decoder.named_buffers()}
+    model.configure_model()
+    assert before
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.decoder.named_buffers())

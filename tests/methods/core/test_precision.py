@@ -1,6 +1,7 @@
 """Dtypes of trained tensors, and statistics of a frozen backbone."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,6 +66,19 @@ def test_batch_norms_of_a_frozen_backbone_stay(method: str, moves: bool) -> None
     model(torch.randn(4, 3, 32, 32))
     assert norm.training is moves
     assert torch.equal(norm.running_mean, before) is not moves
+
+
+def test_ranks_share_statistics_that_change() -> None:
+    model = random_tiny("ssf", backbone="resnet18", backbone_args={}, head_batch_norm=True)
+    model.configure_model()
+    strategy = SimpleNamespace(reduce=lambda tensor, reduce_op: (tensor + 4) / 2)  # the other rank has 4 everywhere
+    model._trainer = SimpleNamespace(world_size=2, strategy=strategy)  # type: ignore[assignment]
+    assert torch.equal(model.head_norm.running_var, torch.ones(512))  # no pass of adapt changed it
+    frozen = model.backbone.bn1.running_mean.clone()
+    model.on_validation_start()
+    assert torch.equal(model.head_norm.running_mean, torch.full((512,), 2.0))
+    assert torch.equal(model.head_norm.running_var, torch.full((512,), 2.5))
+    assert torch.equal(model.backbone.bn1.running_mean, frozen)
 
 
 def test_other_precisions_are_refused(build: Build, trainer: Callable[..., Trainer]) -> None:

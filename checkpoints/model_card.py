@@ -43,8 +43,10 @@ def write_card(folder: Path, result: Mapping[str, Any], library: str, load: str,
         result: Content of ``result.json``; at least ``method``, ``backbone`` and ``task``.
         library: Library that loads the weights, under its name on the hub.
         load: Lines of Python that load them.
-        license: Licence of the backbone under its name on the hub, if it is known.
+        license: Licence of the weights of the backbone's tag under its name on the hub, if it is known. Without the
+            weights of the tag it does not count.
     """
+    license = license if result.get("pretrained") is True else None
     text = f"---\n{metadata(result, library, license)}\n---\n\n{body(result, load, license)}"
     write_atomically(folder / CARD, lambda path: path.write_text(text))
 

@@ -90,7 +90,7 @@ def write_merged(model: Any, merged: Any, output: Path, result: dict[str, Any], 
         if not extra:
             check_outputs(model, folder, exact=next(merged.parameters()).dtype is torch.float32)
         task = next(base.__name__ for base in type(model).__mro__ if base.__module__.startswith("lightning_modules."))
-        known = {"task": task} | model.description() | result
+        known = {"task": task, "pretrained": model.pretrained} | model.description() | result
         write_card(Path(folder), known, "timm", load_lines(output), config["pretrained_cfg"].get("license"))
         move_files(Path(folder), output)
     return extra

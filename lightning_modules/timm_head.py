@@ -112,6 +112,17 @@ class TimmHead(Task):
         """Outputs (B, K) of images for a plain backbone, in which the head lies."""
         return backbone(inputs)
 
+    def embedding_layer(self) -> nn.Module:
+        """Layer whose input is the embedding of an image: the classifier, or the first one of several.
+
+        Raises:
+            ValueError: If the backbone has no classifier of a known form.
+        """
+        layers = classifier_layers(self.backbone)
+        if not layers:
+            raise ValueError(f"embeddings: {type(self.backbone).__name__} has no classifier whose input could be kept")
+        return next(iter(layers.values()))
+
     def resize_head(self, width: int, batch_norm: bool = False) -> None:
         for name in classifier_layers(self.backbone):
             new = nn.Linear(width, self.outputs)

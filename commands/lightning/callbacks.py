@@ -14,6 +14,7 @@ from callbacks.class_report import ClassReport
 from callbacks.compiled import Compiled
 from callbacks.cost import Cost
 from callbacks.delta_export import DeltaExport
+from callbacks.explanations import Explanations
 from callbacks.finite_loss import StopOnNonFiniteLoss
 from callbacks.mask_picture import MaskPicture
 from callbacks.mask_predictions import MaskPredictions
@@ -52,7 +53,11 @@ def run_callbacks(
     if subcommand == "score":
         return [SecondInterrupt(), ScoreBeforeFit(**options.score.as_dict()), result, last]
     # of masks, if the task predicts maps
-    writers: list[Callback] = [MaskPredictions(), MaskPicture()] if getattr(model, "dense", False) else [Predictions()]
+    writers: list[Callback] = [MaskPredictions(), MaskPicture()]
+    if not getattr(model, "dense", False):
+        writers = [Predictions(options.get("top_k", 1), options.get("embeddings"))]
+    if options.get("explain") is not None:
+        writers.append(Explanations(options.explain))
     if options.get("class_report"):
         report = ClassReport()
         report.check(model)  # here, because nothing is read yet

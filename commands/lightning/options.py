@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from callbacks import compiled, matmul_precision
+from callbacks import compiled, explanations, matmul_precision
 from callbacks.ema import EMA
 from callbacks.features.cache import FeatureCache
 from callbacks.scoring.score_before_fit import ScoreBeforeFit
@@ -15,10 +15,11 @@ from lightning_modules import TASKS
 HEADLINE = "headline"  # value of checkpoint.monitor and mode that stands for the metric by which the task is judged
 CHECKPOINT = {"monitor": HEADLINE, "mode": HEADLINE, "filename": "best", "enable_version_counter": False}
 ABOUT = (
-    "Beside the options below: --method NAME[+NAME] and --task NAME stand for --model (`train.py methods` lists them); "
-    "--recipe BENCHMARK/METHOD, or a file of yours, stands for a published method, data and options (`train.py "
-    "recipes`), and your own options win over it. --checkpoint.monitor headline, the default, is the validation metric "
-    "by which the task is judged; null keeps the last epoch."
+    "Beside the options below: --method NAME[+NAME] and --task NAME stand for --model (`train.py methods` lists them);"
+    " --recipe BENCHMARK/METHOD, or a file of yours, stands for a published method, data and options (`train.py "
+    "recipes`), and your own options win over it. predict --images PATH stands for --data ImageFiles: an image or a "
+    "folder of images without labels, prepared as those of the run of --ckpt_path. --checkpoint.monitor headline, the "
+    "default, is the validation metric by which the task is judged; null keeps the last epoch."
 )
 HELP: dict[str, dict[str, Any]] = {
     "compile": {
@@ -71,6 +72,23 @@ HELP: dict[str, dict[str, Any]] = {
         "confusion.csv and confusion.png, and logs F1, AUROC and ECE, the expected calibration error. Validation "
         "images, if there are any, choose a temperature that divides the logits, and ECE_calibrated is the error "
         "with it.",
+    },
+    "top_k": {
+        "type": int,
+        "default": 1,
+        "help": "Number of classes of each image in predictions.csv, the most probable first.",
+    },
+    "embeddings": {
+        "type": str | None,
+        "default": None,
+        "help": "New file for the input of the classifier for each image: NAME.safetensors or NAME.parquet.",
+    },
+    "explain": {
+        "type": explanations.Explain | None,
+        "default": None,
+        "help": "Pictures of where the model looks, in explanations/ of the run folder. gradcam: the last feature map, "
+        "weighted by the gradient of the predicted class; for all backbones. rollout: attention of all blocks "
+        "multiplied, from the class token to the patches; for plain ViTs.",
     },
     "override_checkpoint": {
         "type": bool,

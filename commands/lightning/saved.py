@@ -24,6 +24,7 @@ class Saved:
         options: Options of the model.
         ema_decay: Decay of the average of the trained parameters; None if the fit kept no average.
         adapter: Content of an adapter folder; None for a file, which Lightning reads again with its optimizer.
+        classes: Names of the classes; their numbers if they have no names.
     """
 
     path: str
@@ -31,6 +32,7 @@ class Saved:
     options: dict[str, Any]
     ema_decay: float | None
     adapter: dict[str, Any] | None
+    classes: tuple[str, ...] = ()
 
 
 def read_saved(path: str, subcommand: str = "test", named: str | None = None) -> Saved:
@@ -61,4 +63,11 @@ def read_saved(path: str, subcommand: str = "test", named: str | None = None) ->
     options = {name: value for name, value in checkpoint["hyper_parameters"].items() if name not in NOT_SAVED}
     options.pop("_instantiator", None)
     class_path = options.pop("_class_path")
-    return Saved(path, class_path, options, checkpoint.get("ema_decay"), checkpoint if folder else None)
+    average, adapter = checkpoint.get("ema_decay"), checkpoint if folder else None
+    return Saved(path, class_path, options, average, adapter, classes_of(checkpoint))
+
+
+def classes_of(checkpoint: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the classes of a checkpoint, or their numbers."""
+    count = checkpoint["hyper_parameters"].get("num_classes") or 0
+    return tuple(checkpoint["identity"].get("class_names") or map(str, range(count)))

@@ -10,6 +10,7 @@ from lightning import LightningDataModule
 import datamodules
 import methods
 from commands.lightning.arguments import files_first, pop_flag
+from commands.lightning.images import image_flags
 from commands.lightning.names import nearest
 from commands.lightning.recipes import recipe_of
 from commands.lightning.saved import LIGHTNING_NAMES, Saved, read_saved
@@ -36,7 +37,7 @@ class Expanded(NamedTuple):
 
 
 def expand(args: list[str]) -> Expanded:
-    """Rewrite ``--recipe``, ``--method`` and ``--task``, and bring the class and the options of a checkpoint.
+    """Rewrite ``--recipe``, ``--method``, ``--task`` and ``--images``, and bring class and options of a checkpoint.
 
     Flags win over config files, those over a recipe, and a recipe over the checkpoint. Ranks that Lightning starts
     expand the expanded command line again, so a second expansion changes no value.
@@ -52,6 +53,7 @@ def expand(args: list[str]) -> Expanded:
     recipe = recipe_of(name, subcommand, rest) if name is not None else None
     method, rest = pop_flag(rest, "--method")
     task, rest = pop_flag(rest, "--task")
+    images, rest = pop_flag(rest, "--images")
     if task is not None and method is None and recipe is None:
         raise ValueError(f"--task {task} needs a --method")
     task = task if recipe is None else recipe.task
@@ -67,6 +69,8 @@ def expand(args: list[str]) -> Expanded:
     if path and path not in LIGHTNING_NAMES:
         saved = read_saved(path, subcommand, model)
         configs.append(config_of(saved, subcommand))
+    if images is not None:
+        rest += image_flags(images, subcommand, rest, path, list(saved.classes) if saved else [])
     if recipe is not None:
         check_class("data", recipe.config["data"]["class_path"], datamodules, LightningDataModule)
         of_model = {"class_path": class_path(recipe.method, task)} | recipe.config.get("model", {})

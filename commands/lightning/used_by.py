@@ -7,6 +7,8 @@ USED_BY = {
     "class_report": ("fit", "test"),
     "compile": ("fit", "validate", "test", "predict"),
     "ema": ("fit",),
+    "embeddings": ("predict",),
+    "explain": ("predict",),
     "export_member": ("fit",),
     "features": ("fit",),
     "matmul_precision": ("fit", "validate", "test", "predict"),
@@ -14,6 +16,7 @@ USED_BY = {
     "override_checkpoint": ("fit", "validate", "test", "predict"),
     "score": ("fit", "score"),
     "test_after_fit": ("fit",),
+    "top_k": ("predict",),
 }
 """Subcommands by option. An option that is not listed is used by all."""
 

@@ -63,6 +63,9 @@ class PEFTMethod(WarmStart):
     def merge_into(self, backbone: Backbone) -> None:
         """Merge the trained delta into the plain weights, in place; end with ``super().merge_into(backbone)``."""
 
+    def fix_shapes(self) -> None:
+        """Make the sizes of all tensors of an evaluation independent of the images, for formats that need this."""
+
     def used_names(self) -> list[str]:
         """Names of backbone parameters that the outputs depend on, in model order.
 

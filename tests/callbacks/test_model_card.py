@@ -9,7 +9,14 @@ import pytest
 
 from callbacks.model_card import ModelCard
 
-RESULT = {"method": "SSF", "backbone": "vit", "task": "Classification", "metric": {"name": "top1"}, "data": "flowers"}
+RESULT: dict[str, object] = {
+    "method": "SSF",
+    "backbone": "vit",
+    "task": "Classification",
+    "metric": {"name": "top1"},
+    "data": "flowers",
+    "pretrained": True,
+}
 
 
 @pytest.mark.parametrize(("rank_zero", "written"), [(True, True), (False, False)])

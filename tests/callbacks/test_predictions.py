@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning import Trainer
 
-from callbacks.predictions import Predictions, as_text
+from callbacks.predictions import Predictions, Row, as_text
 from datamodules import ImageDataset
 from methods import PEFTMethod
 from tests.support.batches import as_batch
@@ -59,7 +59,7 @@ def test_an_image_that_was_left_out_moves_no_name(
 
 def test_rows_of_all_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def gather(out: list[Any], own: Any) -> None:
-        out[:] = [own, [(1, (1, 0.75)), (3, (0, 0.5))]]
+        out[:] = [own, [Row(1, [1], [0.75]), Row(3, [0], [0.5])]]
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     samples = SimpleNamespace(name=lambda index: f"image, {index}.png")

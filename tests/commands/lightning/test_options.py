@@ -54,7 +54,7 @@ OWN = {
     "score": {"score", "run_root"},
     "validate": {*COMPUTING, "members", "override_checkpoint", "run_root"},
     "test": {*COMPUTING, "class_report", "members", "override_checkpoint", "run_root"},
-    "predict": {*COMPUTING, "override_checkpoint", "run_root"},
+    "predict": {*COMPUTING, "embeddings", "explain", "override_checkpoint", "run_root", "top_k"},
 }
 CORE = {"help", "config", "print_config", "seed_everything", "trainer", "model", "data"}
 OF_LIGHTNING = {

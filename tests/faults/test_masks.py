@@ -77,7 +77,7 @@ def test_fit_test_predict_and_merge(tiny: list[str], call: Callable[..., Answer]
     assert answer.code == 0, answer.err
     assert "largest difference of a logit, merged against unmerged: " in answer.out
     files = {file.name for file in (tmp_path / "merged").iterdir()}
-    assert files == {"config.json", "model.safetensors", "head.safetensors"}
+    assert files == {"README.md", "config.json", "model.safetensors", "head.safetensors"}
 
 
 def test_crops_larger_than_the_images(tiny: list[str], call: Callable[..., Answer], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,22 @@ def digest(root: Path) -> str:
     return hashlib.sha256(newest.read_bytes()).hexdigest()
 
 
+STARTED: list[subprocess.Popen[bytes]] = []
+"""Processes of the running test."""
+
+
+@pytest.fixture(autouse=True)
+def no_process_stays() -> Iterator[None]:
+    """End the processes of a test that fails, otherwise they would go on for hours."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
 def start(args: list[str], root: Path, **variables: str) -> subprocess.Popen[bytes]:
     """Start a command line in a process of its own.
 
@@ -44,7 +60,15 @@ def start(args: list[str], root: Path, **variables: str) -> subprocess.Popen[byt
     """
     command = [sys.executable, str(ROOT / "train.py"), *args, "--run_root", str(root)]
     environment = os.environ | variables
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    # a shell that runs the tests in the background ignores Ctrl-C, which the process would inherit
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        STARTED.append(
+            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return STARTED[-1]
 
 
 def wait_for(found: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 120) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from tests.faults.test_runs import last, start, wait_for
+from tests.faults.test_runs import last, no_process_stays, start, wait_for  # noqa: F401  (a fixture)
 from tests.support.command_line import Answer, folders
 
 SCONTROL = """#!/bin/sh

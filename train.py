@@ -37,8 +37,9 @@ def main(args: list[str]) -> None:
         SystemExit: With code 2 for a command line that cannot be read and 1 for a run that cannot start or go on.
     """
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # lightning uses old names of jsonargparse
-    # torch reads it when it is imported: waiting threads that spin make a step several times slower on a busy machine
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # torch reads it when it is imported: threads that spin for long make a step several times slower on a busy machine
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     command = args[0] if args else "--help"
     try:
         if command in ("-h", "--help"):

@@ -35,13 +35,18 @@ def test_no_arguments_give_the_overview(call: Callable[..., Answer]) -> None:
     assert call().out == call("-h").out == call("--help").out
 
 
-def test_threads_wait_without_spinning(call: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_spin_for_a_short_time(call: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     call("--help")
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert os.environ["GOMP_SPINCOUNT"] == "7", "the user's own value stays"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    call("--help")
+    assert os.environ["GOMP_SPINCOUNT"] == "20000"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     call("--help")
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert "GOMP_SPINCOUNT" not in os.environ
 
 
 @pytest.mark.parametrize("command", [*LIGHTNING, "grid", "merge", "methods", "prepare"])

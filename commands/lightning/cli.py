@@ -99,7 +99,7 @@ class GraftCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, args)
-        check_options(self.options)
+        check_options(self.options, self.command.subcommand)
 
     def _parse_ckpt_path(self) -> None:
         """Replaced by ``expand``, because here the checkpoint would silently win over the user's flags."""

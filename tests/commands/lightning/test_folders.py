@@ -4,6 +4,7 @@ import csv
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ def test_run_folders_are_never_shared(tmp_path: Path, monkeypatch: pytest.Monkey
     made = [run_folder(tmp_path / "id") for _ in range(3)]
     assert [path.name for path in made] == ["id", "id-2", "id-3"]
     assert os.environ["GRAFT_RUN_DIR"] == str(made[-1])
+
+
+def test_runs_that_start_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAFT_RUN_DIR", "")
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: run_folder(tmp_path / "method/data/id"), range(8)))
+    assert len(set(made)) == 8
+    assert all(folder.is_dir() for folder in made)
 
 
 def test_run_root_that_is_a_file(

@@ -47,6 +47,8 @@ class Segmentation(NamedClasses):
             on all stages. ``upernet``: UperNet with one auxiliary head. ``semantic_fpn``: Semantic FPN. ``setr_pup``:
             SETR-PUP with three auxiliary heads, for a plain ViT only.
         head_channels: Channels inside the head; by default 512 for ``upernet``, else 256.
+        map_blocks: Blocks of a plain ViT, from 0, whose outputs become the four maps of ``upernet`` and
+            ``semantic_fpn``; evenly spaced by default, ``[2, 5, 8, 11]`` of 12. DyT's code reads ``[3, 5, 7, 11]``.
         auxiliary_weight: Weight of the losses of auxiliary heads; 0 for no such heads.
         eval_stride: Share of a window by which windows move over an image of an evaluation, 341 of 512 pixels by
             default.
@@ -73,6 +75,7 @@ class Segmentation(NamedClasses):
         eval_stride: float = 341 / 512,
         eval_scales: list[float] = [1.0],  # noqa: B006 (copied below)
         eval_flip: bool = False,
+        map_blocks: list[int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -93,7 +96,7 @@ class Segmentation(NamedClasses):
         self.backbone_name, self.pretrained, self.num_classes = backbone, pretrained, num_classes
         self.backbone_args, self.drop_path = dict(backbone_args or {}), drop_path
         self.head, self.head_channels = head, head_channels or (512 if head == "upernet" else 256)
-        self.auxiliary_weight = auxiliary_weight
+        self.auxiliary_weight, self.map_blocks = auxiliary_weight, map_blocks
         self.eval_stride, self.eval_scales, self.eval_flip = eval_stride, list(eval_scales), eval_flip
         self.build()
         self.init_metrics()
@@ -109,6 +112,10 @@ class Segmentation(NamedClasses):
         found = stages(self.backbone)
         self.plain = found is None
         self.neck: nn.Module | None = None
+        if self.map_blocks is not None and (found is not None or self.head in LAST_NORMED):
+            raise ValueError(
+                f"map_blocks={self.map_blocks}: expected a plain ViT with the head upernet or semantic_fpn"
+            )
         if found is not None:
             self.places = list(found)
             self.build_heads(list(found.values()))
@@ -120,7 +127,9 @@ class Segmentation(NamedClasses):
             self.places = sorted({place for place in places if place < depth - 1}) if self.auxiliary_weight else []
             self.build_heads([width] * (len(self.places) + 1))
         else:
-            self.places = even_blocks(self.backbone)
+            self.places = self.map_blocks or even_blocks(self.backbone)
+            if len(self.places) != 4 or not all(0 <= place < depth for place in self.places):
+                raise ValueError(f"map_blocks={self.map_blocks}: expected four blocks from 0 to {depth - 1}")
             self.neck = ViTPyramid(width)
             self.build_heads([width] * 4)
 

@@ -89,10 +89,7 @@ class Segmentation(NamedClasses):
             raise ValueError(f"head_channels={head_channels}: expected an even number, and no linear head")
         if auxiliary_weight < 0:
             raise ValueError(f"auxiliary_weight={auxiliary_weight}: expected a positive weight, or 0 for no such head")
-        if not 0 < eval_stride <= 1:
-            raise ValueError(f"eval_stride={eval_stride}: expected a share of a window above 0 and at most 1")
-        if not eval_scales or min(eval_scales) <= 0:
-            raise ValueError(f"eval_scales={eval_scales}: expected positive factors, [1] for the image as it is")
+        check_evaluation(eval_stride, eval_scales)
         self.backbone_name, self.pretrained, self.num_classes = backbone, pretrained, num_classes
         self.backbone_args, self.drop_path = dict(backbone_args or {}), drop_path
         self.head, self.head_channels = head, head_channels or (512 if head == "upernet" else 256)
@@ -127,9 +124,8 @@ class Segmentation(NamedClasses):
             self.places = sorted({place for place in places if place < depth - 1}) if self.auxiliary_weight else []
             self.build_heads([width] * (len(self.places) + 1))
         else:
-            self.places = self.map_blocks or even_blocks(self.backbone)
-            if len(self.places) != 4 or not all(0 <= place < depth for place in self.places):
-                raise ValueError(f"map_blocks={self.map_blocks}: expected four blocks from 0 to {depth - 1}")
+            self.places = even_blocks(self.backbone) if self.map_blocks is None else self.map_blocks
+            check_blocks(self.places, depth)
             self.neck = ViTPyramid(width)
             self.build_heads([width] * 4)
 
@@ -248,3 +244,17 @@ def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
     logits = resized(logits, labels.shape[1:]).float()
     total = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED)
     return total / (labels != IGNORED).sum().clamp(min=1)  # and not the mean, which is no number for such a crop
+
+
+def check_evaluation(stride: float, scales: list[float]) -> None:
+    """Refuse a stride of windows and factors of sizes that cannot be."""
+    if not 0 < stride <= 1:
+        raise ValueError(f"eval_stride={stride}: expected a share of a window above 0 and at most 1")
+    if not scales or min(scales) <= 0:
+        raise ValueError(f"eval_scales={scales}: expected positive factors, [1] for the image as it is")
+
+
+def check_blocks(blocks: list[int], depth: int) -> None:
+    """Refuse blocks for maps that are not four blocks of a ViT with ``depth`` of them."""
+    if len(blocks) != 4 or not all(0 <= block < depth for block in blocks):
+        raise ValueError(f"map_blocks={blocks}: expected four blocks from 0 to {depth - 1}")

@@ -52,6 +52,15 @@ def test_run_root_that_is_a_file(
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_run_that_never_began_leaves_nothing(
+    base: list[str], model: list[str], call: Callable[..., Answer], tmp_path: Path
+) -> None:
+    answer = call("fit", *model, *base, "--data.root", tmp_path / "nowhere", "--run_root", tmp_path / "runs")
+    assert answer.code == 1
+    assert "nowhere" in answer.err
+    assert not folders(tmp_path / "runs")
+
+
 def test_config_of_a_run_repeats_it(fitted: Path, call: Callable[..., Answer], tmp_path: Path) -> None:
     before = snapshot(fitted)
     assert call("fit", "--config", fitted / "config.yaml", "--run_root", tmp_path).code == 0

@@ -80,9 +80,7 @@ class Segmentation(NamedClasses):
     ) -> None:
         super().__init__(**kwargs)
         if not 2 <= num_classes <= IGNORED:
-            raise ValueError(
-                f"num_classes={num_classes}: expected 2 to {IGNORED} classes, because {IGNORED} is no class"
-            )
+            raise ValueError(f"num_classes={num_classes}: expected 2 to {IGNORED}, because {IGNORED} is no class")
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path={drop_path}: expected a probability of at least 0 and below 1")
         if head_channels is not None and (head_channels < 2 or head_channels % 2 or head == "linear"):
@@ -110,9 +108,7 @@ class Segmentation(NamedClasses):
         self.plain = found is None
         self.neck: nn.Module | None = None
         if self.map_blocks is not None and (found is not None or self.head in LAST_NORMED):
-            raise ValueError(
-                f"map_blocks={self.map_blocks}: expected a plain ViT with the head upernet or semantic_fpn"
-            )
+            raise ValueError(f"map_blocks={self.map_blocks}: expected a plain ViT and upernet or semantic_fpn")
         if found is not None:
             self.places = list(found)
             self.build_heads(list(found.values()))

@@ -65,8 +65,8 @@ def test_chosen_blocks() -> None:
     [
         ({"map_blocks": [0, 1, 2, 3]}, r"map_blocks=\[0, 1, 2, 3\]: expected four blocks from 0 to 1"),
         ({"map_blocks": [0, 1]}, "expected four blocks"),
-        ({"map_blocks": [0, 1, 0, 1], "backbone": "resnet18", "backbone_args": {}}, "expected a plain ViT with"),
-        ({"map_blocks": [0, 1, 0, 1], "head": "setr_pup"}, "with the head upernet or semantic_fpn"),
+        ({"map_blocks": [0, 1, 0, 1], "backbone": "resnet18", "backbone_args": {}}, "expected a plain ViT and upernet"),
+        ({"map_blocks": [0, 1, 0, 1], "head": "setr_pup"}, "and upernet or semantic_fpn"),
     ],
 )
 def test_blocks_that_give_no_maps(options: dict[str, Any], message: str) -> None:

@@ -71,10 +71,10 @@ class DeltaCheckpoint(KeepsPrecision):
 
     def parameter_counts(self) -> dict[str, int]:
         counts = {"method": 0, "neck": 0, "head": 0}
-        necks = tuple(f"{name}." for name in self.necks)
+        necks, heads = tuple(f"{name}." for name in self.necks), self.head_prefixes
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                part = "neck" if name.startswith(necks) else "head" if self.in_head(name) else "method"
+                part = "neck" if name.startswith(necks) else "head" if name.startswith(heads) else "method"
                 counts[part] += parameter.numel()
         return counts
 

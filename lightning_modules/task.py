@@ -175,7 +175,7 @@ class Task(Optimized, ABC):
 
     @property
     def head_prefixes(self) -> tuple[str, ...]:
-        """Beginnings of the names of parameters and buffers that belong to a head, such as ``backbone.head.``."""
+        """Prefixes of the names of parameters and buffers of the heads, such as ``backbone.head.``."""
         return tuple(f"{head}." for head in self.heads())
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:

@@ -112,11 +112,11 @@ class Optimized(LightningModule):
 
     @property
     def head_prefixes(self) -> tuple[str, ...]:
-        """Beginnings of the names of parameters and buffers that belong to a head; a module without heads has none."""
+        """Prefixes of the names of parameters and buffers of the heads; a module without heads has none."""
         return ()
 
     def in_head(self, name: str) -> bool:
-        """Whether a parameter or buffer belongs to a head; for many names, ask ``head_prefixes`` once."""
+        """Whether a parameter or buffer of this module, such as ``backbone.head.weight``, belongs to a head."""
         return name.startswith(self.head_prefixes)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

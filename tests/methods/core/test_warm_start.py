@@ -51,7 +51,8 @@ def test_values_are_taken_over(method: str, build: Build, tmp_path: Path) -> Non
     plain = build(method, num_classes=4)
     plain.selection = source.selection
     plain.configure_model()
-    for file in ("", WEIGHTS, "last.ckpt"):
+    # the three files are read by one function, so one method tries them all
+    for file in ("", WEIGHTS, "last.ckpt") if method == "gps" else ("",):
         model = build(method, num_classes=4, init_from=str(tmp_path / file))
         model.configure_model()  # nothing is scored: what was selected comes along
         delta, expected = model.delta_state_dict(), source.delta_state_dict()

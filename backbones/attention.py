@@ -28,6 +28,8 @@ class ExtendedAttention:
     kv_prompt: Tensor | None  # (1, heads, Q, d) shared by keys and values, or (2, heads, Q, d)
     inserted: tuple[int, int]  # place and number of the learned tokens that the input itself contains
     repeated: int  # number of equal tokens that the last learned token replaces; 0 for none
+    keeps: bool  # whether a pass keeps its keys and values in ``kept``, which further passes read in place of their own
+    kept: tuple[Tensor, Tensor] | None
 
     # the methods take self as Any, because its layers are those of timm's attention, and differ between families
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -61,6 +63,10 @@ class ExtendedAttention:
         q, k, v = self.project(x)
         if rope is not None:
             q, k = (self.rotate(t, rope).type_as(v) for t in (q, k))
+        own = self.kept is None
+        k, v = (k, v) if own else self.kept
+        if own and self.keeps:
+            self.kept = k, v
         added = [[t.expand(x.shape[0], -1, -1, -1).to(k.dtype) for t in pair] for pair in self.added_keys_values(x)]
         if added:
             k, v = (torch.cat(parts, dim=2) for parts in zip((k, v), *added, strict=True))
@@ -69,7 +75,7 @@ class ExtendedAttention:
         if groups > 1:
             k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
         shared = shared_rel_pos if shared_rel_pos is not None else shared_rel_pos_bias
-        bias = self.score_bias(q, k, self.position_bias(shared))
+        bias = self.score_bias(q, k, self.position_bias(shared) if own else None)  # these queries have no position
         dropout = self.attn_drop.p if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
         return self.join_heads(out.transpose(1, 2).flatten(2), x)
@@ -187,5 +193,6 @@ def extend_attention(block: Any) -> Any:
         check_free(attention, "kv_prompt")
         swap_class(attention, EXTENDED[type(attention)])
         attention.prompts, attention.inserted, attention.repeated = (), (0, 0), 0
+        attention.keeps, attention.kept = False, None
         attention.register_parameter("kv_prompt", None)
     return attention

@@ -23,6 +23,28 @@ class AdapterModule(nn.Module):
         raise TypeError(f"{type(self).__name__} rewrites no output")
 
 
+class Tap(AdapterModule):
+    """Tap that keeps the input or output of a module of the backbone until ``take`` returns it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: Tensor | None = None
+
+    def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        self.kept = output
+        return output
+
+    def keep_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.kept = args[0]
+
+    def take(self) -> Tensor:
+        """Return the kept tensor and drop it."""
+        output, self.kept = self.kept, None
+        assert output is not None
+        assert not output.requires_grad, "a gradient would enter the backbone"
+        return output
+
+
 def attach(module: nn.Module, name: str, op: AdapterModule) -> None:
     """Add ``op`` as the child ``name`` of a module. From now on, it rewrites the module's output.
 

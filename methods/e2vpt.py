@@ -128,6 +128,11 @@ class E2VPT(VPT, Selective):
             raise ValueError(f"kv_length={kv_length}: expected a number of key-value prompts, or 0 for none")
         if prompt_segments < 1:
             raise ValueError(f"prompt_segments={prompt_segments}: expected at least 1 segment")
+        if self.prompt_init == "tokens" or self.prompt_fourier:
+            raise ValueError(
+                "prompt_init=tokens and prompt_fourier: E2VPT prunes its prompts and goes back to their first values; "
+                "use the method vpt"
+            )
         if self.prompt_lengths is not None:
             raise ValueError(
                 "prompt_lengths: all blocks share the masks of E2VPT's prompts, expected one prompt_length"

@@ -12,33 +12,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from backbones.anatomy import token_sequence
-from backbones.inject import AdapterModule, Backbone, attach, check_free
+from backbones.inject import Backbone, Tap, attach, check_free
 from lightning_modules.task import Task
 from methods.core.frozen import FrozenBackbone
 from methods.layers.low_rank import compute_dtype
 from methods.layers.operation import Operation
-
-
-class Tap(AdapterModule):
-    """Tap that keeps the input or output of a module of the backbone until ``take`` returns it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: Tensor | None = None
-
-    def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        self.kept = output
-        return output
-
-    def keep_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self.kept = args[0]
-
-    def take(self) -> Tensor:
-        """Return the kept tensor and drop it."""
-        output, self.kept = self.kept, None
-        assert output is not None
-        assert not output.requires_grad, "a gradient would enter the backbone"
-        return output
 
 
 class Norm(Operation):

@@ -6,6 +6,7 @@
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,7 +14,12 @@ from backbones.anatomy import TokenSequence, has_windows, norms_first, patch_emb
 from backbones.attention import can_extend, extend_attention
 from backbones.inject import AdapterModule, Backbone, check_free
 from backbones.prompted_swin import pass_prompts
+from callbacks.scoring.undisturbed import eagerly, unchanged
+from lightning_modules.run import datamodule_of
+from lightning_modules.seed import run_seed
 from methods.core.base import PEFTMethod
+
+IMAGES = 32  # training images whose tokens become initial prompts
 
 
 class Prompt(AdapterModule):
@@ -29,14 +35,22 @@ class Prompt(AdapterModule):
         dropout: Probability of dropping an element of a prompt.
         project: Layer from d to C, shared by all prompts of a backbone.
         norm: Norm that the prompts pass, because the paper puts them into the sequence before that norm.
+        fourier: Number of the first prompts that become the real part of their Fourier transform.
     """
 
     def __init__(
-        self, length: int, dim: int, bound: float, dropout: float, project: nn.Module, norm: nn.Module
+        self,
+        length: int,
+        dim: int,
+        bound: float,
+        dropout: float,
+        project: nn.Module,
+        norm: nn.Module,
+        fourier: int = 0,
     ) -> None:
         super().__init__()
         self.tokens = nn.Parameter(torch.empty(length, dim).uniform_(-bound, bound))
-        self.length, self.dropout = length, dropout
+        self.length, self.dropout, self.fourier = length, dropout, fourier
         self.shared = (project, norm)  # in a tuple, because they are children of the backbone and saved there once
 
     def rows(self) -> Tensor:
@@ -48,7 +62,11 @@ class Prompt(AdapterModule):
         project, norm = self.shared
         copies = len(x) if self.training and self.dropout else 1  # dropout differs between images
         tokens = project(self.rows()).to(x.dtype).repeat(copies, 1, 1)
-        return norm(F.dropout(tokens, self.dropout, self.training))
+        tokens = F.dropout(tokens, self.dropout, self.training)
+        if self.fourier:  # over tokens and channels; in fp32, because torch has no transform in bf16
+            first, rest = tokens.tensor_split([self.fourier], dim=1)
+            tokens = torch.cat([torch.fft.fft2(first.float()).real.to(rest.dtype), rest], dim=1)
+        return norm(tokens)
 
     def pre_hook(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x, *rest = args
@@ -84,7 +102,11 @@ class VPT(PEFTMethod):
         prompt_dropout: Probability of dropping an element of a prompt.
         prompt_init: Initial prompts, uniform within a bound. ``patch``: the Xavier bound of the patch embedding,
             ``sqrt(6 / (3 h w + d))``, as in VPT's code. ``xavier``: that of P prompts themselves,
-            ``sqrt(6 / (d (P + 1)))``, as in NOAH's code.
+            ``sqrt(6 / (d (P + 1)))``, as in NOAH's code. ``tokens``: no random values, but tokens that patches of 32
+            training images have before that block, drawn when a fit starts (self-prompt tuning, arXiv:2402.02382); only
+            for ``prompt_deep`` on a ViT.
+        prompt_fourier: Share of the prompts of each block, the first ones, that become the real part of their Fourier
+            transform over tokens and channels (VFPT, arXiv:2411.01327).
         prompt_resize: Prompts from ``init_from`` if the other run has another number of them. ``error``: refuse them.
             ``truncate``: keep the first ones. ``tile``: repeat them. ``interpolate``: interpolate linearly.
     """
@@ -100,7 +122,8 @@ class VPT(PEFTMethod):
         prompt_deep: bool = True,
         prompt_project: int = 0,
         prompt_dropout: float = 0.0,
-        prompt_init: Literal["patch", "xavier"] = "patch",
+        prompt_init: Literal["patch", "xavier", "tokens"] = "patch",
+        prompt_fourier: float = 0.0,
         prompt_resize: Literal["error", "truncate", "tile", "interpolate"] = "error",
         **kwargs: Any,
     ) -> None:
@@ -111,11 +134,18 @@ class VPT(PEFTMethod):
             raise ValueError(f"prompt_project={prompt_project}: expected a width, or 0 for no projection")
         if not 0 <= prompt_dropout < 1:
             raise ValueError(f"prompt_dropout={prompt_dropout}: expected a probability of at least 0 and below 1")
+        if not 0 <= prompt_fourier <= 1:
+            raise ValueError(f"prompt_fourier={prompt_fourier}: expected a share of the prompts, 0 to 1")
+        if prompt_init == "tokens" and (not prompt_deep or prompt_project):
+            raise ValueError(
+                "prompt_init=tokens is for new prompts of full width at every block: leave prompt_project and "
+                "prompt_deep=False out"
+            )
         if prompt_lengths is not None and not prompt_deep:
             raise ValueError("prompt_lengths is for new prompts at every block: leave prompt_deep=False out")
         self.prompt_length, self.prompt_lengths, self.prompt_deep = prompt_length, prompt_lengths, prompt_deep
         self.prompt_project, self.prompt_dropout, self.prompt_init = prompt_project, prompt_dropout, prompt_init
-        self.prompt_resize = prompt_resize
+        self.prompt_resize, self.prompt_fourier = prompt_resize, prompt_fourier
 
     def free_options(self) -> set[str]:
         length = {"prompt_length"} if self.prompt_resize != "error" else set()
@@ -158,6 +188,11 @@ class VPT(PEFTMethod):
         lengths = per_block("prompt_lengths", self.prompt_lengths, self.prompt_length, len(blocks))
         for block, length in zip(blocks, lengths, strict=True):
             check_free(block, "prompt")
+            if self.prompt_init == "tokens" and not (norms_first(block) and can_extend(block)):
+                raise ValueError(
+                    f"prompt_init=tokens needs an attention that reads prompts, and {type(block).__name__} has "
+                    "another one: choose prompt_init=patch"
+                )
             if not length:
                 continue
             # prompts of a deep ViT join the sequence between norm and attention, and leave it after the attention
@@ -178,6 +213,8 @@ class VPT(PEFTMethod):
         """Pass prompts on together with the maps, through windows, patch merging and the final pooling."""
         if self.prompt_project:
             raise ValueError(f"prompt_project={self.prompt_project}: the stages of a Swin differ in width, expected 0")
+        if self.prompt_init == "tokens":
+            raise ValueError("prompt_init=tokens: a Swin passes its prompts on, expected patch or xavier")
         if self.prompt_lengths is not None:
             raise ValueError("prompt_lengths: a Swin passes its prompts on, expected one prompt_length")
         none = nn.Identity()
@@ -187,9 +224,47 @@ class VPT(PEFTMethod):
 
     def new_prompt(self, backbone: Backbone, length: int, dim: int, project: nn.Module, norm: nn.Module) -> Prompt:
         height, width = patch_embedding(backbone).patch_size
-        if self.prompt_init == "xavier":  # NOAH draws as many prompts as its largest block has, and uses the first
-            longest = max(self.prompt_lengths or [length])
-            return Prompt(length, dim, (6 / (dim * (longest + 1))) ** 0.5, self.prompt_dropout, project, norm)
         # bound of Xavier uniform for the patch embedding; the later stages of a Swin use the bound of the first
         bound = (6 / (3 * height * width + (self.prompt_project or backbone.embed_dim))) ** 0.5
-        return Prompt(length, dim, bound, self.prompt_dropout, project, norm)
+        if self.prompt_init == "xavier":  # NOAH draws as many prompts as its largest block has, and uses the first
+            longest = max(self.prompt_lengths or [length])
+            bound = (6 / (dim * (longest + 1))) ** 0.5
+        fourier = int(length * self.prompt_fourier)
+        if self.prompt_fourier and not fourier:
+            raise ValueError(
+                f"prompt_fourier={self.prompt_fourier}: this share of {length} prompts is none of them, expected more"
+            )
+        return Prompt(length, dim, bound, self.prompt_dropout, project, norm, fourier)
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.prompt_init == "tokens" and self.trainer.ckpt_path is None and self.started_from is None:
+            self.draw_tokens()
+
+    @torch.no_grad()
+    def draw_tokens(self) -> None:
+        """Set the prompts of each block to tokens of patches of training images; the same on every rank.
+
+        Raises:
+            ValueError: If the run has no datamodule.
+        """
+        data: Any = datamodule_of(self.trainer)
+        if data is None:
+            raise ValueError("prompt_init=tokens reads training images: pass the data as a datamodule")
+        batch = move_data_to_device(next(iter(data.score_batches(IMAGES, shuffle=True))), self.device)
+        blocks = [block for block in self.backbone.blocks if hasattr(block, "prompt")]
+        maps: list[Tensor] = []
+        with unchanged(self), eagerly(), self.mixed_dtypes():
+            self.eval()
+            hooks = [block.register_forward_pre_hook(lambda module, args: maps.append(args[0])) for block in blocks]
+            for block in blocks:
+                block.attn.prompts = ()
+            self.backbone.forward_features(data.on_after_batch_transfer(batch, 0).inputs)
+        for block, hook in zip(blocks, hooks, strict=True):
+            block.attn.prompts = (block.prompt,)
+            hook.remove()
+        generator = torch.Generator("cpu").manual_seed(run_seed())
+        for block, tokens in zip(blocks, maps, strict=True):
+            patches = tokens[:, self.backbone.num_prefix_tokens :].flatten(0, 1)
+            drawn = torch.randint(len(patches), (block.prompt.length,), generator=generator, device="cpu")
+            block.prompt.tokens.copy_(patches[drawn.to(patches.device)])

@@ -22,6 +22,7 @@ CLOSE = 1e-4  # largest difference of a merged model's outputs, relative to the 
 # what a method needs to fit a network that is a few channels wide
 OPTIONS: dict[str, dict[str, Any]] = {
     "diff_pruning": {"diff_alpha_init": 1.0},  # half open, because an open gate has no gradient
+    "hf_peft": {"peft_config": {"peft_type": "LORA", "r": 2, "target_modules": "all-linear"}},
     "sct": {"sct_channels": 4},
     "sidetune": {"sidetune_pretrained": False},
     "spt": {"spt_budget": 0.3, "spt_alpha": 0.5, "spt_beta": 1.3},

@@ -31,6 +31,8 @@ SWIN = {
 OPTIONS = TINY_OPTIONS | {"gps": {"gps_loss": "ce"}, "hst": {"hst_dims": [8, 12, 16, 24], "hst_heads": [2, 2, 2, 2]}}
 REFUSED = {
     "last": "LAST gives one sequence of tokens",
+    "lst": "LST gives one sequence of tokens",
+    "vqt": "VQT gives features to a classifier",
     "mlp_head": "MLPHead puts layers before a classifier",
     "sct": "SCT averages scores over the classes of images",
     "sidetune": "Sidetune adds to the input of a classifier",

@@ -129,6 +129,7 @@ def some_selection(model: Any, seed: int = 0) -> dict[str, Tensor]:
         ({"prompt_length": 32}, 340_992),
         ({"prompt_length": 1, "kv_length": 1}, 18_432),
         ({"kv_shared": False}, 138_240 + 46_080),
+        ({"prompt_length": 0, "kv_length": 10, "kv_shared": False}, 184_320),  # prefix tuning
         ({"prompt_train_masks": True}, 138_240 + 10 * 17),
     ],
 )
@@ -311,6 +312,7 @@ def test_prompts_have_no_order(build: Build) -> None:
     ("options", "message"),
     [
         ({"kv_length": -1}, "kv_length=-1: expected a number"),
+        ({"prompt_fourier": 0.5}, "use the method vpt"),
         ({"prompt_length": -1}, "prompt_length=-1: expected at least 0"),
         ({"prompt_segments": 0}, "prompt_segments=0: expected at least 1"),
         ({"prune_tokens": 100}, "prune_tokens=100: expected a percentage from 0 to 99"),

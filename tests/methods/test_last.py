@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from backbones.inject import Tap
 from callbacks.measures import SavedBytes
 from lightning_modules.classification import Classification
 from methods import PEFTMethod, compose
-from methods.last import LAST, Norm, Tap
+from methods.last import LAST, Norm
 from tests.support.batches import as_batch
 from tests.support.golden import Golden
 

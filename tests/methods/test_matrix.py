@@ -13,7 +13,7 @@ import timm
 from torch import nn
 
 from commands.methods.cell import outcome
-from commands.methods.families import FAMILIES, network
+from commands.methods.families import FAMILIES, Family, network
 from commands.methods.matrix import MARKS, STACK
 from tests.conftest import ROOT
 
@@ -51,6 +51,14 @@ def test_cell(family: str, method: str) -> None:
     assert MARKS[found.state] == documented()[family, method], found.message
     if found.state == "refused":
         assert REMEDY.search(found.message), found.message
+
+
+@pytest.mark.parametrize("method", ["dtl", "e2vpt", "hst", "last", "lst", "repadapter", "vpt", "vqt"])
+def test_dinov3_with_gated_mlps(method: str) -> None:
+    """The larger models have another MLP than the one of the table, and the ``qkvb`` models biases of q, k and v."""
+    name, args = "vit_small_plus_patch16_dinov3_qkvb", FAMILIES["eva/dinov3"].args
+    network = timm.create_model(name, num_classes=3, **args)
+    assert outcome(method, Family(name, args, 32), network).state != "refused"
 
 
 def test_every_cell_is_documented() -> None:

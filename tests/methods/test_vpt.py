@@ -33,6 +33,7 @@ def check_vpt(golden: Golden) -> None:
         prompt_length=first.shape[1],
         prompt_deep=deep is not None,
         prompt_project=first.shape[2] if projected else 0,
+        prompt_fourier=golden.config["method"].get("share", 0.0),
     )
     prompts = [block.prompt for block in model.backbone.blocks if hasattr(block, "prompt")]
     values = [first[0], *(deep if deep is not None else [])]
@@ -52,7 +53,7 @@ def check_vpt(golden: Golden) -> None:
     golden.check_gradients(model, ours | {"prompt_embeddings": prompts[0].tokens})
 
 
-GOLDEN = {"vpt_shallow": check_vpt, "vpt_deep": check_vpt, "vpt_deep_project": check_vpt}
+GOLDEN = dict.fromkeys(["vpt_shallow", "vpt_deep", "vpt_deep_project", "vpt_fourier"], check_vpt)
 
 
 @pytest.mark.parametrize(
@@ -300,3 +301,49 @@ def test_refusals(build: Build) -> None:
         build("e2vpt", prompt_lengths=[1, 1])
     with pytest.raises(ValueError, match="the stages of a Swin differ in width, expected 0"):
         swin(prompt_project=5).configure_model()
+
+
+def test_fourier_prompts_in_bf16(build: Build) -> None:
+    model = build("vpt", prompt_length=4, prompt_fourier=0.5)
+    model.configure_model()
+    prompt: Any = model.backbone.blocks[0].prompt  # type: ignore[index, union-attr]
+    found = prompt.eval()(torch.zeros(1, 17, 48, dtype=torch.bfloat16))
+    assert found.dtype is torch.bfloat16
+    expected = prompt.shared[1](torch.cat([torch.fft.fft2(prompt.tokens[:2]).real, prompt.tokens[2:]]))
+    torch.testing.assert_close(found[0].float(), expected, atol=0.05, rtol=0.05)
+
+
+def test_prompts_start_as_tokens_of_training_images(
+    build: Build, data: Callable[..., Any], trainer: Callable[..., Any]
+) -> None:
+    model = build("vpt", prompt_length=4, prompt_init="tokens", optimizer="sgd", lr=1e-9)
+    plain: Any = copy.deepcopy(model.backbone).eval()
+    images = data(batch_size=24)
+    trainer(max_steps=1).fit(model, datamodule=images)
+    maps: list[Tensor] = []
+    for block in plain.blocks:
+        block.register_forward_pre_hook(lambda module, args: maps.append(args[0][:, 1:].flatten(0, 1)))
+    with torch.no_grad():
+        for batch in images.score_batches(24):
+            plain(images.on_after_batch_transfer(batch, 0).inputs)
+    drawn: list[Tensor] = []
+    for block, tokens in zip(model.backbone.blocks, maps, strict=True):  # type: ignore[union-attr, arg-type]
+        assert block.attn.prompts == (block.prompt,)
+        assert torch.cdist(block.prompt.tokens.detach(), tokens).min(dim=1).values.max() < 1e-3
+        drawn.append(block.prompt.tokens.detach())
+    again = build("vpt", prompt_length=4, prompt_init="tokens", optimizer="sgd", lr=1e-9)
+    trainer(max_steps=1).fit(again, datamodule=data(batch_size=24))
+    assert torch.equal(again.backbone.blocks[1].prompt.tokens, drawn[1])  # type: ignore[index, union-attr]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt_fourier": 1.5}, "expected a share of the prompts"),
+        ({"prompt_fourier": 0.05}, "this share of 10 prompts is none"),
+        ({"prompt_init": "tokens", "prompt_deep": False}, "leave prompt_project and prompt_deep=False out"),
+    ],
+)
+def test_wrong_options_of_prompts(options: dict[str, Any], message: str, build: Build) -> None:
+    with pytest.raises(ValueError, match=message):
+        build("vpt", **options).configure_model()

@@ -74,6 +74,7 @@ CHANNELS_FIRST = (nn.modules.batchnorm._BatchNorm, GroupNorm, GroupNorm1, LayerN
 ATTENTION_INPUTS = ("qkv", "q", "k", "v", "kv", "qk", "wq", "wk", "wv", "q_proj", "k_proj", "v_proj")
 MLP_INPUTS = ("fc1", "fc1_g", "fc1_x", "w0", "w1", "w12")
 MLP_OUTPUTS = ("fc2", "w2", "w3")
+ATTENTION_OUTPUTS = ("proj", "out_proj")
 
 
 class ConvolutionalBlock(NamedTuple):
@@ -225,3 +226,8 @@ def channels_first(block: Any, child: str = "mlp") -> bool:
 def layers_named(module: nn.Module, names: tuple[str, ...]) -> list[Any]:
     """Linear layers and convolutions among the children of a module that have one of the names."""
     return [m for name, m in module.named_children() if name in names and isinstance(m, (nn.Linear, nn.Conv2d))]
+
+
+def branch_outputs(block: Any) -> list[Any]:
+    """Last layer of the attention and last layer of the MLP of a transformer block, if they have known names."""
+    return layers_named(block.attn, ATTENTION_OUTPUTS)[-1:] + layers_named(block.mlp, MLP_OUTPUTS)[-1:]

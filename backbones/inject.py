@@ -57,6 +57,17 @@ def attach(module: nn.Module, name: str, op: AdapterModule) -> None:
     module.register_forward_hook(op.hook)
 
 
+def attach_before(module: nn.Module, name: str, op: Any) -> None:
+    """Add ``op`` as the child ``name`` of a module. From now on, its ``pre_hook`` rewrites the module's input.
+
+    Raises:
+        ValueError: If the module already has an attribute of this name.
+    """
+    check_free(module, name)
+    module.add_module(name, op)
+    module.register_forward_pre_hook(op.pre_hook)
+
+
 def detach(module: nn.Module, name: str) -> AdapterModule:
     """Remove an attached module with its hooks, and return it."""
     op = module._modules.pop(name)

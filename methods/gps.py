@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from backbones.anatomy import owner
 from backbones.inject import Backbone
 from callbacks.scoring.class_scorer import check_classes
-from callbacks.scoring.scorers import AbsoluteGradients, Scorer, SignedGradients, SquaredGradients
+from callbacks.scoring.scorers import AbsoluteGradients, Magnitudes, Scorer, SignedGradients, SquaredGradients
 from callbacks.scoring.top import top, top_of_all, top_of_rows
 from lightning_modules.batch import Batch
 from lightning_modules.run import datamodule_of
@@ -26,6 +26,7 @@ SCORERS: dict[str, type[Scorer]] = {
     "sum_sq": SquaredGradients,
     "abs_mean": AbsoluteGradients,
 }
+BY_MAGNITUDE = ("magnitude", "per_neuron_magnitude")  # choices that need no gradients
 
 
 class GPS(Selective):
@@ -44,7 +45,8 @@ class GPS(Selective):
             score. ``sum_sq``: ``sum g^2``. ``abs_mean``: ``sum |g|``.
         gps_select: Choice of the entries. ``per_neuron``: the largest scores of each row (the method). The paper's
             comparisons: ``per_tensor``, the largest scores of each matrix; ``global``, the largest scores of all
-            matrices; ``random``; ``magnitude``, the largest weights of all matrices.
+            matrices; ``random``; ``magnitude``, the largest weights of all matrices. ``per_neuron_magnitude``: the
+            largest weights of each row, as in NeuroAda (EMNLP 2025, arXiv:2510.18940). The last two read no data.
     """
 
     scorer: type[Scorer] | None = SignedGradients
@@ -55,7 +57,9 @@ class GPS(Selective):
         gps_loss: Literal["supcon", "ce"] = "supcon",
         gps_temperature: float = 0.07,
         gps_score: Literal["abs_sum", "sum_sq", "abs_mean"] = "abs_sum",
-        gps_select: Literal["per_neuron", "per_tensor", "global", "random", "magnitude"] = "per_neuron",
+        gps_select: Literal[
+            "per_neuron", "per_tensor", "global", "random", "magnitude", "per_neuron_magnitude"
+        ] = "per_neuron",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -69,7 +73,7 @@ class GPS(Selective):
             )
         self.gps_k, self.gps_loss, self.gps_temperature = gps_k, gps_loss, gps_temperature
         self.gps_select = gps_select
-        self.scorer = SCORERS[gps_score]
+        self.scorer = Magnitudes if gps_select in BY_MAGNITUDE else SCORERS[gps_score]
 
     # scoring
 
@@ -116,12 +120,12 @@ class GPS(Selective):
         if self.gps_select == "random":
             generator = torch.Generator().manual_seed(0)
             scores = {name: torch.rand(score.shape, generator=generator) for name, score in scores.items()}
-        elif self.gps_select == "magnitude":
+        elif self.gps_select in BY_MAGNITUDE:
             weights = dict(self.backbone.named_parameters())
             scores = {name: weights[name].detach().cpu() for name in scores}
         scores = {name: score.abs().flatten(1) for name, score in scores.items()}  # (out, fan_in)
         selection = {}
-        if self.gps_select == "per_neuron":
+        if self.gps_select in ("per_neuron", "per_neuron_magnitude"):
             self.warn(scores)
             selection = {name: top_of_rows(score, self.gps_k) for name, score in scores.items()}
         elif self.gps_select == "per_tensor":

@@ -7,10 +7,10 @@ from math import sqrt
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from backbones.anatomy import call_qkv, ends
-from backbones.inject import Backbone
+from backbones.inject import Backbone, modules_with
 from methods.core.base import PEFTMethod
 from methods.layers.low_rank import LowRank, of_rows
 from methods.layers.low_rank_layers import LoRALinear, add_low_rank, merge_low_rank, takes_dropout
@@ -35,7 +35,11 @@ class LoRA(PEFTMethod):
             in NOAH and HF PEFT.
         lora_init: Initial factors. ``zero_b``: A Kaiming uniform, B zero, so that training starts from exactly the
             frozen backbone. ``trunc_normal``: both normal of std 0.02, as in NOAH's code. ``orthogonal``: both with
-            orthogonal rows or columns, as in VeLoRA's code.
+            orthogonal rows or columns, as in VeLoRA's code. ``pissa``: the r largest singular values and vectors of the
+            weight (arXiv:2404.02948). ``olora``: r columns of Q and rows of R of its QR decomposition
+            (arXiv:2406.01775). The last two take their first product off the weight, so that training starts from the
+            frozen backbone; files hold the start too, and have twice the size.
+        lora_b_lr_scale: Factor of the learning rate of B; LoRA+ (arXiv:2402.12354) has 16.
         lora_ranks: Ranks that differ from ``lora_rank``, by the end of the layer's name; 0 for no update.
     """
 
@@ -51,7 +55,8 @@ class LoRA(PEFTMethod):
         lora_scaling: Literal["alpha", "alpha/r", "alpha/sqrt(r)"] = "alpha",
         lora_dropout: float = 0.0,
         lora_dropout_at: Literal["hidden", "input"] = "hidden",
-        lora_init: Literal["zero_b", "trunc_normal", "orthogonal"] = "zero_b",
+        lora_init: Literal["zero_b", "trunc_normal", "orthogonal", "pissa", "olora"] = "zero_b",
+        lora_b_lr_scale: float = 1.0,
         lora_ranks: dict[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -65,11 +70,19 @@ class LoRA(PEFTMethod):
             raise ValueError(f"lora_alpha={lora_alpha}: expected a positive number; at 0 nothing would train")
         if not 0 <= lora_dropout < 1:
             raise ValueError(f"lora_dropout={lora_dropout}: expected a probability of at least 0 and below 1")
+        if lora_dropout and lora_dropout_at == "hidden" and lora_init in ("pissa", "olora"):
+            raise ValueError(
+                f"lora_init={lora_init} with lora_dropout={lora_dropout}: expected lora_dropout_at input, because "
+                "dropout between A and B would not act alike on the update and on its start"
+            )
+        if lora_b_lr_scale <= 0:
+            raise ValueError(f"lora_b_lr_scale={lora_b_lr_scale}: expected a positive factor")
         if lora_targets is not None and not lora_targets:
             raise ValueError("lora_targets is empty: expected names such as q, v, proj, fc1, or leave it out")
         self.lora_targets, self.lora_rank, self.lora_ranks = lora_targets, lora_rank, dict(lora_ranks or {})
         self.lora_alpha, self.lora_scaling = lora_alpha, lora_scaling
         self.lora_dropout, self.lora_dropout_at, self.lora_init = lora_dropout, lora_dropout_at, lora_init
+        self.lora_b_lr_scale = lora_b_lr_scale
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
@@ -113,8 +126,22 @@ class LoRA(PEFTMethod):
         factor = {"alpha": 1.0, "alpha/r": 1 / rank, "alpha/sqrt(r)": 1 / sqrt(rank)}[self.lora_scaling]
         place = (target.rows, self.lora_dropout, self.lora_dropout_at, target.order)
         update = self.update_class(layer, rank, self.lora_alpha * factor, *place)
-        draw(update, self.lora_init)
+        draw(update, self.lora_init, layer.weight)
         add_low_rank(layer, update, self.layer_class)
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        groups = super().param_groups()
+        if self.lora_b_lr_scale == 1:
+            return groups
+        factors = {id(layer.lora.B) for layer in modules_with(self.backbone, "lora")}
+        split = [
+            group
+            | {"params": [p for p in group["params"] if (id(p) in factors) == scaled]}
+            | {"lr": group.get("lr", self.lr) * (self.lora_b_lr_scale if scaled else 1.0)}
+            for group in groups
+            for scaled in (False, True)
+        ]
+        return [group for group in split if group["params"]]
 
     def merge_into(self, backbone: Backbone) -> None:
         merge_low_rank(backbone)
@@ -123,10 +150,29 @@ class LoRA(PEFTMethod):
 
 
 @torch.no_grad()
-def draw(update: LowRank, init: str) -> None:
-    """Draw the factors of an update; see ``lora_init``. With ``zero_b`` they stay as they were made."""
+def draw(update: LowRank, init: str, weight: Tensor) -> None:
+    """Draw the factors of an update of a frozen weight; see ``lora_init``. With ``zero_b`` they stay as made."""
+    if init in ("pissa", "olora"):
+        rank, matrix = update.B.shape[1], update.matrix(weight).float()
+        decompose = principal if init == "pissa" else orthonormal
+        pairs = [decompose(matrix[first:last], rank, update.scale) for first, last in update.rows]
+        update.start_from(torch.cat([A for A, _ in pairs]), torch.cat([B for _, B in pairs]))
+        return
     for factor in (*update.A.chunk(len(update.rows)), *of_rows(update.B, update.rows)):
         if init == "trunc_normal":
             nn.init.trunc_normal_(factor, std=0.02)
         elif init == "orthogonal":
             nn.init.orthogonal_(factor)
+
+
+def principal(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
+    """A (r, in) and B (out, r), whose product ``scale B A`` is the best approximation of a weight (out, in)."""
+    U, S, V = torch.linalg.svd(weight, full_matrices=False)
+    root = (S[:rank] / scale).sqrt()
+    return root[:, None] * V[:rank], U[:, :rank] * root
+
+
+def orthonormal(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
+    """A (r, in) and B (out, r): the first rows of R and columns of Q of a weight (out, in); without ``scale``."""
+    Q, R = torch.linalg.qr(weight)
+    return R[:rank], Q[:, :rank]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from backbones.anatomy import call_qkv
 from backbones.blocks import ATTENTION_INPUTS, MLP_INPUTS, attention_blocks, convolutional_blocks, layers_named
-from backbones.inject import AdapterModule, Backbone, check_free, detach, modules_with
+from backbones.inject import AdapterModule, Backbone, attach_before, detach, modules_with
 from methods.core.base import PEFTMethod
 
 
@@ -149,9 +149,7 @@ class RepAdapter(PEFTMethod):
         padded = spatial and layer.groups == 1 and layer.kernel_size != (1, 1)
         sizes = (dim, self.repadapter_dim, self.repadapter_groups, self.repadapter_scale, self.repadapter_dropout)
         op = LinearAdapter(*sizes, spatial, bias=layer.bias is not None and not padded)
-        check_free(layer, "repadapter")
-        layer.add_module("repadapter", op)
-        layer.register_forward_pre_hook(op.pre_hook)
+        attach_before(layer, "repadapter", op)
 
     def merge_into(self, backbone: Backbone) -> None:
         for layer in modules_with(backbone, "repadapter"):

@@ -194,13 +194,14 @@ def low_rank_layers(model: Any) -> dict[str, Any]:
     for name, linear in updated:
         lora, blocks = linear.lora, len(linear.lora.rows)
         # updates of q and v alone are one of rank 2 r, whose B is zero where an output does not see an A
-        B = lora.B.new_zeros(linear.out_features, lora.A.shape[0])
-        for (first, last), part, b in zip(lora.rows, B.chunk(blocks, dim=1), lora.B.chunk(blocks), strict=True):
+        A, parts = lora.factors()
+        B = parts.new_zeros(linear.out_features, len(A))
+        for (first, last), part, b in zip(lora.rows, B.chunk(blocks, dim=1), parts.chunk(blocks), strict=True):
             part[first:last] = b
         magnitude = None
         if isinstance(lora, Decomposed):
             magnitude = linear.weight.norm(dim=1)  # rows without an update keep their norm
             for (first, last), values in zip(lora.rows, lora.magnitude.chunk(blocks), strict=True):
                 magnitude[first:last] = values
-        layers[name] = LowRankLayer(lora.A, B, lora.scale, magnitude)
+        layers[name] = LowRankLayer(A, B, lora.scale, magnitude)
     return layers

@@ -148,6 +148,8 @@ class LowRank(AdapterModule):
     """
 
     order: Tensor | None
+    A0: Tensor | None
+    B0: Tensor | None
 
     def __init__(
         self,
@@ -168,10 +170,34 @@ class LowRank(AdapterModule):
         bound = 1 / sqrt(inputs)  # Kaiming uniform with a = sqrt 5, the init of torch's linear layers
         self.A = nn.Parameter(torch.empty(len(self.rows) * rank, inputs).uniform_(-bound, bound))
         self.B = nn.Parameter(torch.zeros(sum(last - first for first, last in self.rows), rank))
+        self.register_buffer("A0", None)
+        self.register_buffer("B0", None)
+
+    def start_from(self, A: Tensor, B: Tensor) -> None:
+        """Start from factors whose product is taken off the weight: ``W + scale (B A - B0 A0)``, which is W at first.
+
+        The start is kept as buffers, because the frozen weight keeps its value.
+        """
+        self.A.data.copy_(A)
+        self.B.data.copy_(B)
+        self.A0, self.B0 = self.A.detach().clone(), self.B.detach().clone()
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Matrices A (K r, in) and B (sum of sizes, r) of K blocks of rows."""
-        return self.A, self.B
+        """Matrices A (K r, in) and B (sum of sizes, r) of K blocks of rows; of rank 2 r after ``start_from``."""
+        if self.A0 is None or self.B0 is None:
+            return self.A, self.B
+        A, A0 = (factor.unflatten(0, (len(self.rows), -1)) for factor in (self.A, self.A0))
+        return torch.cat([A, A0], 1).flatten(0, 1), torch.cat([self.B, -self.B0], 1)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        starts = {name: self._buffers.get(name) for name in ("A0", "B0")}
+        super()._apply(fn, recurse)
+        for name, start in starts.items():
+            cast = self._buffers.get(name)
+            if start is not None and cast is not None and cast.dtype in (torch.bfloat16, torch.float16):
+                # in fp32 as the trained factors, otherwise rounding would move the first weight away from W
+                self._buffers[name] = start.to(cast.device)
+        return self
 
     def wide_factors(self, outputs: int) -> tuple[Tensor, Tensor]:
         """Matrices A (K r, in) and B (out, K r) of one update of the whole weight."""

@@ -12,6 +12,7 @@ from backbones.inject import (
     AdapterModule,
     Parametrized,
     attach,
+    attach_before,
     detach,
     merge_parametrized,
     modules_with,
@@ -29,6 +30,9 @@ class Times(AdapterModule):
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         return self.factor * output
+
+    def pre_hook(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self.factor * args[0],)
 
     def forward(self, value: Tensor) -> Tensor:
         return self.factor * value
@@ -53,6 +57,17 @@ def x() -> Tensor:
 
 
 # attach
+
+
+def test_attached_module_rewrites_the_input(model: Any, x: Tensor) -> None:
+    plain = model(3.0 * x)
+    attach_before(model[0], "times", Times(3.0))
+    assert torch.equal(model(x), plain)
+    assert torch.equal(copy.deepcopy(model)(x), plain)
+    with pytest.raises(ValueError, match="has a child 'times' already"):
+        attach_before(model[0], "times", Times(3.0))
+    detach(model[0], "times")
+    assert torch.equal(model(3.0 * x), plain)
 
 
 def test_attached_module_rewrites_the_output(model: Any, x: Tensor) -> None:

@@ -124,13 +124,25 @@ def check(golden: Golden) -> None:
 GOLDEN = {"gps": check}
 
 
-@pytest.mark.parametrize("select", ["per_neuron", "per_tensor", "global", "random", "magnitude"])
+@pytest.mark.parametrize(
+    "select", ["per_neuron", "per_tensor", "global", "random", "magnitude", "per_neuron_magnitude"]
+)
 def test_every_selection_has_the_same_size(select: str, build: Any) -> None:
     model = build("gps", gps_select=select, gps_k=2)
     selection = model.select(scores(model))
     rows = sum(len(model.backbone.get_parameter(name)) for name in model.score_targets())
     assert sum(len(indices) for indices in selection.values()) == 2 * rows
     assert all((indices.diff() > 0).all() for indices in selection.values())
+
+
+def test_the_largest_weights_of_each_neuron_need_no_data(build: Any) -> None:
+    model = build("gps", gps_select="per_neuron_magnitude", gps_k=2)
+    with model.build_scorer() as scorer:
+        assert not scorer.needs_data
+        selection = model.select(scorer.sums)
+    weight = model.backbone.blocks[0].mlp.fc1.weight
+    rows = selection["blocks.0.mlp.fc1.weight"].view(-1, 2).long() % weight.shape[1]
+    assert torch.equal(rows, weight.abs().topk(2, dim=1).indices.sort(1).values)
 
 
 def test_masks_are_nested_and_blind_to_the_scale_of_the_loss(build: Any) -> None:

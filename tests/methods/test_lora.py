@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import peft
 import pytest
@@ -379,3 +379,71 @@ def test_refuses_a_second_update(build: Build) -> None:
     )
     with pytest.raises(ValueError, match="has a child 'lora' already"):
         model.configure_model()
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_starts_of_peft(init: Literal["pissa", "olora"], build: Build) -> None:
+    """Factors, logits and frozen weights, where peft moves the start into the frozen weight."""
+    targets = ["qkv", "fc1"]
+    model: Any = build(
+        "lora", lora_targets=targets, lora_rank=4, lora_alpha=8.0, lora_scaling="alpha/r", lora_init=init
+    )
+    plain = copy.deepcopy(model.backbone)
+    model.configure_model()
+    weights = plain.state_dict()
+    assert all(
+        torch.equal(tensor, weights[name]) for name, tensor in model.backbone.state_dict().items() if name in weights
+    )
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=init)
+    theirs: Any = peft.get_peft_model(copy.deepcopy(plain), config)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(x), plain.eval()(x), atol=1e-5, rtol=0)
+    perturb(model)
+    for name, module in theirs.base_model.model.named_modules():
+        if hasattr(module, "lora_A"):
+            ours = model.backbone.get_submodule(name).lora
+            A, B = module.lora_A["default"].weight.data, module.lora_B["default"].weight.data
+            torch.testing.assert_close(ours.A0, A, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(ours.B0, B, atol=1e-5, rtol=1e-4)
+            A.copy_(ours.A.data)
+            B.copy_(ours.B.data)
+    theirs.base_model.model.head.load_state_dict(model.backbone.head.state_dict())
+    with torch.no_grad():
+        expected = theirs.eval()(x)
+        torch.testing.assert_close(model.eval()(x), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(model.merge()(x), expected, atol=1e-5, rtol=0)
+
+
+def test_principal_start_of_q_and_v_in_files_and_in_bf16(build: Build) -> None:
+    """Each block of rows has the best approximation of rank r as its start, which a file holds in fp32."""
+    model: Any = build("lora", lora_rank=4, lora_alpha=3.0, lora_init="pissa")
+    model.configure_model()
+    qkv = model.backbone.blocks[0].attn.qkv
+    for part, (A0, B0) in zip((0, 2), zip(qkv.lora.A0.chunk(2), qkv.lora.B0.chunk(2), strict=True), strict=True):
+        U, S, V = torch.linalg.svd(qkv.weight.detach().chunk(3)[part])
+        torch.testing.assert_close(3 * B0 @ A0, U[:, :4] * S[:4] @ V[:4], atol=1e-5, rtol=0)
+    perturb(model)
+    model.to(torch.bfloat16)
+    assert qkv.weight.dtype is torch.bfloat16
+    delta = model.delta_state_dict()
+    assert delta["backbone.blocks.0.attn.qkv.lora.A0"].dtype is torch.float32
+    again: Any = build("lora", lora_rank=4, lora_alpha=3.0, lora_init="pissa", pretrained=False)
+    again.configure_model()
+    again.load_state_dict(again.state_dict() | delta)
+    for ours, loaded in zip(qkv.lora.factors(), again.backbone.blocks[0].attn.qkv.lora.factors(), strict=True):
+        assert torch.equal(ours, loaded)
+
+
+def test_rate_of_b(build: Build) -> None:
+    model = build("lora", lr=0.1, lora_b_lr_scale=16.0, weight_decay=0.5)
+    model.configure_model()
+    names = {id(p): name.removeprefix("backbone.") for name, p in model.named_parameters()}
+    rates = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in model.param_groups() for p in g["params"]}
+    assert len(rates) == 6
+    assert {rate for name, rate in rates.items() if name.endswith("lora.B")} == {(1.6, 0.5)}
+    assert {rates["blocks.0.attn.qkv.lora.A"], rates["head.weight"]} == {(0.1, 0.5)}
+    with pytest.raises(ValueError, match=r"lora_b_lr_scale=0\.0: expected a positive factor"):
+        build("lora", lora_b_lr_scale=0.0)
+    with pytest.raises(ValueError, match=r"lora_init=pissa with lora_dropout=0\.1: expected lora_dropout_at input"):
+        build("lora", lora_init="pissa", lora_dropout=0.1)

@@ -30,6 +30,8 @@ SWIN = {
 }
 OPTIONS = TINY_OPTIONS | {"gps": {"gps_loss": "ce"}, "hst": {"hst_dims": [8, 12, 16, 24], "hst_heads": [2, 2, 2, 2]}}
 REFUSED = {
+    "knn": "KNN compares features of images of known classes",
+    "nearest_mean": "NearestMean compares features of images of known classes",
     "last": "LAST gives one sequence of tokens",
     "mlp_head": "MLPHead puts layers before a classifier",
     "sct": "SCT averages scores over the classes of images",

@@ -58,8 +58,10 @@ class Cost(Callback):
         self.start, self.epoch_samples = time.perf_counter(), 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        # not of a sharded model, because the whole weights that its blocks have for a moment would count too
-        if "cost/saved_mib" not in self.values and not isinstance(trainer.strategy, ModelParallelStrategy):
+        # not of a sharded model, because the whole weights that its blocks have for a moment would count too; nor where
+        # no gradient is computed
+        counts = pl_module.automatic_optimization and not isinstance(trainer.strategy, ModelParallelStrategy)
+        if "cost/saved_mib" not in self.values and counts:
             self.saved = SavedBytes(pl_module).__enter__()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -117,8 +119,11 @@ class Cost(Callback):
             self.saved = None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        task = cast(AdaptedTask, pl_module)
+        if task.one_pass:  # what it keeps depends on the number of training samples
+            self.values["cost/storage_bytes"] = task.storage_bytes()
         if self.seconds:
-            self.values[f"cost/{cast(AdaptedTask, pl_module).unit}s_per_s"] = self.samples / self.seconds
+            self.values[f"cost/{task.unit}s_per_s"] = self.samples / self.seconds
         self.values["cost/peak_mem_gib"] = peak_memory() / 1024**3
         for logger in trainer.loggers:
             logger.log_metrics(self.values, step=trainer.global_step)

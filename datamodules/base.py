@@ -35,7 +35,6 @@ class DataModule(Loaders, ABC):
     and ``on_device``.
     """
 
-    unit: ClassVar[str] = "sample"  # name of one sample in messages and results
     test_follows = False  # whether a test comes right after the fit
 
     # verbs of a subclass
@@ -85,10 +84,6 @@ class DataModule(Loaders, ABC):
                 "--data.batch_size, or --data.drop_last false"
             )
 
-    def varies(self) -> list[str]:
-        """Options, as ``name=value``, that make the items of the training split differ between epochs."""
-        return []
-
     def item_settings(self) -> tuple[Any, ...]:
         """All settings that the result of ``item`` depends on; a part of fingerprints."""
         return ()
@@ -119,7 +114,10 @@ class DataModule(Loaders, ABC):
 
     def setup(self, stage: str) -> None:
         assert self.trainer is not None
-        self.follow(self.trainer.lightning_module)
+        task: Any = self.trainer.lightning_module
+        if getattr(task, "one_pass", False) and stage == "fit":
+            self.read_once()
+        self.follow(task)
         if stage == "fit" and self.test_follows and self.samples("test") is None:
             raise ValueError("the data have no test split, and test_after_fit asks for one")
         for split in SPLITS[stage]:

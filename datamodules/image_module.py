@@ -174,6 +174,10 @@ class ImageModule(DataModule):
         options = {"data.augmentation": self.augmentation, "data.random_erasing": self.random_erasing}
         return [f"{name}={value}" for name, value in options.items() if value not in ("none", 0)]
 
+    def read_once(self) -> None:
+        super().read_once()
+        self.augmentation, self.random_erasing = "none", 0.0
+
     def item_settings(self) -> tuple[Any, ...]:
         return self.channels, self.size, self.resize, self.crop_pct, str(self.interpolation)
 

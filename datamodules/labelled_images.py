@@ -60,6 +60,10 @@ class LabelledImages(ImageModule):
         labels: Any = dataset.samples
         return BalancedSampler(dataset, world_size, rank, labels.labels)
 
+    def read_once(self) -> None:
+        super().read_once()
+        self.sampling = "shuffle"
+
     def description(self) -> dict[str, Any]:
         return super().description() | ({} if self.sampling == "shuffle" else {"sampling": self.sampling})
 

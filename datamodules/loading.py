@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning import LightningDataModule
@@ -87,6 +87,8 @@ class Loaders(LightningDataModule):
         drop_last: Leave out the last training batch of an epoch if it is incomplete.
     """
 
+    unit: ClassVar[str] = "sample"  # name of one sample in messages and results
+
     def __init__(
         self,
         batch_size: int = 32,
@@ -105,6 +107,7 @@ class Loaders(LightningDataModule):
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
         self.drop_last = drop_last
+        self.once = False  # whether an epoch gives each training sample once on any number of ranks, not shuffled
         self.splits: dict[str, Items] = {}
         self.replaced: dict[str, Items] = {}  # datasets of ``splits`` that ``replace`` has put aside
 
@@ -121,6 +124,21 @@ class Loaders(LightningDataModule):
         """Read every split from its own dataset again."""
         self.splits |= self.replaced
         self.replaced = {}
+
+    # the form of an epoch
+
+    def varies(self) -> list[str]:
+        """Options, as ``name=value``, that make the items of the training split differ between epochs."""
+        return []
+
+    def read_once(self) -> None:
+        """Give each training sample once and as it is in a test, for a task that computes its model from all of them.
+
+        A subclass switches its augmentation off.
+        """
+        if self.varies():
+            print(f"note: each training {self.unit} is read once, without {', '.join(self.varies())}")
+        self.once, self.drop_last = True, False
 
     # batches
 
@@ -145,6 +163,8 @@ class Loaders(LightningDataModule):
         return EpochSampler(dataset, world_size, rank)
 
     def train_dataloader(self) -> DataLoader[Any]:
+        if self.once:
+            return self.eval_loader("train")
         dataset, trainer = self.splits["train"], self.trainer
         world_size, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         sampler = self.train_sampler(dataset, world_size, rank)

@@ -53,6 +53,7 @@ class Task(Optimized, ABC):
     unit: ClassVar[str] = "image"  # name of one sample, for speed and scoring
     links: ClassVar[dict[str, str]] = {}  # option -> attribute of the datamodule that gives its value
     targets: ClassVar[Targets] = "labels"
+    one_pass: ClassVar[bool] = False  # whether a fit reads each training sample once, as it is in a test
     dense: ClassVar[bool] = False  # whether the head reads maps of an image, and not one feature
     necks: ClassVar[tuple[str, ...]] = ()  # names among ``heads`` that are counted as the neck
     backbone: Backbone
@@ -191,7 +192,7 @@ class Task(Optimized, ABC):
         """Outputs for a batch of a validation or test set."""
         return self.infer(batch)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         terms = self.terms(batch)
         loss = total(terms)
         if len(terms) > 1:

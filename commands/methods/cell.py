@@ -8,12 +8,14 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from backbones.evaluating import evaluating
 from backbones.timm_models import bias_arguments, reset_head
 from callbacks.scoring.undisturbed import unchanged
 from commands.methods.families import Family
 from lightning_modules.batch import Batch
 from lightning_modules.classification import Classification
 from methods import METHODS, PEFTMethod, compose
+from methods.core.closed_form import ClosedForm
 from methods.core.selective import Selective
 
 CLASSES = 3
@@ -96,7 +98,11 @@ def outcome(method: str, family: Family, network: nn.Module) -> Outcome:
 
 
 def select(model: PEFTMethod, batch: Batch) -> None:
-    """Score a batch and adapt, for a method that selects from data."""
+    """Score a batch and adapt, for a method that selects from data; compute a method in closed form from the batch."""
+    if isinstance(model, ClosedForm):
+        with torch.no_grad(), evaluating(model):
+            (features,) = model.frozen_features(batch.inputs)
+            model.compute(features, torch.arange(batch.size) % CLASSES)  # an image of each class
     if model.adapted:
         return
     assert isinstance(model, Selective)

@@ -1,5 +1,6 @@
 """Delta checkpoints: files with the trained tensors only."""
 
+from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any, Self
@@ -65,6 +66,9 @@ class DeltaCheckpoint(KeepsPrecision):
         added = {name for name in state if name not in plain and name not in parameters}
         return {name: tensor for name, tensor in state.items() if name in trained | updated | added}
 
+    def take_sizes(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give buffers whose length depends on the data the length that they have in a file; most methods have none."""
+
     def storage_bytes(self) -> int:
         parts = [self.delta_state_dict(), self.selection or {}]
         return sum(tensor.nbytes for part in parts for tensor in part.values())
@@ -120,6 +124,7 @@ class DeltaCheckpoint(KeepsPrecision):
         self.selection = selection
         self.forget_warm_start()  # because the checkpoint holds later values
         self.configure_model()
+        self.take_sizes(checkpoint["state_dict"])
         self.started_from = checkpoint["peft"].get("started_from")
         files.check_backbone(self.description(), checkpoint["peft"])
         delta = self.delta_state_dict()

@@ -133,6 +133,7 @@ def check_sizes(cls: type[Any], options: Mapping[str, Any], checkpoint: Mapping[
         raise ValueError(f"its options do not build its model: {' '.join(str(error).split())[:300]}") from error
     if not model.adapted:
         raise ValueError("it has no selection, which its method needs")
+    model.take_sizes(checkpoint["state_dict"])
     check_delta(model.delta_state_dict(), checkpoint["state_dict"])
     if peft.get("parameters", model.total_parameters) != model.total_parameters:
         raise ValueError(

@@ -52,6 +52,10 @@ def check_settings(model: PEFTMethod, settings: dict[str, dict[str, Any]]) -> No
             f"members need a backbone that stays as it is: {model.method_name()} trains in the backbone, whose "
             "features change at every step"
         )
+    if model.one_pass:
+        raise ValueError(
+            f"members need gradients, and {model.method_name()} is computed in one pass; give each setting its own run"
+        )
     try:
         model.frozen_layers()
     except ValueError as error:

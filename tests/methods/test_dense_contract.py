@@ -30,6 +30,8 @@ SWIN = {
 }
 OPTIONS = TINY_OPTIONS | {"gps": {"gps_loss": "ce"}, "hst": {"hst_dims": [8, 12, 16, 24], "hst_heads": [2, 2, 2, 2]}}
 REFUSED = {
+    "knn": "KNN compares features of images of known classes",
+    "nearest_mean": "NearestMean compares features of images of known classes",
     "last": "LAST gives one sequence of tokens",
     "lst": "LST gives one sequence of tokens",
     "vqt": "VQT gives features to a classifier",

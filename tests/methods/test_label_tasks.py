@@ -13,7 +13,11 @@ from methods import METHODS, compose
 from tests.conftest import BACKBONE, STACK, TINY, TINY_OPTIONS, perturb
 
 OPTIONS = TINY_OPTIONS | {"gps": {"gps_loss": "ce"}}
-REFUSED = {"sct": "SCT averages scores over the classes of images"}
+REFUSED = {
+    "sct": "SCT averages scores over the classes of images",
+    "knn": "KNN compares features of images of known classes",
+    "nearest_mean": "NearestMean compares features of images of known classes",
+}
 TARGETS = {"multi_label": torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]), "regression": torch.randn(2, 3)}
 OUTPUTS = {"multi_label": "num_classes", "regression": "num_targets"}
 
@@ -50,7 +54,7 @@ def test_method(method: str, task: str) -> None:
 @pytest.mark.parametrize("task", TARGETS)
 @pytest.mark.parametrize("method", REFUSED)
 def test_refused(method: str, task: str) -> None:
-    with pytest.raises(ValueError, match=r"SCT averages scores over .*: use "):
+    with pytest.raises(ValueError, match=rf"{REFUSED[method]}.*: use "):
         build(method, task).adapt_before_data()
 
 

@@ -87,6 +87,11 @@ def patch_maps(backbone: Backbone, images: Tensor, blocks: list[int], final: boo
     return [output[:, -rows * columns :].mT.unflatten(2, (rows, columns)) for output in outputs]
 
 
+def patch_stride(backbone: Backbone) -> int:
+    """Side in pixels of a patch of a plain ViT."""
+    return int(backbone.feature_info[-1]["reduction"])
+
+
 def sam_channels(backbone: Backbone) -> int:
     """Channels of the map, of stride 16, that an image encoder of SAM gives to its mask decoder.
 

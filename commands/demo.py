@@ -109,7 +109,8 @@ def difference(model: Any) -> float:
     inputs = model.example_batch().inputs
     inputs = torch.randn(INPUTS, *inputs.shape[1:], generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        return float((model.outputs_with(model.merge(), inputs) - model(inputs)).abs().max())
+        merged, outputs = model.outputs_with(model.merge(), inputs), model(inputs)
+        return float((model.logits(merged) - model.logits(outputs)).abs().max())
 
 
 def config_value(config: Path, key: str) -> str:

@@ -253,14 +253,27 @@ def height_and_width(image_size: int | list[int]) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-NAMED: dict[str, str] = {"labels": "labels of images", "masks": "masks", "tags": "tags", "numbers": "numbers"}
+NAMED: dict[str, str] = {
+    "labels": "labels of images",
+    "masks": "masks",
+    "tags": "tags",
+    "numbers": "numbers",
+    "objects": "objects",
+}
 FITTING: dict[str, str] = {  # task and data of each kind of target
     "labels": "--task classification",
     "masks": "--task segmentation",
     "tags": "--task multi_label",
     "numbers": "--task regression",
+    "objects": "--task detection",
 }
-DATA = {"labels": "ImageDataset", "masks": "SegmentationFolder", "tags": "TagFile", "numbers": "NumberFile"}
+DATA: dict[str, str] = {
+    "labels": "ImageDataset",
+    "masks": "SegmentationFolder",
+    "tags": "TagFile",
+    "numbers": "NumberFile",
+    "objects": "DetectionFolder",
+}
 
 
 def check_targets(data: ImageModule, task: Any) -> None:

@@ -1,4 +1,4 @@
-"""Transforms of an image together with its mask, as ADE20K is trained on in mmsegmentation."""
+"""Transforms of an image together with its mask, as ADE20K is trained on in mmsegmentation, or with its objects."""
 
 from typing import Any
 
@@ -117,3 +117,25 @@ class CentredCrop(v2.Transform):
         left, top = more[0] // 2, more[1] // 2
         padded = vision.pad(inpt, [left, top, more[0] - left, more[1] - top], fill=self.fill[type(inpt)])
         return vision.center_crop(padded, list(self.size))
+
+
+def object_transform(
+    short_sides: list[int], long_side: int, flip: bool, jitter: list[float] | None, colour: list[int]
+) -> v2.Transform:
+    """Random size and mirror image of an image with boxes, their labels and masks; boxes of 1 pixel are left out.
+
+    Args:
+        short_sides: Pixels of the short side, of which one is drawn.
+        long_side: Pixels of the long side, at most; side of the square with ``jitter``.
+        flip: Whether half of the images are mirrored.
+        jitter: Smallest and largest factor of the size at which an image fits into the square; None for no square.
+        colour: Colour of padded pixels, uint8.
+    """
+    place: list[v2.Transform] = [v2.RandomShortestSize(short_sides, long_side)]
+    if jitter is not None:
+        square, fill = (long_side, long_side), {tv_tensors.Image: colour, tv_tensors.Mask: 0}
+        low, high = jitter
+        place = [v2.ScaleJitter(square, (low, high)), v2.RandomCrop(square, pad_if_needed=True, fill=fill)]
+    mirror = [v2.RandomHorizontalFlip()] if flip else []
+    # without the clamp a box at the border would be left out, because its resized coordinate may round beyond it
+    return v2.Compose([*place, *mirror, v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes()])

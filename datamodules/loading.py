@@ -142,8 +142,7 @@ class Loaders(LightningDataModule):
 
     # batches
 
-    @staticmethod
-    def collate(items: list[Any]) -> Batch:
+    def collate(self, items: list[Any]) -> Batch:
         """Batch of items (inputs, target), or (inputs, target, valid); an item without ``valid`` is a real sample."""
         return Batch(*default_collate([item if len(item) == 3 else (*item, True) for item in items]))
 

@@ -15,7 +15,6 @@ from datamodules.channels import MODES
 from datamodules.image_module import ImageModule
 from datamodules.items import Items
 from datamodules.joint_transforms import centre_crop, covering_size, training_transform
-from datamodules.loading import Loaders
 from datamodules.masks import Pairs, labels_of
 from datamodules.palette import palette
 from datamodules.samples import ImageSample, leave_out, upright
@@ -163,11 +162,10 @@ class SegmentationImages(ImageModule):
         image, labels = transform(*self.both(sample))
         return image.as_subclass(Tensor), labels[0].long().as_subclass(Tensor)
 
-    @staticmethod
-    def collate(items: list[Any]) -> Batch:
+    def collate(self, items: list[Any]) -> Batch:
         if len({(item[0].shape, item[1].shape) for item in items}) > 1:
             raise ValueError("images of an evaluation have different sizes: pass --data.eval_batch_size 1")
-        return Loaders.collate(items)
+        return super().collate(items)
 
     # checks
 

@@ -1,8 +1,10 @@
 """Seed of the run, and seeds that are derived from it."""
 
 import os
+import random
 
 import numpy as np
+import torch
 
 
 def run_seed() -> int:
@@ -17,3 +19,11 @@ def derived_seed(*parts: int) -> int:
         parts: Integers of at least 0. Equal seeds and equal parts give equal results on every machine.
     """
     return int(np.random.SeedSequence((run_seed(), *parts)).generate_state(1)[0])
+
+
+def seed_epoch(epoch: int, rank: int) -> None:
+    """Seed all random numbers by the epoch and the rank only, so that a resumed run draws the same numbers."""
+    seed = derived_seed(epoch, rank)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

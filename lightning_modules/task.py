@@ -4,13 +4,11 @@ A task depends on Lightning and one backbone library, but not on methods, file f
 the verbs. A method overrides ``features`` or adds terms to ``losses``. No class overrides a step.
 """
 
-import random
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -19,10 +17,10 @@ from backbones.inject import Backbone
 from lightning_modules.batch import Batch
 from lightning_modules.optim.optimized import Optimized
 from lightning_modules.run import datamodule_of
-from lightning_modules.seed import derived_seed
+from lightning_modules.seed import seed_epoch
 
-Targets = Literal["labels", "masks", "tags", "numbers"]
-"""What a sample is paired with: one class, a class of each pixel, any number of classes, or numbers."""
+Targets = Literal["labels", "masks", "tags", "numbers", "objects"]
+"""What a sample is paired with: one class, a class of each pixel, any number of classes, numbers, or objects."""
 
 
 class Headline(NamedTuple):
@@ -127,6 +125,10 @@ class Task(Optimized, ABC):
     @abstractmethod
     def example_batch(self) -> Batch:
         """A batch of one sample on this module's device, for counting FLOPs and for checks."""
+
+    def example_outputs(self) -> Any:
+        """Outputs of the whole model for ``example_batch``."""
+        return self(self.example_batch().inputs)
 
     def identity(self) -> dict[str, Any]:
         """Plain data that must be equal for a checkpoint and its data, such as the names of the classes."""
@@ -235,11 +237,7 @@ class Task(Optimized, ABC):
             self.log_dict({f"test/{name}": score for name, score in scores.items()}, sync_dist=True)
 
     def on_train_epoch_start(self) -> None:
-        # random numbers depend on the epoch and the rank only, so that a resumed run draws the same numbers
-        seed = derived_seed(self.current_epoch, self.global_rank)
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
+        seed_epoch(self.current_epoch, self.global_rank)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["identity"] = self.identity()

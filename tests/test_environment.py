@@ -11,9 +11,10 @@ def test_environment_equals_pyproject() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"][-1]["pip"]
     extras = project["optional-dependencies"]
-    assert extras["dev"].pop() == f"{project['name']}[grid,mat,onnx,peft,sam]"
-    of_extras = [line for extra in ("dev", "grid", "mat", "onnx", "peft", "sam") for line in extras[extra]]
-    assert pip == project["dependencies"] + of_extras
+    extras["dev"], (last,) = extras["dev"][:-1], extras["dev"][-1:]
+    names = sorted(extras.keys() - {"dev"})
+    assert last == f"{project['name']}[{','.join(names)}]", "development needs all extras"
+    assert pip == [*project["dependencies"], *extras["dev"], *(line for name in names for line in extras[name])]
 
 
 def test_nothing_is_installed_at_the_top_level() -> None:

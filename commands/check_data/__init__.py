@@ -13,6 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from commands.check_data.masks import check_masks
+from commands.check_data.objects import check_objects
+from datamodules.detection_images import DetectionImages
 from datamodules.image_module import ImageModule
 from datamodules.overlap import leak
 from datamodules.samples import LabelledSamples, open_image
@@ -39,7 +41,10 @@ def check_data(data: ImageModule) -> None:
     Args:
         data: The benchmark, as a fit would get it: ``--data VTAB --data.root DIR``.
     """
-    table, wrong = check_masks(data) if isinstance(data, SegmentationImages) else check_lists(data)
+    if isinstance(data, DetectionImages):
+        table, wrong = check_objects(data)
+    else:
+        table, wrong = check_masks(data) if isinstance(data, SegmentationImages) else check_lists(data)
     Console(width=140).print(table)
     for message in wrong:
         print(f"- {message}")

@@ -1,6 +1,7 @@
 """Check of images with masks."""
 
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from datamodules.joint_transforms import IGNORED
 from datamodules.masks import Pairs
 from datamodules.overlap import digests, leak
+from datamodules.samples import ImageSamples
 from datamodules.segmentation_images import SegmentationImages
 
 COLUMNS = ("split", "images", "expected", "classes", "without a class", "mean size", "")
@@ -84,9 +86,9 @@ def check_split(data: SegmentationImages, split: str, samples: Pairs, table: Tab
     return wrong
 
 
-def leaks(found: dict[str, Pairs]) -> list[str]:
+def leaks(found: Mapping[str, ImageSamples]) -> list[str]:
     """Images that are, byte for byte, in two splits; a few only give a note."""
-    known = {split: digests(pairs) for split, pairs in found.items()}
+    known = {split: digests(samples) for split, samples in found.items()}
     wrong = []
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         first, second = known.get(one, {}), known.get(other, {})

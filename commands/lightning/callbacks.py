@@ -20,6 +20,8 @@ from callbacks.mask_picture import MaskPicture
 from callbacks.mask_predictions import MaskPredictions
 from callbacks.matmul_precision import MatmulPrecision
 from callbacks.model_card import ModelCard
+from callbacks.object_picture import ObjectPicture
+from callbacks.object_predictions import ObjectPredictions
 from callbacks.predictions import Predictions
 from callbacks.result import Result
 from callbacks.scoring.score_before_fit import ScoreBeforeFit
@@ -52,9 +54,10 @@ def run_callbacks(
     result = Result(cost, bool(options.get("test_after_fit")), computing)
     if subcommand == "score":
         return [SecondInterrupt(), ScoreBeforeFit(**options.score.as_dict()), result, last]
-    # of masks, if the task predicts maps
     writers: list[Callback] = [MaskPredictions(), MaskPicture()]
-    if not getattr(model, "dense", False):
+    if getattr(model, "targets", "") == "objects":
+        writers = [ObjectPredictions(), ObjectPicture()]
+    elif not getattr(model, "dense", False):
         writers = [Predictions(options.get("top_k", 1), options.get("embeddings"))]
     if options.get("explain") is not None:
         writers.append(Explanations(options.explain))

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_modules.optim.decay import Decayed, decay_groups, decays
 from lightning_modules.optim.optimizers import OptimizerName, build_optimizer
 from lightning_modules.optim.restored import restore_moments
-from lightning_modules.optim.schedule import warmup_decay
+from lightning_modules.optim.schedule import warmup_decay, warmup_drops
 
 
 class Optimized(LightningModule):
@@ -35,7 +35,9 @@ class Optimized(LightningModule):
         warmup_steps: Optimizer steps of linear warm-up, in the place of ``warmup_epochs``, with ``lr_interval`` step.
         warmup_lr: Learning rate at the first step of the warm-up.
         lr_decay: Curve of the learning rate after the warm-up. ``cosine``: half a cosine. ``poly``: a power of the
-            share of the run that is left, as in mmsegmentation.
+            share of the run that is left, as in mmsegmentation. ``drops``: a tenth of it from each of ``lr_drops`` on,
+            as detectors are trained.
+        lr_drops: Epochs from which ``drops`` takes a tenth of the learning rate, ``[8, 11]`` of 12 for detectors.
         lr_power: Power of ``poly``; 1 for a line.
         warmup_inside: Whether the decay begins at the first step instead of after the warm-up, as in timm: after 10
             of 100 epochs of warm-up it has done 10 % of its way already.
@@ -64,9 +66,10 @@ class Optimized(LightningModule):
         cooldown_epochs: float = 0.0,
         lr_interval: Literal["step", "epoch"] = "step",
         lr_late: bool = False,
-        lr_decay: Literal["cosine", "poly"] = "cosine",
+        lr_decay: Literal["cosine", "poly", "drops"] = "cosine",
         lr_power: float = 1.0,
         warmup_steps: int = 0,
+        lr_drops: list[float] | None = None,
     ) -> None:
         super().__init__()
         if not 0 < lr < math.inf:
@@ -82,6 +85,12 @@ class Optimized(LightningModule):
             raise ValueError(f"lr_power={lr_power}: expected a positive power, with lr_decay poly")
         if warmup_steps and (warmup_epochs or lr_interval != "step"):
             raise ValueError(f"warmup_steps={warmup_steps}: expected lr_interval step and no warmup_epochs beside it")
+        if bool(lr_drops) != (lr_decay == "drops") or min(lr_drops or [1]) <= 0:
+            raise ValueError(f"lr_drops={lr_drops}: expected epochs above 0 with lr_decay drops, and none without it")
+        if lr_decay == "drops" and (warmup_inside or min_lr or cooldown_epochs or lr_late):
+            raise ValueError(
+                "lr_decay=drops: expected no warmup_inside, min_lr, cooldown_epochs and lr_late, which curves have"
+            )
         self.save_hyperparameters(ignore=self.not_options)
         self.optimizer_name = optimizer
         self.lr, self.weight_decay, self.adam_eps = lr, weight_decay, adam_eps
@@ -89,6 +98,7 @@ class Optimized(LightningModule):
         self.warmup_inside, self.cooldown_epochs = warmup_inside, cooldown_epochs
         self.lr_interval, self.lr_late, self.decayed = lr_interval, lr_late, decayed
         self.lr_decay, self.lr_power, self.warmup_steps = lr_decay, lr_power, warmup_steps
+        self.lr_drops = [*(lr_drops or [])]
 
     def on_train_start(self) -> None:
         # use this run's step, learning rates and decays, not those of a restored schedule
@@ -146,9 +156,13 @@ class Optimized(LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         epochs = self.trainer.max_epochs if self.trainer.max_epochs and self.trainer.max_epochs > 0 else 1
         count = steps if self.lr_interval == "step" else epochs
+        warmup = self.warmup_steps or round(self.warmup_epochs * count / epochs)
+        if self.lr_decay == "drops":
+            drops = [round(epoch * count / epochs) for epoch in self.lr_drops]
+            return warmup_drops(warmup, drops, lr=self.lr, warmup_lr=self.warmup_lr)
         return warmup_decay(
             count,
-            self.warmup_steps or round(self.warmup_epochs * count / epochs),
+            warmup,
             lr=self.lr,
             warmup_lr=self.warmup_lr,
             min_lr=self.min_lr,

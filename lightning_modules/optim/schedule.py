@@ -48,3 +48,28 @@ def warmup_decay(
         return (min_lr + (lr - min_lr) * left) / lr
 
     return factor
+
+
+def warmup_drops(
+    warmup: int, drops: list[int], *, lr: float, warmup_lr: float = 0.0, factor: float = 0.1
+) -> Callable[[int], float]:
+    """Linear warm-up to the peak, then a tenth of the learning rate after each drop, as detectors are trained.
+
+    Args:
+        warmup: Steps (or epochs) of the warm-up.
+        drops: Steps (or epochs) from which the learning rate is lower.
+        lr: Peak learning rate.
+        warmup_lr: Learning rate at step 0 of a warm-up; at most ``lr``.
+        factor: Factor of the learning rate at each drop.
+
+    Returns:
+        A function from the step to the factor of the peak.
+    """
+    first = min(warmup_lr, lr)
+
+    def factor_at(step: int) -> float:
+        """Factor of the peak at a step."""
+        rising = (first + (lr - first) * step / warmup) / lr if step < warmup else 1.0
+        return rising * factor ** sum(step >= drop for drop in drops)
+
+    return factor_at

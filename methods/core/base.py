@@ -75,7 +75,7 @@ class PEFTMethod(WarmStart):
         if self.used is None:
             inputs = move_data_to_device(self.example_batch().inputs, next(self.backbone.parameters()).device)
             with evaluating(self), eagerly():  # because a graph of the plain backbone cannot be used later
-                self.used = used_parameters(self.backbone, lambda: self(inputs))
+                self.used = used_parameters(self.backbone, lambda: self.logits(self(inputs)))
         return [name for name, _ in self.backbone.named_parameters() if name in self.used]
 
     # adapting, in six steps

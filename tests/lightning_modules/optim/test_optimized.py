@@ -183,6 +183,14 @@ def test_numbers_that_no_optimizer_can_use(name: str, value: float, build: Build
         build("linear_probe", **{name: value})
 
 
+def test_drops_by_steps(build: Build, data: Data, trainer: MakeTrainer) -> None:
+    """Epochs of drops become steps: after 1 of 2 epochs the rate is a tenth."""
+    run = trainer(max_epochs=2)
+    run.fit(build("linear_probe", lr=0.1, lr_decay="drops", lr_drops=[1.0]), datamodule=data())
+    factor, steps = run.lr_scheduler_configs[0].scheduler.lr_lambdas[0], run.num_training_batches
+    assert [factor(step) for step in (0, steps - 1, steps)] == pytest.approx([1.0, 1.0, 0.1])
+
+
 def test_polynomial_by_steps(build: Build, data: Data, trainer: MakeTrainer) -> None:
     """A run that counts steps, with a warm-up of steps: the decay is mmsegmentation's, from the first step on."""
     rates = Rates()
@@ -198,6 +206,9 @@ def test_polynomial_by_steps(build: Build, data: Data, trainer: MakeTrainer) -> 
     [
         ({"lr_power": 0.9}, "lr_power=0.9: expected a positive power, with lr_decay poly"),
         ({"lr_power": 0.0, "lr_decay": "poly"}, "lr_power=0.0"),
+        ({"lr_decay": "drops"}, "lr_drops=None: expected epochs above 0 with lr_decay drops"),
+        ({"lr_drops": [1.0]}, r"lr_drops=\[1.0\]"),
+        ({"lr_decay": "drops", "lr_drops": [1.0], "min_lr": 0.1}, "lr_decay=drops: expected no"),
         ({"warmup_steps": 5, "warmup_epochs": 1.0}, "warmup_steps=5: expected lr_interval step and no warmup_epochs"),
         ({"warmup_steps": 5, "lr_interval": "epoch"}, "warmup_steps=5: expected lr_interval step"),
     ],

@@ -8,7 +8,7 @@ import torch
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from lightning_modules.optim.schedule import warmup_decay
+from lightning_modules.optim.schedule import warmup_decay, warmup_drops
 
 
 def test_warmup_and_cosine() -> None:
@@ -120,3 +120,10 @@ def test_sums_of_the_rates() -> None:
 def test_cooldown_that_fills_the_run() -> None:
     factor = warmup_decay(5, 2, lr=0.1, min_lr=0.01, cooldown=10)
     assert [factor(step) for step in range(3)] == pytest.approx([1.0, 0.1, 0.1])
+
+
+def test_drops() -> None:
+    """A tenth of the rate from each drop on, after a linear warm-up."""
+    factor = warmup_drops(4, [8, 11], lr=0.1, warmup_lr=0.02)
+    assert [factor(step) for step in (0, 2, 4, 7)] == pytest.approx([0.2, 0.6, 1.0, 1.0])
+    assert [factor(step) for step in (8, 10, 11, 99)] == pytest.approx([0.1, 0.1, 0.01, 0.01])

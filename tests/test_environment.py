@@ -11,10 +11,9 @@ def test_environment_equals_pyproject() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"][-1]["pip"]
     extras = project["optional-dependencies"]
-    assert extras["dev"].pop() == f"{project['name']}[grid,mat,onnx,sam]"
-    assert (
-        pip == project["dependencies"] + extras["dev"] + extras["grid"] + extras["mat"] + extras["onnx"] + extras["sam"]
-    )
+    assert extras["dev"].pop() == f"{project['name']}[grid,mat,onnx,sam,video]"
+    names = ("dev", "grid", "mat", "onnx", "sam", "video")
+    assert pip == project["dependencies"] + [package for name in names for package in extras[name]]
 
 
 def test_nothing_is_installed_at_the_top_level() -> None:

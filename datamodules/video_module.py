@@ -155,7 +155,7 @@ class VideoModule(LabelledImages):
         """Dataset of a split, after a check of its samples."""
         self.check_samples(split, samples)
         if split == "train" and self.test_follows:
-            check_overlap(samples, self.samples("test"), self.allow_overlap)
+            check_overlap(samples, self.samples("test"), self.allow_overlap, "video")
         make = {"train": self.train_item, "val": self.item, "test": self.test_item}[split]
         return Items(self.readable(split, samples), make)
 

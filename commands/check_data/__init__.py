@@ -12,11 +12,13 @@ from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
+from commands.check_data.clips import check_clips
 from commands.check_data.masks import check_masks
 from datamodules.image_module import ImageModule
 from datamodules.overlap import leak
 from datamodules.samples import LabelledSamples, open_image
 from datamodules.segmentation_images import SegmentationImages
+from datamodules.video_module import VideoModule
 
 MOST = 100_000  # of a longer list, evenly chosen images are read
 
@@ -33,13 +35,16 @@ class Read(NamedTuple):
 def check_data(data: ImageModule) -> None:
     """Read every list of a benchmark, of all its tasks if none is named, and print its content and its mistakes.
 
-    Ends with exit code 1 if lists, images or masks are missing or broken, a list has not its published length, a label
-    is outside the classes, or images of the training list are in the test list.
+    Ends with exit code 1 if lists, images, masks or videos are missing or broken, a list has not its published length,
+    a label is outside the classes, or images of the training list are in the test list.
 
     Args:
         data: The benchmark, as a fit would get it: ``--data VTAB --data.root DIR``.
     """
-    table, wrong = check_masks(data) if isinstance(data, SegmentationImages) else check_lists(data)
+    if isinstance(data, VideoModule):
+        table, wrong = check_clips(data)
+    else:
+        table, wrong = check_masks(data) if isinstance(data, SegmentationImages) else check_lists(data)
     Console(width=140).print(table)
     for message in wrong:
         print(f"- {message}")

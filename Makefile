@@ -1,6 +1,7 @@
 # make demo   train, test and merge three methods on shipped data, then print one table
 #             (on ImageNet weights: make demo BACKBONE=efficientnet_lite0, mobilenetv2_100 or tiny_vit_5m_224)
 # make demo-segmentation   train and test four methods on micro-scenes, with a table and a picture for each
+# make demo-video   train, test and merge three methods on clips of a moving garment, with a table and a picture for each
 # make test   lint, types and tests
 # Both set up .venv from nothing. Another interpreter: make test PYTHON=python3.12; more processes: make test WORKERS=4
 
@@ -9,7 +10,7 @@ METHODS ?= linear_probe,ssf,full
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo demo-segmentation test lint
+.PHONY: demo demo-segmentation demo-video test lint
 .DEFAULT_GOAL := demo
 
 .venv/installed: pyproject.toml
@@ -25,8 +26,12 @@ demo-segmentation: .venv/installed data/micro_scenes
 	$(BIN)/python train.py demo --task segmentation --methods linear_probe,lora,hst,full \
 		--fit_config configs/demo/micro_scenes.yaml --run_root runs/demo_segmentation
 
-data/micro_scenes: | .venv/installed
-	$(BIN)/python train.py prepare --dataset micro_scenes --output $@
+demo-video: .venv/installed data/micro_clips
+	$(BIN)/python train.py demo --task video_classification --methods linear_probe,dyt,full \
+		--fit_config configs/demo/micro_clips.yaml --run_root runs/demo_video
+
+data/micro_%: | .venv/installed
+	$(BIN)/python train.py prepare --dataset micro_$* --output $@
 
 weights/%: | .venv/installed
 	$(BIN)/python train.py prepare_backbone --backbone $*

@@ -97,7 +97,8 @@ class Cost(Callback):
     ) -> None:
         if self.counter is not None:
             self.counting.close()
-            self.flops, self.evaluated = self.flops + self.counter.get_total_flops(), self.evaluated + batch.size
+            self.flops += self.counter.get_total_flops()
+            self.evaluated += batch.size * cast(AdaptedTask, pl_module).passes(batch)
             self.counter = None
 
     def report_count(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -37,6 +37,8 @@ class Explanations(BasePredictionWriter):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if getattr(pl_module, "dense", False):
             raise ValueError("explain is for a class of the whole image, and this task predicts masks: leave it out")
+        if getattr(pl_module, "unit", "image") != "image":
+            raise ValueError(f"explain is for single images, and this task reads {pl_module.unit}s: leave it out")
         if self.kind == "rollout":
             attentions(pl_module.backbone)  # refuses an unsuitable backbone before the first image
 

@@ -36,8 +36,9 @@ class KeptTokens(Callback):
             return
         task: Any = pl_module  # a method with ``masks``, such as DyT
         training = task.training
-        with task.eval().masks() as masks, eagerly():
-            task(self.shown.to(task.device))  # on the CPU at the end of a fit on a GPU
+        with task.eval().masks() as masks, eagerly(), task.mixed_dtypes():
+            # not the whole model, because the images can be a part of a clip; it is on the CPU after a fit on a GPU
+            task.features(self.shown.to(task.device))
         task.train(training)
         sides = zip(self.shown.shape[2:], task.backbone.patch_embed.patch_size, strict=True)
         kept = torch.stack(masks).float().mean(0).unflatten(1, [1, *(-(-side // patch) for side, patch in sides)])

@@ -107,7 +107,8 @@ def difference(model: Any) -> float:
     import torch
 
     inputs = model.example_batch().inputs
-    inputs = torch.randn(INPUTS, *inputs.shape[1:], generator=torch.Generator().manual_seed(0))
+    rows, *shape = inputs.shape  # a clip has several rows
+    inputs = torch.randn(INPUTS * rows, *shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         merged, outputs = model.outputs_with(model.merge(), inputs), model(inputs)
         return float((model.logits(merged) - model.logits(outputs)).abs().max())

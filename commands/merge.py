@@ -120,7 +120,8 @@ def check_outputs(model: Any, folder: str, exact: bool) -> None:
     import torch
 
     written = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    images = torch.rand(4, *model.input_config["input_size"]) * 2 - 1
+    rows, *shape = model.example_batch().inputs.shape  # a clip has several rows
+    images = torch.rand(4 * rows, *shape) * 2 - 1
     with torch.inference_mode():
         expected = model.logits(model(images))
         difference = float((model.logits(model.outputs_with(written, images)) - expected).abs().max())

@@ -49,6 +49,16 @@ def read_list(file: Path, root: Path) -> Files:
         FileNotFoundError: If the list or its first or last image is missing.
         ValueError: If a line is no path and label, or a path leaves the folder.
     """
+    return listed(file, root, read_rows(file))
+
+
+def read_rows(file: Path) -> list[tuple[str, int]]:
+    """Path and class number of each line ``path label`` of a list file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a line is no path and label.
+    """
     rows = []
     for number, line in enumerate(read_text(file).split("\n"), 1):
         path, _, label = line.strip().rpartition(" ")
@@ -56,7 +66,7 @@ def read_list(file: Path, root: Path) -> Files:
             rows.append((path, int(label)))
         elif line.strip():
             raise ValueError(f"{file}, line {number}: expected a path, a space and a class number, found {line!r}")
-    return listed(file, root, rows)
+    return rows
 
 
 def read_text(file: Path) -> str:
@@ -92,7 +102,7 @@ def listed(file: Path, root: Path, rows: Sequence[tuple[str, int]]) -> Files:
         if PureWindowsPath(path).anchor or ".." in PureWindowsPath(path).parts:  # reads both kinds of slash
             raise ValueError(f"{file} names {path!r}, which lies outside {root}; refused")
     for path in (rows[0][0], rows[-1][0]):  # finds a half-copied archive before anything is decoded
-        if not (root / path).is_file():
+        if not (root / path).exists():  # a folder, if it holds the frames of a video
             raise FileNotFoundError(f"{file} names {path}, but there is no such file in {root}")
     return Files(root, *zip(*rows, strict=True))
 

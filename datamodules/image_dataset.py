@@ -6,7 +6,7 @@ import io
 import re
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from datamodules.base import Split
 from datamodules.labelled_images import LabelledImages
-from datamodules.samples import IMAGE_SUFFIXES, LabelledSamples, open_image, regular
+from datamodules.samples import IMAGE_SUFFIXES, Labelled, LabelledSamples, open_image, regular
 
 if TYPE_CHECKING:
     # every function that needs it imports it, because the import takes a second that `--help` can do without
@@ -42,6 +42,9 @@ class ImageDataset(LabelledImages):
         image_column: Name of the image column; found by its type if not given.
         label_column: Name of the label column; found by its type if not given.
     """
+
+    kind: ClassVar[str] = "Image"  # type of the column of inputs in ``datasets``
+    usual: ClassVar[tuple[str, ...]] = ("image", "img")  # usual names of this column
 
     def __init__(
         self,
@@ -81,7 +84,7 @@ class ImageDataset(LabelledImages):
 
     def read(self) -> "dict[str, datasets.Dataset]":
         """Find the splits by their names, and hold out validation images if there are none."""
-        tables = load(self.root, {name for name in self.split_names.values() if name})
+        tables = self.load({name for name in self.split_names.values() if name})
         found = {}
         for split, name in self.split_names.items():
             if name is not None and name not in tables and name != "none":
@@ -98,12 +101,16 @@ class ImageDataset(LabelledImages):
             found |= self.hold_out(found["train"])
         return found
 
+    def load(self, asked: set[str]) -> "dict[str, datasets.Dataset]":
+        """Tables by the name of their split; those of ``asked`` are names of splits beside the usual ones."""
+        return load(self.root, asked)
+
     def with_columns(self, tables: "dict[str, datasets.Dataset]") -> "dict[str, datasets.Dataset]":
         """Find the two columns, encode the labels and leave the images undecoded."""
         import datasets
 
         features = next(iter(tables.values())).features
-        self.image_column = self.image_column or column(features, "Image", ("image", "img"), self.root)
+        self.image_column = self.image_column or column(features, self.kind, self.usual, self.root)
         self.label_column = self.label_column or column(features, "ClassLabel", ("label", "labels"), self.root)
         for name in (self.image_column, self.label_column):
             if name not in features:
@@ -121,7 +128,7 @@ class ImageDataset(LabelledImages):
                 for name, table in tables.items()
             }
             tables = {name: table.cast_column(self.label_column, label) for name, table in tables.items()}
-        undecoded = datasets.Image(decode=False)
+        undecoded = getattr(datasets, self.kind)(decode=False)
         return {name: table.cast_column(self.image_column, undecoded) for name, table in tables.items()}
 
     def hold_out(self, train: "datasets.Dataset") -> "dict[str, datasets.Dataset]":
@@ -136,7 +143,7 @@ class ImageDataset(LabelledImages):
         kept = [index for index in range(len(labels)) if index not in held]
         return {"train": train.select(kept), "val": train.select(sorted(held))}
 
-    def samples(self, split: Split) -> "Rows | None":
+    def samples(self, split: Split) -> Labelled | None:
         if split not in self.tables:
             return None
         return Rows(self.tables[split], self.image_column or "", self.label_column or "")
@@ -284,5 +291,5 @@ def column(features: "datasets.Features", kind: str, names: tuple[str, ...], roo
     for name in names:
         if name in features:
             return name
-    option = "image" if kind == "Image" else "label"
+    option = "label" if kind == "ClassLabel" else kind.lower()
     raise ValueError(f"{root}: which column is the {option}? Found {', '.join(features)}; pass --data.{option}_column")

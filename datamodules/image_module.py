@@ -282,6 +282,11 @@ def check_targets(data: ImageModule, task: Any) -> None:
     Raises:
         ValueError: With both and the options that fit.
     """
+    if getattr(task, "unit", data.unit) != data.unit:
+        fitting = "--task video_classification" if data.unit == "clip" else "--data VideoDataset"
+        raise ValueError(
+            f"{type(data).__name__} has {data.unit}s, and {type(task).__name__} reads {task.unit}s: pass {fitting}"
+        )
     read = getattr(task, "targets", data.targets)
     if read != data.targets:
         raise ValueError(

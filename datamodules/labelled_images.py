@@ -7,7 +7,7 @@ from datamodules.base import Split
 from datamodules.image_module import ImageModule
 from datamodules.items import Items
 from datamodules.loading import BalancedSampler, EpochSampler
-from datamodules.samples import LabelledSamples
+from datamodules.samples import Labelled
 from lightning_modules.class_losses import class_counts
 
 
@@ -34,7 +34,7 @@ class LabelledImages(ImageModule):
         """Name of every class, in the order of their numbers."""
 
     @abstractmethod
-    def samples(self, split: Split) -> LabelledSamples | None: ...
+    def samples(self, split: Split) -> Labelled | None: ...
 
     def check_samples(self, split: str, samples: Any) -> None:
         """Refuse labels outside the classes as well, and print a note about classes without a training image."""

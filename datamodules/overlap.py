@@ -33,13 +33,14 @@ def digests(samples: ImageSamples) -> dict[bytes, str]:
     return found
 
 
-def check_overlap(train: ImageSamples, test: Any, allow: bool) -> None:
+def check_overlap(train: Any, test: Any, allow: bool, kind: str = "image") -> None:
     """Refuse a test split that holds training images; a few only give a note.
 
     Args:
         train: Training images.
         test: Test images.
         allow: Print a note in any case.
+        kind: Name of one sample in messages; videos are compared in the same way.
 
     Raises:
         ValueError: If more than a share ``LEAK`` of the training images are test images.
@@ -48,13 +49,13 @@ def check_overlap(train: ImageSamples, test: Any, allow: bool) -> None:
     if not shared:
         return
     examples = ", ".join(f"{one} = {other}" for one, other in shared[:2])
-    message = f"train and test share {len(shared):,} of {len(train):,} images: {examples}"
+    message = f"train and test share {len(shared):,} of {len(train):,} {kind}s: {examples}"
     if len(shared) > LEAK * len(train) and not allow:
         raise ValueError(f"{message}. Take them out of one split, or pass --data.allow_overlap true")
     print(f"note: {message}")
 
 
-def leak(one: str, other: str, shared: int, count: int, example: str) -> list[str]:
+def leak(one: str, other: str, shared: int, count: int, example: str, kind: str = "image") -> list[str]:
     """Line about images that two splits share, for a check of data; of a share up to ``LEAK`` only a printed note.
 
     Args:
@@ -63,8 +64,9 @@ def leak(one: str, other: str, shared: int, count: int, example: str) -> list[st
         shared: Number of images in both.
         count: Number of images in the first split.
         example: Names of such images.
+        kind: Name of one sample.
     """
-    line = f"{one} and {other} share {shared:,} of {count:,} images: {example}"
+    line = f"{one} and {other} share {shared:,} of {count:,} {kind}s: {example}"
     if shared > LEAK * count:
         return [line]
     if shared:

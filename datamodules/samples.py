@@ -3,7 +3,7 @@
 import stat
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -68,19 +68,23 @@ class ImageSamples(Samples):
         return f"{self.target(index)} {len(content)} ".encode() + content
 
 
-class LabelledSamples(ImageSamples):
-    """Images of classes; ``labels`` (N,) holds the number of each one's class."""
+class Labelled(Samples):
+    """Samples of classes; ``labels`` (N,) holds the number of each one's class."""
 
     labels: Tensor
-
-    @abstractmethod
-    def keep(self, indices: list[int]) -> "LabelledSamples": ...
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def target(self, index: int) -> int:
         return int(self.labels[index])
+
+
+class LabelledSamples(Labelled, ImageSamples):
+    """Images of classes."""
+
+    @abstractmethod
+    def keep(self, indices: list[int]) -> "LabelledSamples": ...
 
 
 def upright(image: Image.Image, mode: str = "RGB") -> Image.Image:
@@ -128,7 +132,10 @@ def open_image(file: Any) -> Image.Image:
     return image
 
 
-def leave_out(split: str, samples: ImageSamples, broken: dict[int, str], most: float | None) -> ImageSamples:
+Kept = TypeVar("Kept", bound=Samples)
+
+
+def leave_out(split: str, samples: Kept, broken: dict[int, str], most: float | None, kind: str = "image") -> Kept:
     """Samples without those that cannot be read.
 
     Args:
@@ -136,6 +143,7 @@ def leave_out(split: str, samples: ImageSamples, broken: dict[int, str], most: f
         samples: All samples.
         broken: Reasons by index.
         most: Largest share of the samples that may be left out; None to refuse any.
+        kind: Name of one sample in messages.
 
     Raises:
         ValueError: If there are too many, with the first of them.
@@ -143,10 +151,10 @@ def leave_out(split: str, samples: ImageSamples, broken: dict[int, str], most: f
     if not broken:
         return samples
     total, first = len(samples), next(iter(broken))
-    message = f"{split}: {len(broken)} of {total} images cannot be read, first {samples.name(first)}"
+    message = f"{split}: {len(broken)} of {total} {kind}s cannot be read, first {samples.name(first)}"
     if most is None:
         raise ValueError(f"{message} ({broken[first]}). Repair it, or pass --data.on_corrupt skip")
     if len(broken) > most * total:
         raise ValueError(f"{message}: more than --data.max_corrupt {most:.0%} of the split")
     print(f"note: {message}; left out")
-    return samples.keep([index for index in range(total) if index not in broken])
+    return cast(Kept, samples.keep([index for index in range(total) if index not in broken]))

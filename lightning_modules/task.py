@@ -114,6 +114,10 @@ class Task(Optimized, ABC):
         """Outputs for a batch without its targets, by one or several passes of the model."""
         return self(batch.inputs)
 
+    def passes(self, batch: Batch) -> int:
+        """Number of passes of the model over each sample in ``infer``, such as over the views of a clip."""
+        return 1
+
     def logits(self, outputs: Any) -> Tensor:
         """Logits (B, K, ...) of K classes among outputs, for methods that compare two passes."""
         return outputs
@@ -215,13 +219,11 @@ class Task(Optimized, ABC):
         return {"outputs": outputs}  # for callbacks
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Any:
-        """Predictions for the rows of a batch."""
         return self.predictions(self.infer(batch))
 
     def setup(self, stage: str) -> None:
-        headline = self.headline.name
-        parts = getattr(datamodule_of(self.trainer), "test_names", [])
-        self.part_metrics = nn.ModuleDict({n: MetricCollection({headline: self.metrics()[headline]}) for n in parts})
+        name, parts = self.headline.name, getattr(datamodule_of(self.trainer), "test_names", [])
+        self.part_metrics = nn.ModuleDict({part: MetricCollection({name: self.metrics()[name]}) for part in parts})
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self.val_metrics.compute(), prog_bar=True, sync_dist=True)

@@ -71,6 +71,8 @@ class GPS(Selective):
             raise ValueError(
                 f"gps_loss={gps_loss} compares images by their classes, and {self.targets} have none: use gps_loss ce"
             )
+        if self.unit != "image" and gps_loss != "ce":
+            raise ValueError(f"gps_loss={gps_loss} compares views of images, not of {self.unit}s: use gps_loss ce")
         self.gps_k, self.gps_loss, self.gps_temperature = gps_k, gps_loss, gps_temperature
         self.gps_select = gps_select
         self.scorer = Magnitudes if gps_select in BY_MAGNITUDE else SCORERS[gps_score]

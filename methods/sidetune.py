@@ -89,6 +89,11 @@ class Sidetune(PEFTMethod):
                 f"Sidetune needs one linear classifier, and {type(backbone).__name__} has another head: use a backbone "
                 "such as a ViT, Swin or ResNet, or the method linear_probe"
             )
+        if getattr(self, "pooling", None) == "attentive":
+            raise ValueError(
+                "Sidetune adds features of each frame to the input of the classifier, and pooling=attentive has one "
+                "input for all frames: pass --model.pooling mean"
+            )
         check_free(backbone, "sidetune")
         backbone.sidetune = side = SideNetwork(heads[0].in_features)
         if self.sidetune_pretrained is not False and self.init_from is None:

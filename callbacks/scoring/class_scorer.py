@@ -49,7 +49,8 @@ class ClassSquares(Scorer):
     def add(self, name: str, feature: Tensor) -> None:
         assert self.labels is not None, "observe the labels of a batch before it passes"
         tokens = feature[:, self.prefix :] if feature.dim() == 3 else feature.flatten(1, 2)
-        squares = tokens.detach().float().square().sum(1)  # (B, C)
+        squares = tokens.detach().float().square().sum(1)
+        squares = squares.unflatten(0, (len(self.labels), -1)).sum(1)  # (B, C); the frames of a clip are several rows
         zeros = torch.zeros(self.num_classes, squares.shape[1], device=squares.device)
         self.sums.setdefault(name, zeros).index_add_(0, self.labels, squares)
 

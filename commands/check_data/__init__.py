@@ -4,14 +4,16 @@ import copy
 import hashlib
 import io
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
+from commands.check_data.clips import check_clips
 from commands.check_data.masks import check_masks
 from commands.check_data.objects import check_objects
 from datamodules.detection_images import DetectionImages
@@ -19,6 +21,14 @@ from datamodules.image_module import ImageModule
 from datamodules.overlap import leak
 from datamodules.samples import LabelledSamples, open_image
 from datamodules.segmentation_images import SegmentationImages
+from datamodules.video_module import VideoModule
+
+CHECKS: dict[type[ImageModule], Callable[[Any], tuple[Table, list[str]]]] = {
+    DetectionImages: check_objects,
+    SegmentationImages: check_masks,
+    VideoModule: check_clips,
+}
+"""What reads the files of a kind of datamodule; returns a table and the mistakes. Others hold images with labels."""
 
 MOST = 100_000  # of a longer list, evenly chosen images are read
 
@@ -35,16 +45,14 @@ class Read(NamedTuple):
 def check_data(data: ImageModule) -> None:
     """Read every list of a benchmark, of all its tasks if none is named, and print its content and its mistakes.
 
-    Ends with exit code 1 if lists, images or masks are missing or broken, a list has not its published length, a label
-    is outside the classes, or images of the training list are in the test list.
+    Ends with exit code 1 if lists, images, masks or videos are missing or broken, a list has not its published length,
+    a label is outside the classes, or images of the training list are in the test list.
 
     Args:
         data: The benchmark, as a fit would get it: ``--data VTAB --data.root DIR``.
     """
-    if isinstance(data, DetectionImages):
-        table, wrong = check_objects(data)
-    else:
-        table, wrong = check_masks(data) if isinstance(data, SegmentationImages) else check_lists(data)
+    checks = [check for kind, check in CHECKS.items() if isinstance(data, kind)]
+    table, wrong = (checks or [check_lists])[0](data)
     Console(width=140).print(table)
     for message in wrong:
         print(f"- {message}")

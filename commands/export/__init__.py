@@ -41,6 +41,10 @@ def export(
     if output.exists() and (format != "peft" or not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"output={str(output)!r} exists and is not empty; nothing was written")
     model: Any = PEFTMethod.from_delta(ckpt_path)
+    if model.unit != "image":
+        raise ValueError(
+            f"format={format!r} is for models of single images, and this one reads {model.unit}s: use merge"
+        )
     if format == "onnx":
         from commands.export.onnx import export_onnx
 

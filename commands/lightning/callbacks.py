@@ -11,6 +11,7 @@ from callbacks.best_checkpoint import BestCheckpoint
 from callbacks.channels_last import ChannelsLast
 from callbacks.checkpoint_activations import CheckpointActivations
 from callbacks.class_report import ClassReport
+from callbacks.clip_picture import ClipPicture
 from callbacks.compiled import Compiled
 from callbacks.cost import Cost
 from callbacks.delta_export import DeltaExport
@@ -59,6 +60,8 @@ def run_callbacks(
         writers = [ObjectPredictions(), ObjectPicture()]
     elif not getattr(model, "dense", False):
         writers = [Predictions(options.get("top_k", 1), options.get("embeddings"))]
+    if model.unit == "clip":
+        writers.append(ClipPicture())
     if options.get("explain") is not None:
         writers.append(Explanations(options.explain))
     if options.get("class_report"):

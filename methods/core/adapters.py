@@ -63,6 +63,8 @@ class Adapters:
         alone: list[Tensor] = []
         for name, checkpoint in checkpoints.items():
             one: Any = PEFTMethod.from_delta(checkpoint).to(device)
+            if one.unit != "image":
+                raise ValueError(f"{name} reads {one.unit}s; expected adapters of a task on single images")
             one.fix_shapes()
             if images is None:
                 size = one.input_config["input_size"]

@@ -52,6 +52,10 @@ class ParallelSettings(Members):
         export_member: str = "best",
     ) -> None:
         super().__init__(**{name: model.hparams[name] for name in OPTIMIZATION if name in model.hparams})
+        if model.unit != "image":  # because features of a sample would be several rows
+            raise ValueError(
+                f"members train on single images, not on {model.unit}s: give each setting a run of its own"
+            )
         self.settings = expand(members)
         check_settings(model, self.settings)
         if export_member not in ("best", *self.settings):

@@ -58,7 +58,7 @@ class Task(Optimized, ABC):
 
     def init_metrics(self) -> None:
         """Create the metrics of evaluation; a task calls this in its ``__init__``, after ``build``."""
-        self.part_metrics = nn.ModuleDict()  # headline metric of each part of a test set that has several parts
+        self.part_metrics: Any = nn.ModuleDict()  # headline metric of each part of a test set that has several parts
         self.val_metrics = self.metrics().clone(prefix="val/")
         self.test_metrics = self.metrics().clone(prefix="test/")
 
@@ -214,8 +214,7 @@ class Task(Optimized, ABC):
         outputs = self.evaluate(batch)
         self.update(self.test_metrics, outputs, batch)
         if self.part_metrics:
-            part: Any = list(self.part_metrics.values())[dataloader_idx]
-            self.update(part, outputs, batch)
+            self.update([*self.part_metrics.values()][dataloader_idx], outputs, batch)
         return {"outputs": outputs}  # for callbacks
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Any:
@@ -232,9 +231,8 @@ class Task(Optimized, ABC):
     def on_test_epoch_end(self) -> None:
         self.log_dict(self.test_metrics.compute(), sync_dist=True)
         self.test_metrics.reset()
-        if self.part_metrics:
-            parts: dict[str, Any] = dict(self.part_metrics.items())
-            scores = {name: float(part.compute()[self.headline.name]) for name, part in parts.items()}
+        scores = {name: float(part.compute()[self.headline.name]) for name, part in self.part_metrics.items()}
+        if scores:
             scores |= datamodule_of(self.trainer).summary(scores)
             self.log_dict({f"test/{name}": score for name, score in scores.items()}, sync_dist=True)
 

@@ -1,6 +1,7 @@
 # make demo   train, test and merge three methods on shipped data, then print one table
 #             (on ImageNet weights: make demo BACKBONE=efficientnet_lite0, mobilenetv2_100 or tiny_vit_5m_224)
 # make demo-segmentation   train and test four methods on micro-scenes, with a table and a picture for each
+# make demo-detection   train and test three methods on micro-scenes, with a table and a picture for each
 # make test   lint, types and tests
 # Both set up .venv from nothing. Another interpreter: make test PYTHON=python3.12; more processes: make test WORKERS=4
 
@@ -9,7 +10,7 @@ METHODS ?= linear_probe,ssf,full
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo demo-segmentation test lint
+.PHONY: demo demo-segmentation demo-detection test lint
 .DEFAULT_GOAL := demo
 
 .venv/installed: pyproject.toml
@@ -24,6 +25,10 @@ demo: .venv/installed $(if $(BACKBONE),weights/$(BACKBONE))
 demo-segmentation: .venv/installed data/micro_scenes
 	$(BIN)/python train.py demo --task segmentation --methods linear_probe,lora,hst,full \
 		--fit_config configs/demo/micro_scenes.yaml --run_root runs/demo_segmentation
+
+demo-detection: .venv/installed data/micro_scenes
+	$(BIN)/python train.py demo --task detection --methods linear_probe,lora,full \
+		--fit_config configs/demo/micro_scenes_objects.yaml --run_root runs/demo_detection
 
 data/micro_scenes: | .venv/installed
 	$(BIN)/python train.py prepare --dataset micro_scenes --output $@

@@ -2,6 +2,7 @@
 #             (on ImageNet weights: make demo BACKBONE=efficientnet_lite0, mobilenetv2_100 or tiny_vit_5m_224)
 # make demo-segmentation   train and test four methods on micro-scenes, with a table and a picture for each
 # make demo-video   train, test and merge three methods on clips of a moving garment, with a table and a picture for each
+# make demo-detection   train and test three methods on micro-scenes, with a table and a picture for each
 # make test   lint, types and tests
 # Both set up .venv from nothing. Another interpreter: make test PYTHON=python3.12; more processes: make test WORKERS=4
 
@@ -10,7 +11,7 @@ METHODS ?= linear_probe,ssf,full
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo demo-segmentation demo-video test lint
+.PHONY: demo demo-segmentation demo-detection demo-video test lint
 .DEFAULT_GOAL := demo
 
 .venv/installed: pyproject.toml
@@ -25,6 +26,10 @@ demo: .venv/installed $(if $(BACKBONE),weights/$(BACKBONE))
 demo-segmentation: .venv/installed data/micro_scenes
 	$(BIN)/python train.py demo --task segmentation --methods linear_probe,lora,hst,full \
 		--fit_config configs/demo/micro_scenes.yaml --run_root runs/demo_segmentation
+
+demo-detection: .venv/installed data/micro_scenes
+	$(BIN)/python train.py demo --task detection --methods linear_probe,lora,full \
+		--fit_config configs/demo/micro_scenes_objects.yaml --run_root runs/demo_detection
 
 demo-video: .venv/installed data/micro_clips
 	$(BIN)/python train.py demo --task video_classification --methods linear_probe,dyt,full \

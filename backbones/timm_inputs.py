@@ -19,13 +19,16 @@ UNKNOWN = (DataDependentOutputException, DynamicOutputShapeException, Unsupporte
 REFUSED = (AssertionError, RuntimeError, ValueError, IndexError, TypeError, ZeroDivisionError)
 
 
-def check_input_size(backbone: Backbone, size: tuple[int, int, int], usual: tuple[int, int, int]) -> None:
+def check_input_size(
+    backbone: Backbone, size: tuple[int, int, int], usual: tuple[int, int, int], several: bool = False
+) -> None:
     """Refuse images that a network cannot take, by a forward pass without data and without arithmetic.
 
     Args:
         backbone: timm model.
         size: Channels, height and width of the images in pixels, (C, H, W).
         usual: Those for which the model was built.
+        several: Whether images have several sizes, of which this is one.
 
     Raises:
         ValueError: If the forward pass fails, with its reason and the options of this model.
@@ -47,7 +50,7 @@ def check_input_size(backbone: Backbone, size: tuple[int, int, int], usual: tupl
         reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
         raise ValueError(
             f"images of {shown(size)}: {type(backbone).__name__} expects {shown(usual)} ({reason}). "
-            f"{remedy(backbone, size)}"
+            f"{remedy(backbone, size, several)}"
         ) from error
 
 
@@ -57,16 +60,20 @@ def shown(size: tuple[int, int, int]) -> str:
     return f"{channels} x {height} x {width} (channels, height, width)"
 
 
-def remedy(backbone: Backbone, size: tuple[int, int, int]) -> str:
+def remedy(backbone: Backbone, size: tuple[int, int, int], several: bool) -> str:
     """Options that make images and network fit."""
     known = inspect.signature(type(backbone).__init__).parameters
     height, width = size[1:]
-    ways = ["leave out --data.image_size"]
-    if "img_size" in known:
+    ways = [] if several else ["leave out --data.image_size"]
+    if "img_size" in known and not several:
         ways.append(f"pass --model.backbone_args '{{img_size: [{height}, {width}]}}' alone")
     if "dynamic_img_size" in known:
         ways.append("add --model.backbone_args.dynamic_img_size true")
-    return f"Either {', or '.join(ways)}"
+    if "strict_img_size" in known and several:
+        ways.append("add --model.backbone_args.strict_img_size false")
+    if not ways:
+        return "Use a network for images of any size, such as a ViT, a Swin, a ConvNeXt or a ResNet"
+    return f"Either {', or '.join(ways)}" if len(ways) > 1 or not several else ways[0].capitalize()
 
 
 def check_first_layer(backbone: Backbone, name: str) -> None:

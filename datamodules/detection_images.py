@@ -93,7 +93,7 @@ class DetectionImages(ImageModule):
         return None
 
     def follow(self, task: Any) -> None:
-        self.divisor, self.masks = getattr(task, "divisor", self.divisor), getattr(task, "masks", self.masks)
+        self.divisor, self.masks = getattr(task, "divisor", self.divisor), getattr(task, "with_masks", self.masks)
         super().follow(task)
 
     def configure(self, input_config: dict[str, Any]) -> None:

@@ -86,7 +86,7 @@ class Detection(NamedClasses):
         self.backbone_name, self.pretrained, self.num_classes = backbone, pretrained, num_classes
         self.backbone_args, self.drop_path = dict(backbone_args or {}), drop_path
         self.head, self.neck_name, self.head_channels = head, neck, head_channels
-        self.masks = head in WITH_MASKS  # whether there are masks beside boxes
+        self.with_masks = head in WITH_MASKS  # whether there are masks beside boxes
         self.sizes: dict[str, Any] = {
             "channels": head_channels,
             "anchor_sizes": (*anchor_sizes,),
@@ -150,7 +150,7 @@ class Detection(NamedClasses):
         Raises:
             ValueError: With the size, the expected one and the options.
         """
-        check_input_size(self.backbone, size, tuple(self.input_config["input_size"]))
+        check_input_size(self.backbone, size, tuple(self.input_config["input_size"]), several=True)
         self.example_size = size[1:]
 
     def features(self, inputs: Tensor) -> list[Tensor]:
@@ -201,7 +201,7 @@ class Detection(NamedClasses):
         return [in_file(*pair) for pair in zip(found, batch.targets, strict=True)]
 
     def metrics(self) -> MetricCollection:
-        return MetricCollection({"box_map": AveragePrecision(self.masks)})
+        return MetricCollection({"box_map": AveragePrecision(self.with_masks)})
 
     def update(self, metrics: MetricCollection, outputs: PerImage, batch: Batch) -> None:
         """Add objects of images to metrics."""
@@ -216,7 +216,7 @@ class Detection(NamedClasses):
     def example_batch(self) -> Batch:
         """One image of zeros (1, 3, H, W) with an object of class 1, in the dtype of the frozen weights."""
         images = torch.zeros(1, 3, *self.example_size, device=self.device).to(self.dtype)
-        target = example_target(self.example_size, self.device, self.masks)
+        target = example_target(self.example_size, self.device, self.with_masks)
         return Batch(images, [target], torch.ones(1, dtype=torch.bool, device=self.device))
 
     def example_outputs(self) -> PerImage:

@@ -31,7 +31,7 @@ from train import main
 NAMES = list(recipe_files())
 every_recipe = pytest.mark.parametrize("name", NAMES)
 BENCHMARKS = {"vtab": "VTAB", "fgvc": "FGVC", "few_shot": "FewShot", "imagenet": "ImageNet"}
-BENCHMARKS |= {"ade20k": "ADE20K", "coco_stuff": "COCOStuff", "polyps": "Polyps"}
+BENCHMARKS |= {"ade20k": "ADE20K", "coco_stuff": "COCOStuff", "polyps": "Polyps", "coco": "COCO"}
 
 
 def resolved(capsys: pytest.CaptureFixture[str], name: str, *more: str) -> dict[str, Any]:
@@ -91,6 +91,8 @@ def test_method_and_data_accept_every_value(name: str, tmp_path: Path) -> None:
             "model.backbone_args": TINY_SAM,
             "model.decoder_weights": False,
         }
+    if task == "detection":
+        tiny |= {"model.head_channels": 8, "model.box_channels": 8}
     model = compose(*(METHODS[method] for method in recipe["method"].split("+")), task=TASKS[task])
     data = getattr(datamodules, recipe["data"])
     searched = [{key: value} for key, values in recipe.get("grid", {}).items() for value in values]
@@ -194,6 +196,8 @@ def test_the_tasks_are_those_of_the_benchmark(name: str) -> None:
         ("fgvc/spt_lora", "", {"data.augmentation": "crop", "data.resize": "square_crop", "data.drop_last": False}),
         ("ade20k/dyt", "", {"model.head_channels": 768, "model.warmup_steps": 1500, "trainer.max_steps": 160_000}),
         ("coco_stuff/dyt", "", {"model.lr": 1e-3, "model.weight_decay": 0.05, "data.version": "164k"}),
+        ("coco/hst_1x", "", {"model.lr_drops": [8, 11], "trainer.max_epochs": 12, "data.short_sides": [800]}),
+        ("coco/hst_cascade_3x", "", {"model.lr_drops": [27, 33], "model.head": "cascade_mask_rcnn"}),
         ("ade20k/hst_upernet", "", {"model.hst_dims": [64, 128, 256, 384], "model.head_channels": 512}),
         ("ade20k/hst_semantic_fpn", "", {"model.head": "semantic_fpn", "trainer.max_steps": 80_000}),
         ("ade20k/spt_lora", "", {"model.head": "setr_pup", "model.backbone_args.img_size": 512}),

@@ -46,8 +46,13 @@ def export_onnx(
 
     Raises:
         ValueError: If a package is missing, or the written model has other outputs.
-        TypeError: If ``merged`` is asked of a method that does not merge.
+        TypeError: If ``merged`` is asked of a method that does not merge, or the model finds objects.
     """
+    if model.targets == "objects":
+        raise TypeError(
+            f"{type(model).__name__} finds another number of objects in each image, which no ONNX file of this export "
+            "holds: `python train.py merge` writes its backbone and its head"
+        )
     check_packages()
     merged = model.mergeable if merged is None else merged
     network = Images(model, model.merge() if merged else None).eval()

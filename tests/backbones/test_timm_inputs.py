@@ -82,6 +82,23 @@ def test_size_that_a_network_cannot_take() -> None:
         check_input_size(vgg, (3, 8, 8), (3, 224, 224))
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "remedy"),
+    [
+        (BACKBONE, TINY, r"Add --model\.backbone_args\.dynamic_img_size true$"),
+        ("swin_tiny_patch4_window7_224", {}, r"add --model\.backbone_args\.strict_img_size false$"),
+        (
+            "beit_base_patch16_224",
+            {"embed_dim": 48, "depth": 1, "num_heads": 3},
+            "Use a network for images of any size",
+        ),
+    ],
+)
+def test_images_of_several_sizes(name: str, args: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(ValueError, match=remedy):
+        check_input_size(timm.create_model(name, **args), (3, 64, 96), (3, 224, 224), several=True)
+
+
 def test_arguments_for_sizes_of_a_convolutional_network() -> None:
     with pytest.raises(TypeError, match=r"unexpected keyword argument 'img_size'.*--data.image_size"):
         build_backbone("resnet10t", False, {"img_size": 64})

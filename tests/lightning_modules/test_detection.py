@@ -9,10 +9,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from datamodules.detection_folder import DetectionFolder
 from lightning_modules.batch import Batch
 from lightning_modules.detection import Detection, in_file
 from methods import METHODS, compose
-from tests.conftest import BACKBONE, TINY
+from tests.conftest import BACKBONE, TINY, quiet_trainer
+from tests.support.objects import write_objects
+from tests.support.ranks import TwoRanks
 
 SMALL: dict[str, Any] = {
     "head_channels": 8,
@@ -172,6 +175,27 @@ def test_low_precision() -> None:
     assert all(value.dtype is torch.float32 for value in values)
 
 
+def validated(rank: int | None, images: Path, folder: Path) -> dict[str, float]:
+    """Metrics of three validation images: in one process, or of one of two ranks."""
+    ranks: dict[str, Any] = {} if rank is None else {"devices": 2, "strategy": "ddp"}
+    sizes: dict[str, Any] = {"short_sides": [32], "long_side": 48}
+    data = DetectionFolder(str(images), **sizes, batch_size=1, num_workers=0)
+    torch.manual_seed(0)
+    model = compose(METHODS["linear_probe"], task=Detection)(**OPTIONS)
+    run = quiet_trainer(folder, **ranks)
+    run.validate(model, datamodule=data, verbose=False)
+    return {name: float(value) for name, value in run.callback_metrics.items()}
+
+
+def test_two_ranks(two_ranks: TwoRanks, tmp_path: Path) -> None:
+    """Each image counts once, also where a rank has another one that only evens them out."""
+    write_objects(tmp_path / "data", {"train": 2, "val": 3})
+    alone = validated(None, tmp_path / "data", tmp_path)
+    assert alone["val/box_map_50"] > 0
+    for found in two_ranks(validated, tmp_path / "data", tmp_path):
+        assert found == pytest.approx(alone, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -191,5 +215,5 @@ def test_refusals(options: dict[str, Any], message: str) -> None:
 def test_images_of_one_size() -> None:
     """A ViT that takes images of its own size alone is refused, with the option that helps."""
     task = Detection(**OPTIONS | {"backbone_args": TINY})
-    with pytest.raises(ValueError, match=r"add --model\.backbone_args\.dynamic_img_size true"):
+    with pytest.raises(ValueError, match=r"Add --model\.backbone_args\.dynamic_img_size true"):
         task.check_input_size((3, 48, 32))

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import _geometry
 
 import datamodules
+from datamodules.objects import Objects
 from datamodules.samples import ImageSample
 from lightning_modules import TASKS
 from lightning_modules.optim.optimized import Optimized
@@ -60,6 +61,21 @@ def masks_are_made(data: Any) -> None:
         assert (pixels.shape, labels.shape) == ((3, *data.size), data.size)
     pixels, labels = data.item(ImageSample(image, mask))
     assert (min(pixels.shape[1:]), labels.shape) == (min(data.size), (375, 500))
+
+
+def objects_are_made(data: Any) -> None:
+    """Fails if an image of 500 x 375 pixels with an object does not get the sizes of training and of an evaluation."""
+    square = [[100, 100, 200, 100, 200, 200, 100, 200]]
+    one = torch.ones(1, dtype=torch.long)
+    objects = Objects(torch.tensor([[100.0, 100, 200, 200]]), one, one == 0, 1e4 * one.float(), [square])
+    sample = ImageSample(Image.new("RGB", (500, 375)), objects)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        pixels, target = data.train_item(sample)
+        assert min(pixels.shape[1:]) in data.short_sides
+        assert len(target["boxes"]) == len(target["masks"]) == 1
+    pixels, target = data.item(sample)
+    assert (min(pixels.shape[1:]), target["masks"].shape) == (max(data.short_sides), (1, 375, 500))
 
 
 def image_steps(data: Any, train: bool, draws: int) -> list[list[Any]]:
@@ -129,6 +145,7 @@ def adapted(method: str, shapes: str, narrow: bool, task: str = "classification"
         sam = {"backbone": "samvit_base_patch16", "backbone_args": STAND_IN_OF_SAM, "decoder_weights": False}
         plain = {"backbone": BACKBONE, "backbone_args": STAND_IN}
         options |= sam if task == "binary_segmentation" else plain
+        options |= {"head_channels": 8, "box_channels": 8} if task == "detection" else {}
     if method == "sidetune":
         options["sidetune_pretrained"] = False  # because its weights would be downloaded
     with torch.device("cpu" if narrow else "meta"):

@@ -1,6 +1,7 @@
 # make demo   train, test and merge three methods on shipped data, then print one table
 #             (on ImageNet weights: make demo BACKBONE=efficientnet_lite0, mobilenetv2_100 or tiny_vit_5m_224)
 # make demo-segmentation   train and test four methods on micro-scenes, with a table and a picture for each
+# make docs   the pages as a site, in site/index.html
 # make test   lint, types and tests
 # Both set up .venv from nothing. Another interpreter: make test PYTHON=python3.12; more processes: make test WORKERS=4
 
@@ -9,7 +10,7 @@ METHODS ?= linear_probe,ssf,full
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo demo-segmentation test lint
+.PHONY: demo demo-segmentation docs test lint
 .DEFAULT_GOAL := demo
 
 .venv/installed: pyproject.toml
@@ -30,6 +31,9 @@ data/micro_scenes: | .venv/installed
 
 weights/%: | .venv/installed
 	$(BIN)/python train.py prepare_backbone --backbone $*
+
+docs: .venv/installed
+	$(BIN)/python -m mkdocs build --quiet
 
 lint: .venv/installed
 	$(BIN)/ruff check .

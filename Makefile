@@ -3,6 +3,7 @@
 # make demo-segmentation   train and test four methods on micro-scenes, with a table and a picture for each
 # make demo-video   train, test and merge three methods on clips of a moving garment, with a table and a picture for each
 # make demo-detection   train and test three methods on micro-scenes, with a table and a picture for each
+# make docs   the pages as a site, in site/index.html
 # make test   lint, types and tests
 # Both set up .venv from nothing. Another interpreter: make test PYTHON=python3.12; more processes: make test WORKERS=4
 
@@ -11,7 +12,7 @@ METHODS ?= linear_probe,ssf,full
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo demo-segmentation demo-detection demo-video test lint
+.PHONY: demo demo-segmentation demo-detection demo-video docs test lint
 .DEFAULT_GOAL := demo
 
 .venv/installed: pyproject.toml
@@ -40,6 +41,9 @@ data/micro_%: | .venv/installed
 
 weights/%: | .venv/installed
 	$(BIN)/python train.py prepare_backbone --backbone $*
+
+docs: .venv/installed
+	$(BIN)/python -m mkdocs build --quiet
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -32,6 +32,8 @@ def words(path: Path) -> list[str]:
 def test_links(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text())
     for file, anchor in links:
+        if re.match(r"(method|task)/", file):
+            continue  # made while the site is built, which checks these links
         target = page.parent / file if file else page
         assert target.exists(), f"{page.name}: no file {file}"
         if anchor:

@@ -20,10 +20,12 @@ JOB_TYPES = {"fit": "train", "score": "score"}  # by subcommand; all others eval
 
 
 def place_loggers(loggers: Any, folder: Path) -> Any:
-    """Let every logger write into the run folder.
+    """Let every logger write into the run folder, with a CSV logger among them.
+
+    The folder is the same with every logger: ``metrics.csv`` and ``curves.png`` are always in it.
 
     Args:
-        loggers: Value of ``trainer.logger``: configs of loggers, False, or None for the default, a CSV logger.
+        loggers: Value of ``trainer.logger``: configs of loggers, False for none, or None for the CSV logger alone.
         folder: The run folder.
 
     Returns:
@@ -31,15 +33,16 @@ def place_loggers(loggers: Any, folder: Path) -> Any:
     """
     if loggers is False:
         return False
-    if loggers is None or loggers is True:
-        loggers = [Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=Namespace())]
-    for logger in loggers if isinstance(loggers, list) else [loggers]:
+    given = loggers if isinstance(loggers, list) else [] if loggers in (None, True) else [loggers]
+    if not any(logger.class_path.endswith("CSVLogger") for logger in given):
+        given = [Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=Namespace()), *given]
+    for logger in given:
         module, _, name = logger.class_path.rpartition(".")
         if "save_dir" in inspect.signature(getattr(importlib.import_module(module), name)).parameters:
             logger.init_args["save_dir"] = str(folder)  # otherwise a logger that writes to a server alone
-        if logger.class_path.endswith("CSVLogger"):
+        if logger.class_path.endswith(("CSVLogger", "TensorBoardLogger")):  # others have no folders of such names
             logger.init_args["name"] = logger.init_args["version"] = ""
-    return loggers
+    return given
 
 
 def wandb_names(subcommand: str, method: str, data: str, seed: Any, backbone: str) -> dict[str, str]:

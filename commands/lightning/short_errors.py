@@ -66,6 +66,9 @@ def short(message: str, known: dict[str, str]) -> str:
     if not keys:
         return in_one_line(message)
     inner = block(message, keys[-1][1])
+    needed = re.search(rf"{REQUIRED}([\w.]+)", inner)
+    if needed is not None:
+        return f"required: --{name}.{needed.group(1)}"
     expected = [meanings(match.group(1)) for match in EXPECTED.finditer(inner)]
     values = [match.group(2) for match in EXPECTED.finditer(inner) if match.group(2) is not None]
     values += [match.group(1) for match in GIVEN.finditer(inner)]
@@ -116,5 +119,7 @@ def meanings(kind: str) -> list[str]:
 
 def unknown(option: str, known: dict[str, str]) -> str:
     """Message about an option that does not exist, with the most similar one."""
+    if option in known.values():
+        return f"--{option} is an option of another --method, --task or --data: leave it out, or change those"
     similar = near(option, known, cutoff=0.7) or near(option.rpartition(".")[2], known, cutoff=0.7)
     return f"unknown option --{option}" + (f"; did you mean --{known[similar[0]]}?" if similar else "")

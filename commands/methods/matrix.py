@@ -1,6 +1,7 @@
 """Table of all methods on small networks of all families of timm, the page docs/backbones.md."""
 
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -82,6 +83,22 @@ def page(cells: list[Cell]) -> str:
     for method in methods:
         lines += ["", f"### {method}", "", *reasons([cell for cell in cells if cell.method == method])]
     return "\n".join(lines) + "\n"
+
+
+def read_page(text: str) -> dict[tuple[str, str], str]:
+    """Marks of the page by family and method.
+
+    Args:
+        text: The page, as ``page`` writes it.
+    """
+    lines = text.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("| family |"))
+    methods = [word.strip() for word in lines[start].split("|")[2:-1]]
+    marks: dict[tuple[str, str], str] = {}
+    for line in takewhile(lambda line: line.startswith("|"), lines[start + 2 :]):
+        family, *row = [word.strip() for word in line.split("|")[1:-1]]
+        marks |= {(family.strip("`"), method): mark for method, mark in zip(methods, row, strict=True)}
+    return marks
 
 
 def reasons(cells: list[Cell]) -> list[str]:

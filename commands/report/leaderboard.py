@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from math import exp, log10
 from statistics import mean, stdev
 from typing import Any
 
@@ -33,7 +34,9 @@ class Leaderboard:
             self.lines.setdefault((self.letters[run.protocol], run.label), []).append(run)
         # counted over all rows of a protocol, because every row may lack another seed
         self.seeds = max(len({run.seed for run in runs if run.protocol == protocol}) for protocol in self.letters)
-        self.printed = [row for row in printed(dataset, self.columns) if set(self.columns) <= row["values"].keys()]
+        every = len(self.columns) == sum(self.sizes.values()) > 1  # a printed mean is one of all tasks
+        rows, columns = printed(dataset, self.columns), set(self.columns)
+        self.printed = [row for row in rows if columns <= row["values"].keys() or (row["means"] and every)]
         usual = {c: Counter(run.images for run in runs if run.column == c) for c in self.columns}
         self.usual = {column: count.most_common(1)[0][0] for column, count in usual.items()}
 
@@ -78,6 +81,25 @@ class Leaderboard:
         names["mean of tasks"] = f"mean of {len(self.columns)} tasks"
         return names
 
+    @property
+    def has_ppt(self) -> bool:
+        """Whether the table has PPT: it is one of shares over several tasks."""
+        return len(self.columns) > 1 and bool(self.metric["higher_is_better"]) and self.metric["scale"] == 100
+
+    def ppt(self, line: list[Run]) -> float | None:
+        """PPT of a row, from its mean over tasks and seeds; None if a task or the number of parameters is missing."""
+        found = self.means(line).get("mean of tasks")
+        counts = [run.result.get("cost/trainable_params_method") for run in line]
+        numbers = [count for count in counts if count is not None]
+        return ppt(mean(found), mean(numbers)) if found and numbers and self.has_ppt else None
+
+    def printed_means(self, row: dict[str, Any]) -> dict[str, float]:
+        """Means of a row of a paper, and its PPT."""
+        found = averages(row["values"], self.groups, self.columns) if row["values"] else dict(row["means"])
+        if self.has_ppt and row["millions"] is not None and "mean of tasks" in found:
+            found["PPT"] = ppt(found["mean of tasks"], row["millions"] * 1e6)
+        return found
+
     def rows(self) -> list[dict[str, Any]]:
         """The table as plain values, for CSV."""
         found = []
@@ -89,10 +111,11 @@ class Leaderboard:
                 if values:
                     row |= {name: round(mean(values), 3), f"{name} std": deviation(values)}
                     row[f"{name} seeds"] = len(values)
-            found.append(row | self.mean_costs(line))
+            score = self.ppt(line)
+            found.append(row | ({} if score is None else {"PPT": round(score, 4)}) | self.mean_costs(line))
         for row in self.printed:
             about = {"data": self.dataset, "method": f"{row['method']} (printed)", "protocol": row["source"]}
-            found.append(about | averages(row["values"], self.groups, self.columns) | row["values"])
+            found.append(about | self.printed_means(row) | row["values"])
         return found
 
     def mean_costs(self, line: list[Run]) -> dict[str, float]:
@@ -119,6 +142,16 @@ def averages(own: dict[str, float], groups: dict[str, list[str]], columns: list[
     if set(columns) <= own.keys():
         found["mean of tasks"] = mean(own[c] for c in columns)
     return found
+
+
+def ppt(percent: float, parameters: float) -> float:
+    """Performance-parameter trade-off of V-PETL (Xin et al., NeurIPS 2024): ``M exp(-log10(P / 10^7 + 1))``.
+
+    Args:
+        percent: Mean metric M in percent.
+        parameters: Number P of trained parameters without the head.
+    """
+    return percent / 100 * exp(-log10(parameters / 1e7 + 1))
 
 
 def letter(number: int) -> str:

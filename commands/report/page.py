@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from commands.report.leaderboard import Leaderboard, averages
+from commands.report.leaderboard import Leaderboard
 from commands.report.printed import sources
 from commands.report.runs import PROTOCOL, Run, unit_of
 
@@ -26,24 +26,28 @@ img { max-width: 100% }
 def section(board: Leaderboard, picture: str | None) -> list[str]:
     """Paragraphs: summary, tasks, picture, protocols."""
     names, several = board.mean_names, len(board.columns) > 1
-    head = ["method", "protocol", "seeds", *(names.values() if several else board.columns), *board.costs.values()]
+    score = ["PPT"] if board.has_ppt else []
+    columns = [*names.values(), *score] if several else board.columns
+    head = ["method", "protocol", "seeds", *columns, *board.costs.values()]
     body, tasks = [], []
     for letter, label in board.order:
         line = board.lines[letter, label]
         means, cells, cost = board.means(line), board.cells(line), board.mean_costs(line)
         if several:
             shown = [over_seeds(board, means.get(name, [])) for name in names]
+            shown += [two_decimals(board.ppt(line)) for _ in score]
         else:
             shown = [cell(board, line, *board.columns)]
         count = str(len({run.seed for run in line}))
         body.append([label, letter, count, *shown, *(number(cost.get(name)) for name in board.costs)])
         tasks.append([label, letter, *(cell(board, line, column) for column in cells)])
     for row in board.printed:
-        average, own = averages(row["values"], board.groups, board.columns), row["values"]
-        values = [average[name] for name in names] if several else [own[c] for c in board.columns]
+        average, own = board.printed_means(row), row["values"]
+        values = [average.get(name) for name in [*names, *score]] if several else [own[c] for c in board.columns]
         label = f"{row['method']}, printed"
-        body.append([label, f"[{row['source']}]", "", *(f"{v:.2f}" for v in values), *[""] * len(board.costs)])
-        tasks.append([label, f"[{row['source']}]", *(f"{own[c]:.1f}" for c in board.columns)])
+        body.append([label, f"[{row['source']}]", "", *map(two_decimals, values), *[""] * len(board.costs)])
+        if own:
+            tasks.append([label, f"[{row['source']}]", *(f"{own[c]:.1f}" for c in board.columns)])
     text = [f"## {board.dataset}", grid_of(head, body)]
     if several:
         text += [f"{board.metric['label']} of each task:", grid_of(["method", "protocol", *board.columns], tasks)]
@@ -56,6 +60,10 @@ def cell(board: Leaderboard, line: list[Run], column: str) -> str:
     runs = [run for run in line if run.column == column]
     mark = " †" if any(run.images != board.usual[column] for run in runs) else ""
     return over_seeds(board, [run.value for run in runs]) + mark
+
+
+def two_decimals(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.2f}"
 
 
 def over_seeds(board: Leaderboard, values: list[float]) -> str:
@@ -82,6 +90,11 @@ def notes(board: Leaderboard) -> str:
         lines.append(f"- [{name}] {sources()[name]}")
     if any(run.images != board.usual[run.column] for run in board.runs):
         lines.append("- † trained on another number of images than most runs of the column")
+    if board.has_ppt:
+        lines.append(
+            "- PPT is V-PETL's trade-off of performance and parameters (Xin et al., NeurIPS 2024): "
+            "M exp(-log10(P / 10^7 + 1)), M the mean of the tasks as a share, P the trained parameters, no head."
+        )
     lines.append("- ± is the standard deviation over seeds; costs are means over tasks and seeds.")
     lines.append("- On CPUs memory is the most that a process has had; runs of one grid worker share a process.")
     return "\n".join(lines)

@@ -14,7 +14,7 @@ from torch import nn
 
 from commands.methods.cell import outcome
 from commands.methods.families import FAMILIES, Family, network
-from commands.methods.matrix import MARKS, STACK
+from commands.methods.matrix import MARKS, STACK, read_page
 from tests.conftest import ROOT
 
 REMEDY = re.compile(r"\b(use|expected|choose|give|leave|pass|raise)\b")  # what to do, in a refusal
@@ -24,16 +24,7 @@ plain = cache(network)
 @cache
 def documented() -> dict[tuple[str, str], str]:
     """Marks of docs/backbones.md by family and method."""
-    lines = (ROOT / "docs/backbones.md").read_text().splitlines()
-    start = next(number for number, line in enumerate(lines) if line.startswith("| family |"))
-    methods = [word.strip() for word in lines[start].split("|")[2:-1]]
-    marks: dict[tuple[str, str], str] = {}
-    for line in lines[start + 2 :]:
-        if not line.startswith("|"):
-            break
-        family, *row = [word.strip() for word in line.split("|")[1:-1]]
-        marks |= {(family.strip("`"), method): mark for method, mark in zip(methods, row, strict=True)}
-    return marks
+    return read_page((ROOT / "docs/backbones.md").read_text())
 
 
 def cells() -> list[Any]:

@@ -54,8 +54,24 @@ def test_metrics_without_any_logger(
 def test_a_logger_without_files(tmp_path: Path) -> None:
     """Such as those of Comet and Neptune, which write to a server."""
     logger = Namespace(class_path="lightning.pytorch.loggers.logger.DummyLogger", init_args=Namespace())
-    assert place_loggers([logger], tmp_path) == [logger]
+    assert place_loggers([logger], tmp_path)[1:] == [logger]
     assert not logger.init_args.as_dict()
+
+
+def test_the_same_folder_with_tensorboard(
+    base: list[str], model: list[str], call: Callable[..., Answer], tmp_path: Path
+) -> None:
+    found = {}
+    for name, options in {
+        "csv": [],
+        "tensorboard": ["--trainer.logger=TensorBoardLogger", "--trainer.logger.save_dir=x"],
+    }.items():
+        assert call("fit", *model, *base, *options, "--run_root", tmp_path / name).code == 0
+        (folder,) = folders(tmp_path / name)
+        found[name] = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    events = {path for path in found["tensorboard"] if path.startswith("events.out.tfevents")}
+    assert events
+    assert found["tensorboard"] - events == found["csv"]
 
 
 def test_a_csv_logger_by_default(tmp_path: Path) -> None:
@@ -63,6 +79,14 @@ def test_a_csv_logger_by_default(tmp_path: Path) -> None:
     assert logger.class_path == "lightning.pytorch.loggers.CSVLogger"
     assert logger.init_args == Namespace(save_dir=str(tmp_path), name="", version="")
     assert place_loggers(False, tmp_path) is False
+
+
+def test_a_csv_logger_beside_others(tmp_path: Path) -> None:
+    tensorboard = Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=Namespace())
+    for given in (tensorboard, [tensorboard]):
+        first, second = place_loggers(given, tmp_path)
+        assert first.class_path.endswith("CSVLogger")
+        assert second.init_args == first.init_args == Namespace(save_dir=str(tmp_path), name="", version="")
 
 
 def test_names_in_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -21,6 +21,12 @@ NESTED = """Parser key "data":
     - Expected a <class 'NoneType'>
   Given value type: <class 'jsonargparse._util.NestedArg'>
   Given value: NestedArg(key='batch_size', val='x')"""
+LACKING = """Parser key "trainer.logger":
+  Errors:
+    - Problem with given class_path 'lightning.pytorch.loggers.TensorBoardLogger':
+        the following arguments are required: save_dir
+    - Expected a <class 'bool'>
+  Given value: Namespace(class_path='lightning.pytorch.loggers.TensorBoardLogger')"""
 UNKNOWN = """Parser key "model":
   Errors:
     - Problem with given class_path 'methods.SSFClassification':
@@ -33,8 +39,13 @@ UNKNOWN = """Parser key "model":
     [
         (UNION, "compile='defualt': expected default, max-autotune or null; did you mean default?"),
         (NESTED, "data.batch_size='x': expected a whole number"),
+        (LACKING, "required: --trainer.logger.save_dir"),
         (UNKNOWN, "unknown option --model.lrr; did you mean --model.lr?"),
         ("unrecognized arguments: --lr=3 --b 2", "unknown option --lr; did you mean --model.lr?"),
+        (
+            "unrecognized arguments: --data 1",
+            "--data is an option of another --method, --task or --data: leave it out, or change those",
+        ),
         ("unrecognized arguments: --nothing.like.it 2", "unknown option --nothing.like.it"),
         ("unrecognized arguments: stray", "stray: expected an option, such as --option"),
         ("Subcommand 'fit' does not accept option 'modell.lr'", "unknown option --modell.lr; did you mean --model.lr?"),

@@ -1,6 +1,7 @@
 """Numbers of a table: means, deviations and rows of protocols."""
 
 import json
+from math import exp, log10
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -26,6 +27,24 @@ def test_means_and_deviations(tmp_path: Path) -> None:
     assert float(row["dtd std"]) == pytest.approx(3.0)
     assert f"| mean of {len(TASKS)} tasks |" in text
     assert "| 55.00 ± 3.00 |" in text  # dtd
+
+
+def test_printed_means_and_ppt_stand_beside_ours(tmp_path: Path) -> None:
+    for task in TASKS:
+        make(tmp_path, "SSF", task, 0, 70.0, **{"cost/trainable_params_method": 205_824})
+    text, found = written(tmp_path), rows(tmp_path)
+    assert float(found["SSF A"]["PPT"]) == pytest.approx(0.7 * exp(-log10(1.0205824)), abs=1e-4)
+    assert float(found["HST (printed) V-PETL on VTAB"]["mean of groups"]) == pytest.approx(78.13, abs=0.01)
+    assert found["Bi-LoRA-1 with Bi-Head (printed) PETL-ViT"]["mean of groups"] == "74.6"
+    assert "| Bi-LoRA-1 with Bi-Head, printed | [PETL-ViT] |  | - | - | - | 74.60 | - | - |" in text
+    assert "- PPT is V-PETL's" in text
+
+
+def test_printed_means_of_all_tasks_do_not_stand_beside_some(tmp_path: Path) -> None:
+    for task in ("cifar", "dtd"):
+        make(tmp_path, "SSF", task, 0, 70.0)
+    assert "PETL-ViT" not in written(tmp_path)
+    assert rows(tmp_path)["SSF A"]["PPT"] == ""
 
 
 def test_a_missing_seed_is_in_the_csv(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Loggers of a run: their folder, and the names that W&B shows."""
 
+import importlib
+import inspect
 import os
 import socket
 import sys
@@ -35,8 +37,10 @@ def place_loggers(loggers: Any, folder: Path) -> Any:
     if not any(logger.class_path.endswith("CSVLogger") for logger in given):
         given = [Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=Namespace()), *given]
     for logger in given:
-        logger.init_args["save_dir"] = str(folder)
-        if logger.class_path.endswith(("CSVLogger", "TensorBoardLogger")):  # others have no folders of such names
+        module, _, name = logger.class_path.rpartition(".")
+        if "save_dir" in inspect.signature(getattr(importlib.import_module(module), name)).parameters:
+            logger.init_args["save_dir"] = str(folder)  # otherwise a logger that writes to a server alone
+        if name in ("CSVLogger", "TensorBoardLogger"):  # others have no folders of such names
             logger.init_args["name"] = logger.init_args["version"] = ""
     return given
 

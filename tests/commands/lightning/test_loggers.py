@@ -67,6 +67,13 @@ def test_the_same_folder_with_tensorboard(
     assert found["tensorboard"] - events == found["csv"]
 
 
+def test_a_logger_without_files(tmp_path: Path) -> None:
+    """Such as those of Comet and Neptune, which write to a server."""
+    logger = Namespace(class_path="lightning.pytorch.loggers.logger.DummyLogger", init_args=Namespace())
+    assert place_loggers([logger], tmp_path)[1:] == [logger]
+    assert not logger.init_args.as_dict()
+
+
 def test_a_csv_logger_by_default(tmp_path: Path) -> None:
     (logger,) = place_loggers(None, tmp_path)
     assert logger.class_path == "lightning.pytorch.loggers.CSVLogger"

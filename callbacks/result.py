@@ -3,6 +3,9 @@
 import csv
 import json
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +22,18 @@ from lightning_modules.adapted import AdaptedTask
 from lightning_modules.run import callbacks_of, datamodule_of
 from lightning_modules.seed import run_seed
 from lightning_modules.task import Headline
+
+prints_table: ContextVar[bool] = ContextVar("prints_table", default=True)
+
+
+@contextmanager
+def without_table() -> Iterator[None]:
+    """Let no run inside this context print its table, for a command that prints one table of all runs."""
+    before = prints_table.set(False)
+    try:
+        yield
+    finally:
+        prints_table.reset(before)
 
 
 class Result(Callback):
@@ -89,7 +104,7 @@ class Result(Callback):
             draw_curves(folder / "metrics.csv", folder / "curves.png", Headline(**self.values["metric"]))
         text = json.dumps(self.values, indent=2)  # the last file, because it marks a run that has finished
         write_atomically(folder / "result.json", lambda path: path.write_text(text), lambda: len(text))
-        if fitted and self.test_follows:
+        if (fitted and self.test_follows) or not prints_table.get():
             return
         kept = f", {self.values['selection']}" if self.values.get("selection") else ""
         table = Table(title=f"{self.values['class']} in {folder}{kept}", title_justify="left")

@@ -68,8 +68,9 @@ def run(name: str, task: str, config: Path, run_root: Path) -> tuple[dict[str, s
     Returns:
         The row of the table, text by column, and the run folder of the fit.
     """
+    from callbacks.result import without_table
     from commands.lightning.folders import run_folder
-    from commands.lightning.runs import run_once
+    from commands.lightning.runs import quiet_lightning, run_once
     from commands.report.runs import metric_of
     from methods import PEFTMethod
 
@@ -78,8 +79,9 @@ def run(name: str, task: str, config: Path, run_root: Path) -> tuple[dict[str, s
     if own.exists():
         options += ["--config", str(own)]
     root = run_folder(run_root / name)  # a new folder each time, because a demo shows the numbers of the present code
-    before = run_once(["test", *options], root / "before", log=root / "before.txt", own_process=False)
-    after = run_once(["fit", *options, "--test_after_fit=true"], root / "fit", own_process=False)
+    with without_table(), quiet_lightning():
+        before = run_once(["test", *options], root / "before", log=root / "before.txt", own_process=False)
+        after = run_once(["fit", *options, "--test_after_fit=true"], root / "fit", own_process=False)
     folder = Path(after["folder"])
     model: Any = PEFTMethod.from_delta(folder / "adapter")
     metric = metric_of(after)

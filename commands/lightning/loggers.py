@@ -40,7 +40,7 @@ def place_loggers(loggers: Any, folder: Path) -> Any:
         module, _, name = logger.class_path.rpartition(".")
         if "save_dir" in inspect.signature(getattr(importlib.import_module(module), name)).parameters:
             logger.init_args["save_dir"] = str(folder)  # otherwise a logger that writes to a server alone
-        if logger.class_path.endswith(("CSVLogger", "TensorBoardLogger")):  # others have no folders of such names
+        if name in ("CSVLogger", "TensorBoardLogger"):  # others have no folders of such names
             logger.init_args["name"] = logger.init_args["version"] = ""
     return given
 

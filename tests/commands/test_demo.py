@@ -40,6 +40,7 @@ def test_table(fit_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     ssf, adapter = (
         next(line for line in out.splitlines() if line.startswith(f"│ {name} ")) for name in ("ssf", "adapter")
     )
+    assert out.count("┏") == 1, "one table, of all methods"
     for column in ("top-1 (%) before", "images/s", "merged vs not"):
         assert column in out
     assert float(ssf.split("│")[-2]) < 1e-4

@@ -51,13 +51,6 @@ def test_metrics_without_any_logger(
     assert not (folder / "metrics.csv").exists()
 
 
-def test_a_logger_without_files(tmp_path: Path) -> None:
-    """Such as those of Comet and Neptune, which write to a server."""
-    logger = Namespace(class_path="lightning.pytorch.loggers.logger.DummyLogger", init_args=Namespace())
-    assert place_loggers([logger], tmp_path)[1:] == [logger]
-    assert not logger.init_args.as_dict()
-
-
 def test_the_same_folder_with_tensorboard(
     base: list[str], model: list[str], call: Callable[..., Answer], tmp_path: Path
 ) -> None:
@@ -72,6 +65,13 @@ def test_the_same_folder_with_tensorboard(
     events = {path for path in found["tensorboard"] if path.startswith("events.out.tfevents")}
     assert events
     assert found["tensorboard"] - events == found["csv"]
+
+
+def test_a_logger_without_files(tmp_path: Path) -> None:
+    """Such as those of Comet and Neptune, which write to a server."""
+    logger = Namespace(class_path="lightning.pytorch.loggers.logger.DummyLogger", init_args=Namespace())
+    assert place_loggers([logger], tmp_path)[1:] == [logger]
+    assert not logger.init_args.as_dict()
 
 
 def test_a_csv_logger_by_default(tmp_path: Path) -> None:

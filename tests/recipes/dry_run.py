@@ -16,7 +16,9 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import _geometry
 
 import datamodules
+from datamodules.clips import ClipSample
 from datamodules.samples import ImageSample
+from datamodules.videos import Video
 from lightning_modules import TASKS
 from lightning_modules.optim.optimized import Optimized
 from methods import METHODS, compose
@@ -60,6 +62,36 @@ def masks_are_made(data: Any) -> None:
         assert (pixels.shape, labels.shape) == ((3, *data.size), data.size)
     pixels, labels = data.item(ImageSample(image, mask))
     assert (min(pixels.shape[1:]), labels.shape) == (min(data.size), (375, 500))
+
+
+def clips_are_made(data: Any) -> None:
+    """Fails if the frames of a short and of a long video have no way to the size of the backbone."""
+    for length in (3, 200):
+        sample = ClipSample(GreyVideo(length), 0)
+        train, item, test = (make(sample)[0] for make in (data.train_item, data.item, data.test_item))
+        assert train.shape == item.shape == (data.frames, 3, *data.size)
+        assert test.shape == (data.frames * data.test_views * data.test_crops, 3, *data.size)
+
+
+class GreyVideo(Video):
+    """Grey frames of 340 x 256 pixels.
+
+    Args:
+        length: Number of frames.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, indices: list[int]) -> Tensor:
+        assert max(indices) < self.length
+        return torch.full((len(indices), 3, 256, 340), 128, dtype=torch.uint8)
+
+    def content(self) -> bytes:
+        return b""
 
 
 def image_steps(data: Any, train: bool, draws: int) -> list[list[Any]]:

@@ -32,6 +32,7 @@ NAMES = list(recipe_files())
 every_recipe = pytest.mark.parametrize("name", NAMES)
 BENCHMARKS = {"vtab": "VTAB", "fgvc": "FGVC", "few_shot": "FewShot", "imagenet": "ImageNet"}
 BENCHMARKS |= {"ade20k": "ADE20K", "coco_stuff": "COCOStuff", "polyps": "Polyps", "coco": "COCO"}
+BENCHMARKS |= {"k400": "K400", "ssv2": "SSv2"}
 
 
 def resolved(capsys: pytest.CaptureFixture[str], name: str, *more: str) -> dict[str, Any]:

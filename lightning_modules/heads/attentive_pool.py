@@ -30,7 +30,8 @@ class AttentivePool(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """One feature (B, D) of tokens (B, N, D)."""
-        query = self.norm_q(self.query).expand(len(tokens), -1, -1)
+        # copied first, because the counter of FLOPs cannot follow a parameter as the input of a layer
+        query = self.norm_q(self.query.repeat(len(tokens), 1, 1))
         projected = self.q(query), self.k(self.norm_k(tokens)), self.v(self.norm_v(tokens))
         q, k, v = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in projected)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)).squeeze(1)

@@ -16,8 +16,10 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import _geometry
 
 import datamodules
+from datamodules.clips import ClipSample
 from datamodules.objects import Objects
 from datamodules.samples import ImageSample
+from datamodules.videos import Video
 from lightning_modules import TASKS
 from lightning_modules.optim.optimized import Optimized
 from methods import METHODS, compose
@@ -76,6 +78,36 @@ def objects_are_made(data: Any) -> None:
         assert len(target["boxes"]) == len(target["masks"]) == 1
     pixels, target = data.item(sample)
     assert (min(pixels.shape[1:]), target["masks"].shape) == (max(data.short_sides), (1, 375, 500))
+
+
+def clips_are_made(data: Any) -> None:
+    """Fails if the frames of a short and of a long video have no way to the size of the backbone."""
+    for length in (3, 200):
+        sample = ClipSample(GreyVideo(length), 0)
+        train, item, test = (make(sample)[0] for make in (data.train_item, data.item, data.test_item))
+        assert train.shape == item.shape == (data.frames, 3, *data.size)
+        assert test.shape == (data.frames * data.test_views * data.test_crops, 3, *data.size)
+
+
+class GreyVideo(Video):
+    """Grey frames of 340 x 256 pixels.
+
+    Args:
+        length: Number of frames.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, indices: list[int]) -> Tensor:
+        assert max(indices) < self.length
+        return torch.full((len(indices), 3, 256, 340), 128, dtype=torch.uint8)
+
+    def content(self) -> bytes:
+        return b""
 
 
 def image_steps(data: Any, train: bool, draws: int) -> list[list[Any]]:

@@ -60,6 +60,9 @@ def images_are_made(data: str, options: str, root: Path) -> None:
     if made.targets == "objects":
         dry_run.objects_are_made(made)
         return
+    if made.unit == "clip":
+        dry_run.clips_are_made(made)
+        return
     dry_run.image_steps(made, train=True, draws=1)
     dry_run.image_steps(made, train=False, draws=1)
 

@@ -1,10 +1,12 @@
 """Attentive pooling."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from callbacks.measures import flop_counter
 from lightning_modules.heads.attentive_pool import AttentivePool
 from tests.support.golden import Golden
 
@@ -23,6 +25,13 @@ def test_video_code_of_dyt(pytestconfig: pytest.Config) -> None:
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name], atol=2e-4, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_flops(mode: Any) -> None:
+    with mode(), flop_counter() as counter:
+        AttentivePool(8, 2)(torch.randn(2, 5, 8))
+    assert counter.get_total_flops() == 2 * 2 * (2 * 5 * 64 + 2 * 64 + 2 * 5 * 8)  # k and v, q and output, attention
 
 
 def test_start() -> None:

@@ -35,6 +35,7 @@ MICRO, IMAGES = f"local-dir:{ROOT / 'assets/micro_vit'}", 16
 # options without which a method cannot start on the micro ViT, or would load weights from a network
 OPTIONS: dict[str, dict[str, Any]] = {"sidetune": {"sidetune_pretrained": False}, "width_scaling": {"width_base": 192}}
 COMMAND = re.compile(r"# (python train\.py (?:[^\\\n]|\\\n)*)")  # in the first lines of a config
+SHORT = 30  # characters of a reason in a table
 COSTS = "<!-- costs of all methods -->"
 MEANS = "<!-- means of one protocol -->"
 ASSETS = ("map/map.svg", "segmentation/validation.png")  # pictures outside docs/ that pages show
@@ -140,7 +141,9 @@ def costs_rows() -> list[list[str]]:
     rows = [["method", "trained, no head", "adapter", "kept for gradients", "forward pass", "merges"]]
     for name, method in METHODS.items():
         cost = sizes()[name]
-        counts = [cost.reason, "-"] if cost.reason else [f"{cost.method:,}", kilobytes(cost.storage)]
+        counts = [f"{cost.method:,}", kilobytes(cost.storage)]
+        if cost.reason:  # one with a remedy stands on the page of the method
+            counts = [cost.reason if len(cost.reason) < SHORT else "needs an option", "-"]
         merged = merges(method).partition(":")[0]
         rows.append([f"[`{name}`](method/{name}.md)", *counts, share(name), operations(name), merged])
     return rows
@@ -192,6 +195,7 @@ def method_page(name: str) -> str:
         *picture(name),
         "## Costs",
         *method_costs(name),
+        *what_trains(name),
         "## Backbones",
         *method_backbones(name),
         *options_and_code(method),
@@ -207,8 +211,21 @@ def options_and_code(cls: type) -> list[str]:
 
 
 def picture(name: str) -> list[str]:
-    """Picture of a method, if there is one."""
-    return [f"![{name}](../pictures/{name}.svg)"] if (ROOT / f"docs/pictures/{name}.svg").exists() else []
+    """Picture of the scores of a method, if there is one."""
+    path = f"scores_{name}.png"
+    return [f"![Scores and choice of {name}, by block and layer](../{path})"] if (ROOT / "docs" / path).exists() else []
+
+
+def what_trains(name: str) -> list[str]:
+    """Parts with the table of trained tensors, where the tensors of all blocks share a row."""
+    groups: dict[str, list[int]] = {}
+    for tensor, size in sizes()[name].tensors:
+        groups.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", tensor), []).append(size)
+    if not groups:
+        return []
+    rows = [["trained tensor, without the head", "number", "parameters"]]
+    rows += [[f"`{tensor}`", str(len(group)), f"{sum(group):,}"] for tensor, group in groups.items()]
+    return ["## What trains", "On a ViT-B/16; `*` is the number of a block.", table(rows)]
 
 
 def method_costs(name: str) -> Iterator[str]:
@@ -221,13 +238,15 @@ def method_costs(name: str) -> Iterator[str]:
         rows.append(["Trained parameters without the head, ViT-B/16", f"{cost.method:,}"])
         rows.append([f"Trained parameters with the head of {CLASSES} classes", f"{cost.method + cost.head:,}"])
         rows.append(["Adapter", kilobytes(cost.storage)])
+    found = works()[name]
+    if isinstance(found, str):
+        yield table(rows)
+        yield f"A training step was not measured: {found}."
+        return
     note = "" if stack == name else f", as `{stack}`"
     rows.append([f"Activations kept for gradients, compared with full fine-tuning{note}", share(name)])
     rows.append([f"Operations of a forward pass, compared with the plain network{note}", operations(name)])
     yield table(rows)
-    found = works()[name]
-    if isinstance(found, str):
-        yield f"The last two were not measured: {found}"
     yield f"The last two are of a training step of the shipped micro ViT with {IMAGES} images, in fp32 on a CPU."
 
 
@@ -255,7 +274,8 @@ def tasks_page() -> str:
 def task_page(name: str) -> str:
     """Page of a task: what it is judged by, its data, the methods that it refuses, its options and its code."""
     task = TASKS[name]
-    data = [f"`{data}`" for data, cls in DATAMODULES.items() if getattr(cls, "targets", None) == task.targets]
+    kind = (task.targets, task.unit)
+    data = [f"`{name}`" for name, cls in DATAMODULES.items() if kind_of(cls) == kind]
     refused = [f"`{other}`: {method.refusal(task)}." for other, method in METHODS.items() if method.refusal(task)]
     better = "larger" if task.headline.higher_is_better else "smaller"
     facts = [
@@ -277,6 +297,11 @@ def task_page(name: str) -> str:
         *options_and_code(task),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def kind_of(data: type) -> tuple[str | None, str]:
+    """Targets and unit of the samples of a datamodule."""
+    return getattr(data, "targets", None), getattr(data, "unit", "image")
 
 
 def summary_of(task: type) -> str:

@@ -20,12 +20,14 @@ class Costs(NamedTuple):
         method: Number of trained parameters without the head.
         head: Number of trained parameters of the head.
         storage: Bytes of an adapter, in packed form if the method has a packed file.
+        tensors: Names and sizes of the trained tensors without the head.
         reason: Reason why the costs are not known; otherwise empty.
     """
 
     method: int = 0
     head: int = 0
     storage: int = 0
+    tensors: tuple[tuple[str, int], ...] = ()
     reason: str = ""
 
 
@@ -55,7 +57,10 @@ def costs_of(method: type[PEFTMethod], backbone: str, num_classes: int) -> Costs
     if not model.adapted:
         return Costs(reason="chosen from data")
     counts = model.parameter_counts()
-    return Costs(counts["method"], counts["head"], model.storage_bytes())
+    trained = ((name.removeprefix("backbone."), p.numel()) for name, p in model.named_parameters() if p.requires_grad)
+    heads = tuple(prefix.removeprefix("backbone.") for prefix in model.head_prefixes)
+    tensors = tuple((name, size) for name, size in trained if not name.startswith(heads))
+    return Costs(counts["method"], counts["head"], model.storage_bytes(), tensors)
 
 
 class Work(NamedTuple):

@@ -29,6 +29,7 @@ def test_costs_of_real_tensors() -> None:
         model.configure_model()
         counts = model.parameter_counts()
         assert (found[name].method, found[name].head) == (counts["method"], counts["head"])
+        assert sum(size for _, size in found[name].tensors) == counts["method"]
         assert found[name].storage == model.storage_bytes()
     assert found["gps"].reason == "chosen from data"
     assert found["velora"].reason == "stacks on another"

@@ -6,7 +6,7 @@ A subclass gives ``samples`` and ``item``. This file has no image, no label and 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 

@@ -14,7 +14,8 @@ class Full(PEFTMethod):
     Args:
         full_layer_decay: Factor d of the learning rate from a layer to the one before it: the layer that is i layers
             below the classifier trains at ``lr * d**i``, as in BEiT and MAE. 1 for one learning rate. Layers are those
-            of timm: for a ViT the embedding, each block, and the last norm with the classifier.
+            of timm: for a ViT the embeddings and each block; the last norm belongs to the last block (in BEiT and MAE
+            to the classifier).
     """
 
     def __init__(self, full_layer_decay: float = 1.0, **kwargs: Any) -> None:

@@ -101,8 +101,8 @@ class ClassReport(Callback):
             calibrated = calibration_error(kept._replace(logits=kept.logits / self.temperature))
             scores |= {"temperature": self.temperature, "ECE_calibrated": calibrated}
         pl_module.log_dict({f"test/{name}": score for name, score in scores.items()})
+        folder = Path(str(trainer.log_dir or trainer.default_root_dir))  # on all ranks, which agree on it
         if trainer.is_global_zero:
-            folder = Path(str(trainer.log_dir or trainer.default_root_dir))
             write_classes(folder / "classes.csv", table, names)
             counts = confusion(kept)
             write_confusion(folder / "confusion.csv", counts, names)

@@ -63,8 +63,9 @@ class Explanations(BasePredictionWriter):
         self.written += len(batch_indices)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = Path(str(trainer.log_dir)) / "explanations"  # all ranks must call log_dir
         if trainer.is_global_zero:
-            print(f"{self.written * trainer.world_size} pictures in {Path(str(trainer.log_dir)) / 'explanations'}")
+            print(f"{self.written * trainer.world_size} pictures in {folder}")
 
 
 def grad_cam(model: Any, images: Tensor, classes: Tensor) -> Tensor:

@@ -39,15 +39,17 @@ class MaskPredictions(BasePredictionWriter):
     ) -> None:
         data = datamodule_of(trainer)
         samples = cast(Pairs, data.splits["test"].samples)
+        folder = Path(str(trainer.log_dir))  # once a batch, because ranks may differ in their images
         assert batch_indices is not None
         for classes, index in zip(prediction.cpu().numpy(), batch_indices, strict=True):
             with samples.open(index) as image:
-                write(classes, upright(image), data.palette, Path(str(trainer.log_dir)), Path(samples.name(index)).stem)
+                write(classes, upright(image), data.palette, folder, Path(samples.name(index)).stem)
         self.written += len(batch_indices)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = Path(str(trainer.log_dir)) / "masks"  # all ranks must call log_dir
         if trainer.is_global_zero:
-            print(f"{self.written * trainer.world_size} masks in {Path(str(trainer.log_dir)) / 'masks'}")
+            print(f"{self.written * trainer.world_size} masks in {folder}")
 
 
 def write(classes: np.ndarray, image: Image.Image, palette: list[int], folder: Path, name: str) -> None:

@@ -64,6 +64,10 @@ class Result(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.values = self.values or self.describe(trainer, cast(AdaptedTask, pl_module))
+        data = datamodule_of(trainer)
+        counts = f"{getattr(data, 'unit', None)}s"
+        if counts in self.values:  # after a fit, whose data had no test split yet
+            self.values[counts] = data.description()[counts]
         self.write(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

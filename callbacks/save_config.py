@@ -39,9 +39,13 @@ class SaveConfig(SaveConfigCallback):
         config.trainer.default_root_dir = config.ckpt_path = None
         super().__init__(parser, config, **kwargs)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.folder = Path(str(trainer.log_dir))  # here, because all ranks must call log_dir, and only one saves
+        super().setup(trainer, pl_module, stage)
+
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.values is not None:
-            write_table(Path(str(trainer.log_dir)) / "values.csv", self.values)
+            write_table(self.folder / "values.csv", self.values)
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))
         for logger in trainer.loggers:
             logger.log_hyperparams(config)

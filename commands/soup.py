@@ -53,7 +53,30 @@ def soup(ckpt_paths: list[Path], data: ImageModule, output: Path, most: int | No
     checkpoint: dict[str, Any] = {"state_dict": model.state_dict()}
     model.on_save_checkpoint(checkpoint)
     write_adapter(output, checkpoint)
+    write_soup_card(output, model, Path(kept[0]), len(kept), best)
     print(f"wrote {output}: the average of {len(kept)} of {len(order)} checkpoints, {headline.scale * best:.2f}")
+
+
+def write_soup_card(output: Path, model: Any, first: Path, count: int, value: float) -> None:
+    """Write the model card of a soup: the protocol of its best run, without that run's own results and costs.
+
+    Args:
+        output: Adapter folder of the soup.
+        model: Model with the averaged values.
+        first: Checkpoint of the best run.
+        count: Number of averaged checkpoints.
+        value: Headline metric of the soup on validation images.
+    """
+    from callbacks.model_card import LOAD
+    from callbacks.result import task_name
+    from checkpoints.model_card import read_result, write_card
+
+    run = {name: v for name, v in read_result(first).items() if "/" not in name}
+    run |= {"task": task_name(type(model)), "pretrained": model.pretrained, "metric": model.headline._asdict()}
+    run["selection"] = f"average of {count} checkpoints, chosen by validation images"
+    run[f"best/val/{model.headline.name}"] = value
+    license = (getattr(model.backbone, "pretrained_cfg", None) or {}).get("license")
+    write_card(output, run | model.description(), "graft", LOAD, license)
 
 
 def check_equal(found: Mapping[str, Mapping[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """Image files of published lists and of class folders."""
 
+import difflib
 import os
 import re
 from collections.abc import Sequence
@@ -143,3 +144,11 @@ def class_folders(folder: Path, names: list[str], labels: list[int] | None = Non
             f"{folder}: {len(empty)} of {len(names)} class folders are missing or empty, first {empty[0]}"
         )
     return Files(folder, *zip(*rows, strict=True))
+
+
+def neighbours(path: Path) -> list[str]:
+    """Existing folders whose names are close to that of a missing one."""
+    if not path.parent.is_dir():
+        return []
+    folders = [folder.name for folder in path.parent.iterdir() if folder.is_dir()]
+    return [str(path.parent / name) for name in difflib.get_close_matches(path.name, folders, n=3)]

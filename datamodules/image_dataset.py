@@ -1,6 +1,5 @@
 """Images from a folder of class folders, parquet files, a saved dataset or the Hugging Face hub."""
 
-import difflib
 import glob
 import io
 import re
@@ -14,6 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.base import Split
+from datamodules.files import neighbours
+from datamodules.folds import check_fold, fold_numbers
 from datamodules.labelled_images import LabelledImages
 from datamodules.samples import IMAGE_SUFFIXES, Labelled, LabelledSamples, open_image, regular
 
@@ -39,6 +40,10 @@ class ImageDataset(LabelledImages):
         test_split: Name of the test split.
         val_fraction: Share of the training images held out (by class, always the same ones) if there is no
             validation split.
+        folds: Number of parts of the training images, each with its share of each class, always the same ones. The part
+            ``fold`` is tested, the others train, and the last epoch counts; validation and test images of the data are
+            left out.
+        fold: Number of the part that is tested, from 0.
         image_column: Name of the image column; found by its type if not given.
         label_column: Name of the label column; found by its type if not given.
     """
@@ -55,14 +60,17 @@ class ImageDataset(LabelledImages):
         val_fraction: float = 0.1,
         image_column: str | None = None,
         label_column: str | None = None,
+        folds: int | None = None,
+        fold: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_fold(folds, fold)
         if not 0 < val_fraction < 1:
             raise ValueError(f"val_fraction={val_fraction}: expected a share between 0 and 1")
         self.root = root
         self.split_names = {"train": train_split, "val": val_split, "test": test_split}
-        self.val_fraction = val_fraction
+        self.val_fraction, self.folds, self.fold = val_fraction, folds, fold
         self.image_column = image_column
         self.label_column = label_column
         self._tables: dict[str, datasets.Dataset] | None = None
@@ -97,6 +105,8 @@ class ImageDataset(LabelledImages):
         if not found:
             raise ValueError(f"{self.root} has no train split: found {', '.join(tables)}. Pass --data.train_split NAME")
         found = self.with_columns(found)
+        if self.folds is not None and self.fold is not None:
+            return self.cut(found["train"], self.folds, self.fold)
         if "train" in found and "val" not in found and self.split_names["val"] != "none":
             found |= self.hold_out(found["train"])
         return found
@@ -131,6 +141,13 @@ class ImageDataset(LabelledImages):
         undecoded = getattr(datasets, self.kind)(decode=False)
         return {name: table.cast_column(self.image_column, undecoded) for name, table in tables.items()}
 
+    def cut(self, train: "datasets.Dataset", folds: int, fold: int) -> "dict[str, datasets.Dataset]":
+        """Cut the training split into the fold that is tested and the other ones."""
+        labels = Rows(train, self.image_column or "", self.label_column or "").labels
+        numbers = fold_numbers(labels, folds, list(train.features[self.label_column].names))
+        parts = {"train": numbers.ne(fold), "test": numbers.eq(fold)}
+        return {name: train.select(part.nonzero().flatten().tolist()) for name, part in parts.items()}
+
     def hold_out(self, train: "datasets.Dataset") -> "dict[str, datasets.Dataset]":
         """Cut a share of the images of every class from the training split, always the same ones."""
         labels = Rows(train, self.image_column or "", self.label_column or "").labels
@@ -142,6 +159,9 @@ class ImageDataset(LabelledImages):
             held.update(rows[: min(count, len(rows) - 1)])  # the only image of a class stays a training image
         kept = [index for index in range(len(labels)) if index not in held]
         return {"train": train.select(kept), "val": train.select(sorted(held))}
+
+    def description(self) -> dict[str, Any]:
+        return super().description() | ({"fold": f"{self.fold} of {self.folds}"} if self.folds else {})
 
     def samples(self, split: Split) -> Labelled | None:
         if split not in self.tables:
@@ -231,14 +251,6 @@ def load(root: str, asked: set[str]) -> "dict[str, datasets.Dataset]":
     if any(path.glob("metadata.*")) or any(path.glob("*/metadata.*")):  # labels stand in a table beside the images
         return dict(datasets.load_dataset("imagefolder", data_dir=glob.escape(str(path))))
     return class_folders(path, asked)
-
-
-def neighbours(path: Path) -> list[str]:
-    """Existing folders whose names are close to that of a missing one."""
-    if not path.parent.is_dir():
-        return []
-    folders = [folder.name for folder in path.parent.iterdir() if folder.is_dir()]
-    return [str(path.parent / name) for name in difflib.get_close_matches(path.name, folders, n=3)]
 
 
 def class_folders(root: Path, asked: set[str]) -> "dict[str, datasets.Dataset]":

@@ -5,13 +5,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.functional.classification import multilabel_average_precision
 from torchmetrics.utilities import dim_zero_cat
 
 
 class MeanAveragePrecision(Metric):
     """Mean over tags of the average precision of all images; tags that no image has are left out.
 
-    Equal to scikit-learn's ``average_precision_score``, and 0 if no image has a tag.
+    Equal to scikit-learn's ``average_precision_score``, and 0 if no image has a tag. The class of torchmetrics has no
+    place for samples that do not count; therefore this one keeps them apart and calls its function.
     """
 
     full_state_update = False
@@ -32,25 +34,14 @@ class MeanAveragePrecision(Metric):
 
     def compute(self) -> Tensor:
         valid = dim_zero_cat(self.valid)
-        outputs, tags = dim_zero_cat(self.outputs)[valid], dim_zero_cat(self.tags)[valid]
-        columns = [k for k in range(tags.shape[1]) if tags[:, k].any()]
-        found = [average_precision(outputs[:, k], tags[:, k]) for k in columns]
-        return torch.stack(found).mean() if found else outputs.new_zeros(())
-
-
-def average_precision(scores: Tensor, hits: Tensor) -> Tensor:
-    """Sum of precisions at the distinct scores, each times the recall that it adds.
-
-    Args:
-        scores: Scores (N,).
-        hits: Whether each sample is positive (N,), 0 or 1; at least one is.
-    """
-    scores, order = scores.sort(descending=True, stable=True)
-    found = hits[order].double().cumsum(0)
-    last = torch.cat([scores[1:] != scores[:-1], scores.new_ones(1, dtype=torch.bool)])  # of equal scores
-    places = last.nonzero().flatten()
-    precision, recall = found[places] / (places + 1), found[places] / found[-1]
-    return (precision * recall.diff(prepend=recall.new_zeros(1))).sum().float()
+        outputs, tags = dim_zero_cat(self.outputs)[valid].cpu(), dim_zero_cat(self.tags)[valid].cpu().long()
+        there = tags.any(0)  # because torchmetrics warns about a tag without an image
+        if not there.any():
+            return torch.zeros(())
+        # in fp64, because torchmetrics takes the sigmoid, which in fp32 is 1 for every logit above 17
+        return multilabel_average_precision(
+            outputs[:, there].double(), tags[:, there], int(there.sum()), validate_args=False
+        ).float()
 
 
 class TagF1(Metric):

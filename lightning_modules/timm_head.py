@@ -18,6 +18,7 @@ from backbones.timm_models import (
     input_config,
     reset_head,
 )
+from lightning_modules.batch import Batch
 from lightning_modules.heads.feature_norm import FeatureNorm, norm_input
 from lightning_modules.task import Task
 
@@ -35,6 +36,7 @@ class TimmHead(Task):
             normal, and a bias of -4.6, so that each class starts at a sigmoid of 0.01.
         head_batch_norm: Whether a BatchNorm without weights norms the features before the classifier, as in the linear
             probe of MAE and in AdaptFormer. A merge computes it into the weights of the classifier.
+        eval_flip: Whether an evaluation averages the outputs for an image and for its mirror image.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class TimmHead(Task):
         drop_path: float = 0.0,
         head_init: Literal["trunc_normal", "adaptformer", "linear", "zero", "vpt"] = "trunc_normal",
         head_batch_norm: bool = False,
+        eval_flip: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -52,7 +55,7 @@ class TimmHead(Task):
             raise ValueError(f"drop_path={drop_path}: expected a probability of at least 0 and below 1")
         self.backbone_name, self.pretrained = backbone, pretrained
         self.backbone_args, self.drop_path, self.head_init = dict(backbone_args or {}), drop_path, head_init
-        self.head_batch_norm = head_batch_norm
+        self.head_batch_norm, self.eval_flip = head_batch_norm, eval_flip
 
     @property
     @abstractmethod
@@ -103,6 +106,11 @@ class TimmHead(Task):
             ValueError: With the size, the expected one and the options.
         """
         check_input_size(self.backbone, size, tuple(self.input_config["input_size"]))
+
+    def infer(self, batch: Batch) -> Any:
+        """Outputs (B, K) for a batch; with ``eval_flip`` the mean of those for images and their mirror images."""
+        outputs = super().infer(batch)
+        return (outputs + self(batch.inputs.flip(3))) / 2 if self.eval_flip else outputs
 
     def predict_from(self, features: Tensor) -> Tensor:
         """Outputs (B, K) of features."""

@@ -88,6 +88,8 @@ class FeatureCache(Callback):
         changing = [*data.varies(), *(["model.mixup or model.cutmix=on"] if mixed else [])]
         if changing:
             return f"{', '.join(changing)} makes other {data.unit}s at every epoch; switch it off"
+        if getattr(pl_module, "eval_flip", False):
+            return "model.eval_flip needs the images of an evaluation; switch it off"
         if not isinstance(pl_module, ReusableFeatures):
             name = cast(AdaptedTask, pl_module).method_name()
             return f"{name} trains in the backbone, whose features change at every step"

@@ -41,7 +41,7 @@ def refuse_conflicts(saved: Saved, class_path: str, options: dict[str, Any], ema
     differences = [
         f"{name}: {before[name]!r} in the checkpoint, {now[name]!r} here"
         for name in before.keys() & now.keys() - {*NOT_SAVED, *starts}
-        if now[name] != before[name]
+        if now[name] != before[name] and not name.startswith("eval_")  # which change nothing that is trained
     ]
     if saved.class_path != class_path:
         differences.insert(0, f"class: {saved.class_path} in the checkpoint, {class_path} here")

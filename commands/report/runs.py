@@ -18,7 +18,7 @@ PROTOCOL = (
 PLACES = (
     *("seed_everything", "run_root", "ckpt_path", "score.cache_dir", "checkpoint.dirpath", "test_after_fit"),
     *("trainer.logger", "trainer.default_root_dir"),
-    *("data.init_args.task", "data.init_args.root", "data.init_args.shot_seed"),
+    *("data.init_args.task", "data.init_args.root", "data.init_args.shot_seed", "data.init_args.fold"),
 )
 
 
@@ -67,7 +67,7 @@ class Run:
     @property
     def images(self) -> str:
         """How many images it trained on."""
-        return str(self.result.get("images", {}).get("train"))
+        return "all but a fold" if "fold" in self.result else str(self.result.get("images", {}).get("train"))
 
     def row(self) -> dict[str, Any]:
         about: dict[str, Any] = {"method": self.label, "data": self.dataset, "task": self.column, "seed": self.seed}
@@ -158,6 +158,7 @@ def read(folder: Path, cell: dict[str, Any]) -> Run | None:
         column = str(result.get("data_task") or cell.get("task") or Path(result["data"]).name)
         shots = result.get("shots")
         seed = str(result["seed"]) + (f"/{result['shot_seed']}" if "shot_seed" in result else "")
+        seed += f"/fold {result['fold']}" if "fold" in result else ""  # folds are joined as seeds are
         dataset = str(result.get("dataset", result["data"]))
         column = f"{column} {shots}-shot" if shots else column
         return Run(folder, cell.get("label") or result["method"], dataset, column, seed, result, options)

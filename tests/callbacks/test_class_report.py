@@ -24,8 +24,9 @@ from callbacks.class_report import (
 from datamodules import ImageDataset
 from methods import PEFTMethod
 from tests.commands.lightning.conftest import call
-from tests.conftest import BACKBONE, TINY
+from tests.conftest import BACKBONE, TINY, build_tiny, quiet_trainer
 from tests.support.command_line import Answer, folders
+from tests.support.ranks import TwoRanks
 
 __all__ = ["call"]  # a fixture
 
@@ -109,6 +110,28 @@ def test_files_and_results(
     (found,) = trainer(callbacks=[ClassReport()]).test(model, datamodule=alone, verbose=False)
     assert "test/ECE" in found
     assert "test/temperature" not in found
+
+
+def report_on_rank(rank: int, images: Path, weights: Path, folder: Path) -> dict[str, float]:
+    run = quiet_trainer(folder, devices=2, strategy="ddp", callbacks=[ClassReport()])
+    data: Any = ImageDataset(root=str(images), batch_size=4, val_fraction=0.4)
+    (found,) = run.test(build_tiny(weights, "linear_probe"), datamodule=data, verbose=False)
+    return dict(found)
+
+
+def test_two_ranks(
+    two_ranks: TwoRanks, trainer: Callable[..., Trainer], images: Path, weights: Path, tmp_path: Path
+) -> None:
+    """15 images, one of which is there twice to make the ranks equal: files and scores are those of one process."""
+    ranks = two_ranks(report_on_rank, images, weights, tmp_path / "two")
+    data: Any = ImageDataset(root=str(images), batch_size=4, val_fraction=0.4)
+    (alone,) = trainer(callbacks=[ClassReport()]).test(
+        build_tiny(weights, "linear_probe"), datamodule=data, verbose=False
+    )
+    for name, value in alone.items():
+        assert ranks[0][name] == ranks[1][name] == pytest.approx(value, abs=1e-4), name
+    for name in ("classes.csv", "confusion.csv"):
+        assert rows(tmp_path / "two" / name) == rows(tmp_path / name)
 
 
 def test_command_line(weights: Path, images: Path, call: Callable[..., Answer], tmp_path: Path) -> None:

@@ -72,6 +72,8 @@ def test_result_of_a_fit_and_its_test(
 
     tested = run.test(model, datamodule=module, ckpt_path="best", verbose=False)[0]
     assert {name: read(tmp_path)[name] for name in tested} == tested
+    assert fitted["images"] == {"train": 24, "val": 9}
+    fitted["images"]["test"] = 15  # read by the test
     assert fitted.items() <= read(tmp_path).items(), "the test forgets the fit"
     printed = capsys.readouterr().out
     assert "SSFClassification in" in printed

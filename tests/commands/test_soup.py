@@ -48,6 +48,9 @@ def test_the_average_of_what_helps(
     said = capsys.readouterr().out
     assert f"80.00 with {paths[0]}: kept" in said
     assert f"75.00 with {paths[1]}: left out" in said
+    card = (tmp_path / "soup/README.md").read_text()
+    assert "| best/val/acc1 | 0.8 |" in card
+    assert "average of 2 checkpoints" in card
 
 
 def test_validation_of_the_soup(build: Build, data: ImageDataset, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
 
-from lightning_modules.tag_metrics import MeanAveragePrecision, TagF1, average_precision
+from lightning_modules.tag_metrics import MeanAveragePrecision, TagF1
 
 
 def batches() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -28,20 +28,24 @@ def test_average_precision() -> None:
 
 
 def test_average_precision_by_hand() -> None:
-    """Equal scores count together: two of three hits, then all three of four."""
-    scores, hits = torch.tensor([1.0, 3.0, 3.0, 3.0]), torch.tensor([1.0, 1.0, 0.0, 1.0])
-    assert float(average_precision(scores, hits)) == pytest.approx(2 / 3 * 2 / 3 + 1 / 3 * 3 / 4)
+    """Equal scores count together: two of three hits, then all three of four. Large logits stay apart."""
+    metric, hits = MeanAveragePrecision(), torch.tensor([[1.0], [1.0], [0.0], [1.0]])
+    metric.update(torch.tensor([[1.0], [3.0], [3.0], [3.0]]), hits, torch.ones(4, dtype=torch.bool))
+    assert float(metric.compute()) == pytest.approx(2 / 3 * 2 / 3 + 1 / 3 * 3 / 4)
+    metric.reset()
+    metric.update(torch.tensor([[20.0], [30.0], [18.0], [25.0]]), hits, torch.ones(4, dtype=torch.bool))
+    assert float(metric.compute()) == 1
 
 
 def test_tags_without_an_image() -> None:
-    metric = MeanAveragePrecision()
+    metric, alone = MeanAveragePrecision(), MeanAveragePrecision()
     logits, tags, valid = batches()[0]
     metric.update(logits[:, :2], torch.stack([tags[:, 0], torch.zeros(20)], 1), valid)
-    alone = average_precision(logits[valid, 0], tags[valid, 0])
-    torch.testing.assert_close(metric.compute(), alone)
-    empty = MeanAveragePrecision()
-    empty.update(logits, torch.zeros(20, 4), valid)
-    assert float(empty.compute()) == 0
+    alone.update(logits[:, :1], tags[:, :1], valid)
+    torch.testing.assert_close(metric.compute(), alone.compute())
+    metric.reset()
+    metric.update(logits, torch.zeros(20, 4), valid)
+    assert float(metric.compute()) == 0
 
 
 @pytest.mark.parametrize("average", ["micro", "macro"])

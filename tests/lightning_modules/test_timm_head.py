@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lightning_modules import TASKS
+from lightning_modules.batch import Batch
 from lightning_modules.timm_head import TimmHead
 from tests.lightning_modules.test_task_contract import model
 
@@ -30,3 +31,15 @@ def test_outputs(name: str) -> None:
 def test_wrong_rate() -> None:
     with pytest.raises(ValueError, match="drop_path=1: expected a probability"):
         TASKS["classification"](drop_path=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mirror_images(name: str) -> None:
+    task = model(name).eval()
+    images = torch.randn(2, *task.example_images().shape[1:])
+    batch = Batch.of(images, torch.zeros(2))
+    plain, mirrored = task.infer(batch), task(images.flip(3))
+    assert torch.equal(plain, task(images))
+    task.eval_flip = True
+    torch.testing.assert_close(task.infer(batch), (plain + mirrored) / 2)
+    assert not torch.allclose(plain, mirrored)

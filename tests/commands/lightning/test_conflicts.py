@@ -1,6 +1,7 @@
 """Command lines that contradict a checkpoint."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,11 @@ SAVED = Saved("last.ckpt", "methods.SSFClassification", {"lr": 0.1, "ssf_std": 0
 
 def test_no_conflict() -> None:
     refuse_conflicts(SAVED, SAVED.class_path, SAVED.options | {"num_classes": 7}, 0.9)
+
+
+def test_options_of_an_evaluation_may_differ() -> None:
+    saved = replace(SAVED, options=SAVED.options | {"eval_flip": False})
+    refuse_conflicts(saved, saved.class_path, saved.options | {"eval_flip": True}, 0.9)
 
 
 def test_the_average_belongs_to_the_options() -> None:

@@ -202,3 +202,14 @@ def test_command_line(images: Path, weights: Path, tmp_path: Path) -> None:
     test = ["test", "--ckpt_path", str(folder / "adapter"), "--data", "ImageDataset", "--data.root", str(images)]
     tested = GraftCLI.run([*test, "--trainer.accelerator=cpu", "--run_root", str(tmp_path)])
     assert float(tested.trainer.callback_metrics["test/acc1"]) == pytest.approx(result["test/acc1"])
+
+
+def test_balanced_weights_stop_before_the_fit(
+    build: Build, data: Data, trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = property(lambda self: ["daisy", "rose", "tulip", "weed"])
+    monkeypatch.setattr(ImageDataset, "class_names", names)
+    joint: Any = ParallelSettings(build("linear_probe", num_classes=4, class_weights="balanced"), SETTINGS)
+    joint.terms = None  # is not reached
+    with pytest.raises(ValueError, match="class_weights=balanced: 1 of 4 classes have no training image, first 'weed'"):
+        fit(joint, data(), trainer)

@@ -64,6 +64,7 @@ class GLoRA(PEFTMethod):
 
     The paper trains all forms at once and searches one for each layer; here the forms are options, and their defaults
     are the largest forms of its search space. Supports C, D and E act on biases, so layers without a bias have none.
+    The backward pass keeps the changed weight of each layer, beside the frozen one.
 
     Args:
         glora_rank: Rank r of ``lora``.

@@ -74,6 +74,7 @@ class RLRR(PEFTMethod):
 
     It rescales all linear layers of attention and MLP. The norms before them, the final norm and the patch embedding
     get scales and shifts as in SSF. A layer without a bias gets no shift, because no merged layer could hold it.
+    The backward pass keeps the rescaled weight of each layer, beside the frozen one.
     """
 
     def adapt(self, backbone: Backbone) -> None:

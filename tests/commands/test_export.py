@@ -43,6 +43,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "q and v": {"lora_alpha": 2.5},
     "k alone": {"lora_targets": ["k"], "lora_scaling": "alpha/r", "lora_alpha": 16.0},
     "fused": {"lora_targets": ["qkv", "attn.proj", "fc1", "fc2"], "lora_scaling": "alpha/sqrt(r)"},
+    "start": {"lora_init": "pissa", "lora_rank": 4, "lora_scaling": "alpha/r"},  # of rank 2 r in peft
     "mixed": {"lora_targets": ["q", "v", "proj", "fc1"], "lora_dropout": 0.1},
     "ranks": {
         "lora_targets": ["qkv", "fc2"],

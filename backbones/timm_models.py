@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import torch
@@ -59,7 +59,9 @@ def build_backbone(name: str, pretrained: bool | str, args: dict[str, Any]) -> B
     check_name(name, pretrained)
     if name.startswith("local-dir:") and not Path(name.removeprefix("local-dir:"), "config.json").is_file():
         raise FileNotFoundError(f"backbone={name!r}: no such folder, or no config.json in it. {remedy(name)}")
-    if pretrained is False or torch.get_default_device().type == "meta":  # its tensors have no values
+    if torch.get_default_device().type == "meta":  # its tensors have no values
+        pretrained = False
+    elif pretrained is False:  # not shared, because each run draws its own weights
         return create(name, args, pretrained=False)
     # reading weights must not advance the RNG, otherwise a shared backbone would give other random heads
     with torch.random.fork_rng(devices=[]):
@@ -72,8 +74,10 @@ def build_backbone(name: str, pretrained: bool | str, args: dict[str, Any]) -> B
         return deepcopy(shared[key])
 
 
-def read_backbone(name: str, pretrained: str | Literal[True], args: dict[str, Any]) -> Backbone:
+def read_backbone(name: str, pretrained: bool | str, args: dict[str, Any]) -> Backbone:
     """Create a timm model with the weights of its tag or of a file; see ``build_backbone``."""
+    if pretrained is False:
+        return create(name, args, pretrained=False)
     if pretrained is True:
         try:
             backbone = create(name, args, pretrained=True)

@@ -47,6 +47,8 @@ class Segmentation(NamedClasses):
             on all stages. ``upernet``: UperNet with one auxiliary head. ``semantic_fpn``: Semantic FPN. ``setr_pup``:
             SETR-PUP with three auxiliary heads, for a plain ViT only.
         head_channels: Channels inside the head; by default 512 for ``upernet``, else 256.
+        map_blocks: Blocks of a plain ViT, from 0, whose outputs become the four maps of ``upernet`` and
+            ``semantic_fpn``; evenly spaced by default, ``[2, 5, 8, 11]`` of 12. DyT's code reads ``[3, 5, 7, 11]``.
         auxiliary_weight: Weight of the losses of auxiliary heads; 0 for no such heads.
         eval_stride: Share of a window by which windows move over an image of an evaluation, 341 of 512 pixels by
             default.
@@ -73,27 +75,23 @@ class Segmentation(NamedClasses):
         eval_stride: float = 341 / 512,
         eval_scales: list[float] = [1.0],  # noqa: B006 (copied below)
         eval_flip: bool = False,
+        map_blocks: list[int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if not 2 <= num_classes <= IGNORED:
-            raise ValueError(
-                f"num_classes={num_classes}: expected 2 to {IGNORED} classes, because {IGNORED} is no class"
-            )
+            raise ValueError(f"num_classes={num_classes}: expected 2 to {IGNORED}, because {IGNORED} is no class")
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path={drop_path}: expected a probability of at least 0 and below 1")
         if head_channels is not None and (head_channels < 2 or head_channels % 2 or head == "linear"):
             raise ValueError(f"head_channels={head_channels}: expected an even number, and no linear head")
         if auxiliary_weight < 0:
             raise ValueError(f"auxiliary_weight={auxiliary_weight}: expected a positive weight, or 0 for no such head")
-        if not 0 < eval_stride <= 1:
-            raise ValueError(f"eval_stride={eval_stride}: expected a share of a window above 0 and at most 1")
-        if not eval_scales or min(eval_scales) <= 0:
-            raise ValueError(f"eval_scales={eval_scales}: expected positive factors, [1] for the image as it is")
+        check_evaluation(eval_stride, eval_scales)
         self.backbone_name, self.pretrained, self.num_classes = backbone, pretrained, num_classes
         self.backbone_args, self.drop_path = dict(backbone_args or {}), drop_path
         self.head, self.head_channels = head, head_channels or (512 if head == "upernet" else 256)
-        self.auxiliary_weight = auxiliary_weight
+        self.auxiliary_weight, self.map_blocks = auxiliary_weight, map_blocks
         self.eval_stride, self.eval_scales, self.eval_flip = eval_stride, list(eval_scales), eval_flip
         self.build()
         self.init_metrics()
@@ -109,6 +107,8 @@ class Segmentation(NamedClasses):
         found = stages(self.backbone)
         self.plain = found is None
         self.neck: nn.Module | None = None
+        if self.map_blocks is not None and (found is not None or self.head in LAST_NORMED):
+            raise ValueError(f"map_blocks={self.map_blocks}: expected a plain ViT and upernet or semantic_fpn")
         if found is not None:
             self.places = list(found)
             self.build_heads(list(found.values()))
@@ -120,7 +120,8 @@ class Segmentation(NamedClasses):
             self.places = sorted({place for place in places if place < depth - 1}) if self.auxiliary_weight else []
             self.build_heads([width] * (len(self.places) + 1))
         else:
-            self.places = even_blocks(self.backbone)
+            self.places = even_blocks(self.backbone) if self.map_blocks is None else self.map_blocks
+            check_blocks(self.places, depth)
             self.neck = ViTPyramid(width)
             self.build_heads([width] * 4)
 
@@ -239,3 +240,17 @@ def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
     logits = resized(logits, labels.shape[1:]).float()
     total = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED)
     return total / (labels != IGNORED).sum().clamp(min=1)  # and not the mean, which is no number for such a crop
+
+
+def check_evaluation(stride: float, scales: list[float]) -> None:
+    """Refuse a stride of windows and factors of sizes that cannot be."""
+    if not 0 < stride <= 1:
+        raise ValueError(f"eval_stride={stride}: expected a share of a window above 0 and at most 1")
+    if not scales or min(scales) <= 0:
+        raise ValueError(f"eval_scales={scales}: expected positive factors, [1] for the image as it is")
+
+
+def check_blocks(blocks: list[int], depth: int) -> None:
+    """Refuse blocks for maps that are not four blocks of a ViT with ``depth`` of them."""
+    if len(blocks) != 4 or not all(0 <= block < depth for block in blocks):
+        raise ValueError(f"map_blocks={blocks}: expected four blocks from 0 to {depth - 1}")

@@ -173,9 +173,10 @@ class Task(Optimized, ABC):
         """Names of the heads inside the backbone, without the prefix ``backbone.``."""
         return [name.removeprefix("backbone.") for name in self.heads() if name.startswith("backbone.")]
 
-    def in_head(self, name: str) -> bool:
-        """Whether a parameter or buffer of this module, such as ``backbone.head.weight``, belongs to a head."""
-        return name.startswith(tuple(f"{head}." for head in self.heads()))
+    @property
+    def head_prefixes(self) -> tuple[str, ...]:
+        """Prefixes of the names of parameters and buffers of the heads, such as ``backbone.head.``."""
+        return tuple(f"{head}." for head in self.heads())
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """Terms of the loss of a batch. A method that runs the model more than once overrides this."""

@@ -139,8 +139,9 @@ class DiffPruning(PEFTMethod):
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
+        heads = self.head_prefixes
         for name in replaceable(backbone, self.used_names()):
-            if not self.in_head(f"backbone.{name}"):
+            if not f"backbone.{name}".startswith(heads):
                 path, _, kind = name.rpartition(".")
                 op = Diff(backbone.get_parameter(name), self.diff_alpha_init, self.diff_stretch)
                 parametrize_in_place(backbone.get_submodule(path), kind, f"{kind}_diff", op)

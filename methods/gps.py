@@ -78,13 +78,13 @@ class GPS(Selective):
 
     def kinds(self) -> dict[str, str]:
         """Kind of each used parameter: ``frozen``, ``whole`` (trains in full), ``matrix`` (some entries train)."""
-        kinds = {}
+        kinds, heads = {}, self.head_prefixes
         for name in self.used_names():
             parameter = self.backbone.get_parameter(name)
             norm_of_sam = name.startswith("neck.") and parameter.dim() == 1  # whose names are numbers
             if norm_of_sam or any(word in name for word in ("norm", "pos_embed", "cls_token")):  # biases of norms too
                 kinds[name] = "frozen"
-            elif self.in_head(f"backbone.{name}") or "bias" in name or "gamma" in name:
+            elif f"backbone.{name}".startswith(heads) or "bias" in name or "gamma" in name:
                 kinds[name] = "whole"
             else:
                 layer = isinstance(owner(self.backbone, name), (nn.Linear, nn.modules.conv._ConvNd))

@@ -72,7 +72,8 @@ class Mixout(PEFTMethod):
     def mixed(self) -> list[str]:
         """Names of the mixed weights."""
         layers = {f"{n}.weight" for n, m in self.backbone.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
-        return [n for n in self.used_names() if n in layers and not self.in_head(f"backbone.{n}")]
+        heads = self.head_prefixes
+        return [n for n in self.used_names() if n in layers and not f"backbone.{n}".startswith(heads)]
 
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)

@@ -148,7 +148,8 @@ class FeatureCache(Callback):
 
     def key(self, trainer: Trainer, model: ReusableFeatures, split: str, batch_size: int) -> dict[str, str]:
         """All that features depend on, down to their last bits."""
-        frozen = {name for name in model.plain_keys or () if not model.in_head(f"backbone.{name}")}
+        heads = model.head_prefixes
+        frozen = {name for name in model.plain_keys or () if not f"backbone.{name}".startswith(heads)}
         plain = {name: tensor for name, tensor in model.backbone.state_dict().items() if name in frozen}
         return {
             "backbone": str(getattr(model, "backbone_name", type(model.backbone).__name__)),
@@ -200,7 +201,8 @@ def check_frozen(model: ReusableFeatures) -> None:
     """
     backbone, plain = model.backbone, model.plain_keys or frozenset()
     trained = [name for name, parameter in backbone.named_parameters() if parameter.requires_grad and name in plain]
-    names = [name for name in trained if not model.in_head(f"backbone.{name}")]
+    heads = model.head_prefixes
+    names = [name for name in trained if not f"backbone.{name}".startswith(heads)]
     added = {name.split(".")[0] for name in backbone.state_dict() if name not in plain}
     rates = ((DropPath, "drop_prob"), (PatchDropout, "prob"), (nn.modules.dropout._DropoutNd, "p"))
     dropping = [

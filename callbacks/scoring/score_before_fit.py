@@ -205,7 +205,8 @@ class ScoreBeforeFit(Callback):
             return
         rows = pl_module.score_rows(scores)
         backbone = {f"backbone.{name}": p.numel() for name, p in pl_module.backbone.named_parameters()}
-        total = sum(size for name, size in backbone.items() if not pl_module.in_head(name))
+        heads = pl_module.head_prefixes
+        total = sum(size for name, size in backbone.items() if not name.startswith(heads))
         selected, of, what = sum(row.selected for row in rows), total, "parameters of the backbone"
         if any(row.channels is not None for row in rows):
             of, what = sum(row.values.numel() for row in rows), "channels"

@@ -9,13 +9,15 @@ from jsonargparse import Namespace
 MAX_SEED = 2**32 - 1  # numpy's
 MAX_DEVICES = 1024  # of one machine; Lightning starts a process for each
 INTERVALS = ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval")  # by which Lightning divides
+LENGTHS = ("max_epochs", "max_steps", "limit_train_batches")  # with 0 of them a fit ends before it trains
 
 
-def check_options(options: Namespace) -> None:
-    """Refuse a seed, an accelerator, a strategy, devices and a compilation that no run can have.
+def check_options(options: Namespace, subcommand: str) -> None:
+    """Refuse a seed, an accelerator, a strategy, devices, a length and a compilation that no run can have.
 
     Args:
         options: Parsed options of the subcommand.
+        subcommand: Such as ``fit``.
 
     Raises:
         ValueError: With the option and what it may be.
@@ -28,7 +30,7 @@ def check_options(options: Namespace) -> None:
     if isinstance(strategy, str) and ("spawn" in strategy or "fork" in strategy):
         raise ValueError(f"trainer.strategy={strategy}: no process of a run can be copied into others; expected ddp")
     check_compile(options.get("compile"))
-    for name in INTERVALS:
+    for name in (*INTERVALS, *(LENGTHS if subcommand == "fit" else ())):
         if trainer.get(name) == 0:
             raise ValueError(f"trainer.{name}=0: expected a number above 0")
     clip = trainer.get("gradient_clip_val")

@@ -99,7 +99,7 @@ class GraftCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, args)
-        check_options(self.options)
+        check_options(self.options, self.command.subcommand)
 
     def _parse_ckpt_path(self) -> None:
         """Replaced by ``expand``, because here the checkpoint would silently win over the user's flags."""
@@ -153,10 +153,14 @@ class GraftCLI(LightningCLI):
                 export = self.options.get("export_member", "best")
                 self.model = ParallelSettings(self.model, self.options.members, export)
         except BaseException:
-            folder = Path(self.options.trainer.default_root_dir)
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()  # a run that never began leaves nothing
+            self.remove_empty_folder()
             raise
+
+    def remove_empty_folder(self) -> None:
+        """Remove the run folder if it is empty, because a run that never began leaves nothing."""
+        folder = Path(self.options.trainer.default_root_dir)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         resume = self.ckpt_path is not None
@@ -185,6 +189,7 @@ class GraftCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         with ExitStack() as stack:
+            stack.callback(self.remove_empty_folder)
             stack.enter_context(warnings.catch_warnings())
             stack.enter_context(run_failures(self.options))
             if subcommand == "fit":
@@ -192,8 +197,9 @@ class GraftCLI(LightningCLI):
                 environments = [plugin for plugin in self.plugins if isinstance(plugin, SLURMEnvironment)]
                 stack.enter_context(requeued_on_signal(folder, self.run_digest, environments))
             if subcommand not in ("fit", "score"):
-                # Lightning asks for the callbacks of the fit, which an evaluation does not need
+                # Lightning asks for the callbacks of the fit, and its folder, which an evaluation does not need
                 warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used")
+                warnings.filterwarnings("ignore", message="The dirpath has changed")
             super()._run_subcommand(subcommand)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

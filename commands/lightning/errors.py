@@ -51,5 +51,10 @@ def own_error(error: BaseException | None) -> BaseException | None:
 
 
 def shortened(message: str) -> str:
-    """Message without its middle if it is long, because files and options can hold texts of any length."""
-    return message if len(message) <= LONGEST else f"{message[: LONGEST - 300]} ... {message[-300:]}"
+    """Message as one line, without its middle if it is long, because files and options can hold texts of any kind.
+
+    Args:
+        message: The message. Characters that move a terminal's cursor, such as a line break, become escapes.
+    """
+    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 300]} ... {line[-300:]}"

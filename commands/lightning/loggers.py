@@ -1,5 +1,7 @@
 """Loggers of a run: their folder, and the names that W&B shows."""
 
+import importlib
+import inspect
 import os
 import socket
 import sys
@@ -32,7 +34,9 @@ def place_loggers(loggers: Any, folder: Path) -> Any:
     if loggers is None or loggers is True:
         loggers = [Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=Namespace())]
     for logger in loggers if isinstance(loggers, list) else [loggers]:
-        logger.init_args["save_dir"] = str(folder)
+        module, _, name = logger.class_path.rpartition(".")
+        if "save_dir" in inspect.signature(getattr(importlib.import_module(module), name)).parameters:
+            logger.init_args["save_dir"] = str(folder)  # otherwise a logger that writes to a server alone
         if logger.class_path.endswith("CSVLogger"):
             logger.init_args["name"] = logger.init_args["version"] = ""
     return loggers

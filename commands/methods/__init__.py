@@ -1,5 +1,7 @@
 """List the methods: paper, parameters on a backbone, whether they merge, and on which families of timm they work."""
 
+import gc
+
 from commands.lightning.short_errors import ShortErrors
 from commands.methods.listing import markdown_table, merges, summary
 
@@ -41,7 +43,11 @@ def main(args: list[str]) -> None:
 
         print(markdown_table(METHODS))
     else:
-        print_counts(own.backbone, own.num_classes)
+        gc.disable()  # because there is hardly any garbage, and looking for it takes a second
+        try:
+            print_counts(own.backbone, own.num_classes)
+        finally:
+            gc.enable()
 
 
 def print_counts(backbone: str, num_classes: int) -> None:
@@ -54,23 +60,14 @@ def print_counts(backbone: str, num_classes: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from backbones.timm_models import check_name
-    from lightning_modules.classification import Classification
-    from methods import METHODS, compose
+    from commands.methods.costs import costs
+    from methods import METHODS
 
-    check_name(backbone, pretrained=False)
     table = Table(title=f"Methods on {backbone}, {num_classes} classes", title_justify="left")
     for name, style in {"--method": "left", "what": "left", "trained, no head": "right", "with head": "right"}.items():
         table.add_column(name, justify=style)  # type: ignore[arg-type]
     table.add_column("merges")
-    for name, method in METHODS.items():
-        try:
-            model = compose(method, task=Classification)(backbone=backbone, pretrained=False, num_classes=num_classes)
-            model.configure_model()
-            counts = model.parameter_counts()
-            shown = [f"{counts['method']:,}", f"{sum(counts.values()):,}"]
-            shown = shown if model.adapted else ["chosen from data", ""]
-        except ValueError as error:
-            shown = [str(error) if method.standalone else "stacks on another", ""]
-        table.add_row(name, summary(method), *shown, merges(method).partition(":")[0])
+    for name, cost in costs(backbone, num_classes):
+        shown = [cost.reason, ""] if cost.reason else [f"{cost.method:,}", f"{cost.method + cost.head:,}"]
+        table.add_row(name, summary(METHODS[name]), *shown, merges(METHODS[name]).partition(":")[0])
     Console(width=150).print(table)

@@ -110,9 +110,14 @@ class Optimized(LightningModule):
         """Whether a trained parameter has weight decay."""
         return decays(self.decayed, name, parameter, self, self.in_head(name))
 
+    @property
+    def head_prefixes(self) -> tuple[str, ...]:
+        """Prefixes of the names of parameters and buffers of the heads; a module without heads has none."""
+        return ()
+
     def in_head(self, name: str) -> bool:
-        """Whether a parameter or buffer belongs to a head; a module without heads has none."""
-        return False
+        """Whether a parameter or buffer of this module, such as ``backbone.head.weight``, belongs to a head."""
+        return name.startswith(self.head_prefixes)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = self.param_groups()

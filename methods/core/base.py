@@ -192,7 +192,8 @@ class PEFTMethod(WarmStart):
     def fingerprint_frozen(self, plain: dict[str, Tensor]) -> None:
         """Hash the frozen weights and count all parameters, including those in packed form."""
         # without weights that train in full: the delta contains them, and frozen weights identify the backbone
-        frozen = {n: t for n, t in plain.items() if not (t.requires_grad or self.in_head(f"backbone.{n}"))}
+        heads = self.head_prefixes
+        frozen = {n: t for n, t in plain.items() if not (t.requires_grad or f"backbone.{n}".startswith(heads))}
         self.fingerprint = fingerprint(frozen)
         weights = {f"backbone.{name}": p for name, p in plain.items() if isinstance(p, nn.Parameter)}
         self.total_parameters = sum(p.numel() for p in (weights | dict(self.named_parameters())).values())

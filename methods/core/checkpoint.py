@@ -71,10 +71,10 @@ class DeltaCheckpoint(KeepsPrecision):
 
     def parameter_counts(self) -> dict[str, int]:
         counts = {"method": 0, "neck": 0, "head": 0}
-        necks = tuple(f"{name}." for name in self.necks)
+        necks, heads = tuple(f"{name}." for name in self.necks), self.head_prefixes
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                part = "neck" if name.startswith(necks) else "head" if self.in_head(name) else "method"
+                part = "neck" if name.startswith(necks) else "head" if name.startswith(heads) else "method"
                 counts[part] += parameter.numel()
         return counts
 
@@ -114,7 +114,7 @@ class DeltaCheckpoint(KeepsPrecision):
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             check_resumable(checkpoint)
         selection = checkpoint["peft"]["selection"]
-        if self.adapted and not (self.selection is None and selection is None):
+        if self.adapted and not equal_selections(self.selection, selection):
             self.build()  # a new backbone, because this one is adapted to another selection
             self.plain_keys = None
         self.selection = selection
@@ -185,3 +185,10 @@ class DeltaCheckpoint(KeepsPrecision):
 def in_core(cls: type) -> bool:
     """Whether a class is part of the contract of methods, not a method."""
     return cls.__module__.startswith("methods.core.")
+
+
+def equal_selections(first: dict[str, Tensor] | None, second: dict[str, Tensor] | None) -> bool:
+    """Whether two selections have the same indices under the same names; None for no selection."""
+    if first is None or second is None:
+        return first is second
+    return first.keys() == second.keys() and all(torch.equal(first[name].cpu(), second[name].cpu()) for name in first)

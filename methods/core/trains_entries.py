@@ -18,7 +18,8 @@ class TrainsEntries(Selective):
 
     def score_targets(self) -> list[str]:
         """Names of all used parameters except those of the classifier and of recurrent layers."""
-        return [name for name in replaceable(self.backbone, self.used_names()) if not self.in_head(f"backbone.{name}")]
+        names, heads = replaceable(self.backbone, self.used_names()), self.head_prefixes
+        return [name for name in names if not f"backbone.{name}".startswith(heads)]
 
     def entries(self) -> list[Any]:
         """All ``Entries`` of the backbone."""

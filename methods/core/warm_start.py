@@ -110,7 +110,8 @@ class WarmStart(DeltaCheckpoint):
 
     def without_head(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tensors without those of the heads; with ``init_head`` all of them."""
-        return {name: tensor for name, tensor in tensors.items() if self.init_head or not self.in_head(name)}
+        heads = self.head_prefixes
+        return {name: tensor for name, tensor in tensors.items() if self.init_head or not name.startswith(heads)}
 
     def check_head(self, there: dict[str, Any]) -> None:
         """Refuse the head of a run with another identity, such as other names of classes.

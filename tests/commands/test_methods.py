@@ -20,7 +20,7 @@ def test_table_of_all_methods(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_line_for_every_method(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     few = {name: METHODS[name] for name in ("linear_probe", "gps", "velora", "dyt")}
-    monkeypatch.setattr("methods.METHODS", few)
+    monkeypatch.setattr("commands.methods.costs.METHODS", few)
     main(["methods", "--backbone", "vit_tiny_patch16_224.augreg_in21k", "--num_classes", "10"])
     out = capsys.readouterr().out
     for name, method in few.items():

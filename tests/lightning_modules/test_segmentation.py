@@ -53,6 +53,27 @@ def test_sizes_of_logits(head: str) -> None:
     assert task.predictions(logits).shape == (2, 20, 27)
 
 
+def test_chosen_blocks() -> None:
+    task, images = Segmentation(**UPERNET | {"map_blocks": [0, 1, 0, 1]}).eval(), coloured(1)[0]
+    with torch.no_grad():
+        _, blocks = task.backbone.forward_intermediates(images, indices=[0, 1])
+        assert all(torch.equal(x, blocks[i]) for x, i in zip(task.features(images), [0, 1, 0, 1], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"map_blocks": [0, 1, 2, 3]}, r"map_blocks=\[0, 1, 2, 3\]: expected four blocks from 0 to 1"),
+        ({"map_blocks": [0, 1]}, "expected four blocks"),
+        ({"map_blocks": [0, 1, 0, 1], "backbone": "resnet18", "backbone_args": {}}, "expected a plain ViT and upernet"),
+        ({"map_blocks": [0, 1, 0, 1], "head": "setr_pup"}, "and upernet or semantic_fpn"),
+    ],
+)
+def test_blocks_that_give_no_maps(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Segmentation(**UPERNET | options)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
 def test_networks_with_stages(name: str) -> None:
     task = Segmentation(**OPTIONS | {"backbone": name, "backbone_args": {}, "head": "semantic_fpn", "head_channels": 8})

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,14 @@ def test_run_folders_are_never_shared(tmp_path: Path, monkeypatch: pytest.Monkey
     assert os.environ["GRAFT_RUN_DIR"] == str(made[-1])
 
 
+def test_runs_that_start_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAFT_RUN_DIR", "")
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: run_folder(tmp_path / "method/data/id"), range(8)))
+    assert len(set(made)) == 8
+    assert all(folder.is_dir() for folder in made)
+
+
 def test_run_root_that_is_a_file(
     base: list[str], model: list[str], call: Callable[..., Answer], tmp_path: Path
 ) -> None:
@@ -41,6 +50,15 @@ def test_run_root_that_is_a_file(
     assert answer.code == 1
     assert "run_root: cannot make the folder" in answer.err
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_run_that_never_began_leaves_nothing(
+    base: list[str], model: list[str], call: Callable[..., Answer], tmp_path: Path
+) -> None:
+    answer = call("fit", *model, *base, "--data.root", tmp_path / "nowhere", "--run_root", tmp_path / "runs")
+    assert answer.code == 1
+    assert "nowhere" in answer.err
+    assert not folders(tmp_path / "runs")
 
 
 def test_config_of_a_run_repeats_it(fitted: Path, call: Callable[..., Answer], tmp_path: Path) -> None:

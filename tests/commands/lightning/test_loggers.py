@@ -51,6 +51,13 @@ def test_metrics_without_any_logger(
     assert not (folder / "metrics.csv").exists()
 
 
+def test_a_logger_without_files(tmp_path: Path) -> None:
+    """Such as those of Comet and Neptune, which write to a server."""
+    logger = Namespace(class_path="lightning.pytorch.loggers.logger.DummyLogger", init_args=Namespace())
+    assert place_loggers([logger], tmp_path) == [logger]
+    assert not logger.init_args.as_dict()
+
+
 def test_a_csv_logger_by_default(tmp_path: Path) -> None:
     (logger,) = place_loggers(None, tmp_path)
     assert logger.class_path == "lightning.pytorch.loggers.CSVLogger"

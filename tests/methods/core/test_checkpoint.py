@@ -68,3 +68,19 @@ def test_method_options(build: Build) -> None:
     """Those that the methods of a stack declare; neither the task's nor those of starting from another run."""
     options: dict[str, Any] = type(build("ssf")).method_options()
     assert options == {"ssf_init": "normal", "ssf_std": 0.02, "ssf_downsample": False, "ssf_head_norm": True}
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_backbone_is_built_anew_for_another_selection_alone(same: bool, build: Build) -> None:
+    """Random weights cannot be built twice, so a test after a fit loads its best epoch into the model of the fit."""
+
+    def selection(column: int) -> dict[str, torch.Tensor]:
+        return {"blocks.0.mlp.fc1.weight": torch.tensor([[column]], dtype=torch.int32)}
+
+    model = build("gps")
+    model.selection = selection(3)
+    model.configure_model()
+    checkpoint, backbone = checkpoint_of(model), model.backbone
+    model.selection = selection(3 if same else 4)
+    model.on_load_checkpoint(checkpoint)
+    assert (model.backbone is backbone) == same

@@ -68,9 +68,12 @@ class Bottleneck(AdapterModule):
             elif init == "vpt_dead_zero" or linear is self.up:
                 nn.init.zeros_(linear.weight)  # with "lora", ``down`` keeps torch's Kaiming uniform
 
+    def update(self, feature: Tensor) -> Tensor:
+        """Update (B, ..., C) of a feature (B, ..., C), without scale and drop path."""
+        return self.up(self.dropout(self.act(self.down(feature))))
+
     def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        feature = output.movedim(1, -1) if self.spatial else output
-        update = self.up(self.dropout(self.act(self.down(feature))))
+        update = self.update(output.movedim(1, -1) if self.spatial else output)
         if self.scale is not None:
             update = update * self.scale.to(update.dtype)
         return output + self.drop_path(update.movedim(-1, 1) if self.spatial else update)

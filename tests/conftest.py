@@ -33,6 +33,7 @@ TINY_OPTIONS: dict[str, dict[str, Any]] = {
     "glora": {"glora_d": "none"},  # the biases of a new network are 0, so that their factor has no gradient
     # a type with random indices, which files must hold
     "hf_peft": {"peft_config": {"peft_type": "WAVEFT", "n_frequency": 8, "target_modules": ["qkv", "fc1"]}},
+    "noah": {"noah_sizes": [2, 8]},
     "sct": {"sct_channels": 8},
     "sidetune": {"sidetune_pretrained": False},  # ImageNet's would be downloaded
     "width_scaling": {"width_base": 48},

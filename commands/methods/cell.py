@@ -25,6 +25,7 @@ CLOSE = 1e-4  # largest difference of a merged model's outputs, relative to the 
 OPTIONS: dict[str, dict[str, Any]] = {
     "diff_pruning": {"diff_alpha_init": 1.0},  # half open, because an open gate has no gradient
     "hf_peft": {"peft_config": {"peft_type": "LORA", "r": 2, "target_modules": "all-linear"}},
+    "noah": {"noah_sizes": [2, 8]},
     "sct": {"sct_channels": 4},
     "sidetune": {"sidetune_pretrained": False},
     "spt": {"spt_budget": 0.3, "spt_alpha": 0.5, "spt_beta": 1.3},

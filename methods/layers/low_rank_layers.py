@@ -38,7 +38,7 @@ class LoRALinear(nn.Linear):
             return lora.add(self.product(input, self.bias), lora.drop_input(input))
         x = input.flatten(0, -2)
         y = MergedLowRank.apply(x, self.weight, self.bias, *lora.factors(), lora.rows, lora.scale)
-        return y.view(*input.shape[:-1], -1)
+        return y.view(*input.shape[:-1], y.shape[-1])  # not -1, because the input can have no tokens
 
 
 def add_low_rank(layer: Any, update: LowRank, linear_class: type[LoRALinear] = LoRALinear) -> None:

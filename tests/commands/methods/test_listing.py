@@ -30,9 +30,10 @@ def test_rows() -> None:
     assert (begin, end) == (BEGIN, END)
     assert set(line) == {"|", "-"}
     first, second = (f"[{number}](https://arxiv.org/abs/{number})" for number in ("2601.00001", "2601.00002"))
+    others = "all but binary_segmentation, detection, segmentation"
     assert rows == [
         f"| `plain` | Nothing at all (Nobody, 2026), in `no` way | all | no: there is nothing | no | {first} |",
-        f"| `stacked` | Chosen weights | all but binary_segmentation, detection, segmentation | as the other | yes | {second} |",
+        f"| `stacked` | Chosen weights | {others} | as the other | yes | {second} |",
     ]
 
 

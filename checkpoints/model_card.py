@@ -8,7 +8,11 @@ from typing import Any
 from checkpoints.atomic import write_atomically
 
 CARD = "README.md"
-PIPELINES = {"Classification": "image-classification", "Segmentation": "image-segmentation"}  # hub's names of tasks
+PIPELINES: dict[str, str] = {  # hub's names of tasks
+    "Classification": "image-classification",
+    "Detection": "object-detection",
+    "Segmentation": "image-segmentation",
+}
 PROTOCOL = {
     "dataset": "form of the data",
     "images": "images",

@@ -1,7 +1,7 @@
 """Columns of the list of methods, and the table of the README."""
 
 from commands.methods.listing import BEGIN, END, markdown_table, paper
-from lightning_modules.task import Task
+from lightning_modules import TASKS, Task
 from methods import METHODS, PEFTMethod
 from methods.core.selective import Selective
 
@@ -30,10 +30,10 @@ def test_rows() -> None:
     assert (begin, end) == (BEGIN, END)
     assert set(line) == {"|", "-"}
     first, second = (f"[{number}](https://arxiv.org/abs/{number})" for number in ("2601.00001", "2601.00002"))
-    others = "all but binary_segmentation, detection, segmentation"
+    dense = ", ".join(name for name, task in TASKS.items() if task.dense)
     assert rows == [
         f"| `plain` | Nothing at all (Nobody, 2026), in `no` way | all | no: there is nothing | no | {first} |",
-        f"| `stacked` | Chosen weights | {others} | as the other | yes | {second} |",
+        f"| `stacked` | Chosen weights | all but {dense} | as the other | yes | {second} |",
     ]
 
 

@@ -60,8 +60,7 @@ class Task(Optimized, ABC):
     def init_metrics(self) -> None:
         """Create the metrics of evaluation; a task calls this in its ``__init__``, after ``build``."""
         self.part_metrics = nn.ModuleDict()  # headline metric of each part of a test set that has several parts
-        self.val_metrics = self.metrics().clone(prefix="val/")
-        self.test_metrics = self.metrics().clone(prefix="test/")
+        self.val_metrics, self.test_metrics = (self.metrics().clone(prefix=f"{split}/") for split in ("val", "test"))
 
     @abstractmethod
     def build(self) -> None:

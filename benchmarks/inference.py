@@ -15,6 +15,7 @@ to the masked form, ``gflops`` is counted from what ran (two per multiply-add), 
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +52,17 @@ class Variant:
 def force(model: Any, share: float, images: Tensor, autocast: bool) -> float:
     """Set the dispatchers' biases so that a share of the patch tokens is kept; return what is kept."""
 
-    def shift(dispatcher: Any, args: tuple[Tensor, ...], logits: Tensor) -> Tensor:
-        threshold = logits.flatten().quantile(1 - share)
-        dispatcher.bias.sub_(threshold)
-        return logits - threshold
+    def decide(op: Any, x: Tensor) -> Tensor:
+        logits = op.dispatcher(x[:, op.prefix :].float())
+        op.dispatcher.bias.data.sub_(logits.flatten().quantile(1 - share))
+        return type(op).decide(op, x)
 
-    handles = [op.dispatcher.register_forward_hook(shift) for op in model.dispatches.values()]
-    with torch.no_grad():
-        Variant(model, share, "skipping, last block whole", autocast)(images)
-    for handle in handles:
-        handle.remove()
+    ops = list(model.dispatches.values())
+    for op in ops:
+        op.decide = partial(decide, op)
+    Variant(model, share, "skipping, last block whole", autocast)(images)
+    for op in ops:
+        del op.decide
     with model.masks() as masks:
         Variant(model, share, "skipping, last block whole", autocast)(images)
     return float(torch.stack(masks).float().mean())

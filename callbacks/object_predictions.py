@@ -23,14 +23,14 @@ from lightning_modules.average_precision import mask_library
 from lightning_modules.batch import Batch
 from lightning_modules.run import datamodule_of
 
-CERTAIN = 0.5  # score from which an object is drawn
+CERTAIN = 0.3  # score from which an object is drawn
 SIDE = 320  # short side in pixels to which a smaller image is enlarged before it is drawn on
 
 
 class ObjectPredictions(BasePredictionWriter):
     """Writes ``predictions.json`` in COCO's form of results after ``predict``, and a picture of each image.
 
-    The file has every object; ``pictures/NAME.jpg`` shows those with a score of at least 0.5.
+    The file has every object; ``pictures/NAME.jpg`` shows those with a score of at least 0.3.
     """
 
     def __init__(self) -> None:

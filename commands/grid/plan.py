@@ -71,7 +71,7 @@ def searches(own: argparse.Namespace, options: list[str]) -> tuple[list[Cell], d
     """
     import datamodules
 
-    over = {key: [yaml.safe_load(word) for word in values] for key, values in axes_of(own).items()}
+    over = {key: [typed(word) for word in values] for key, values in axes_of(own).items()}
     if own.recipe is None and not over:
         raise ValueError("--search needs values: a --recipe with a `grid`, or --over model.lr=0.001,0.01")
     found, grids = [], {}
@@ -136,6 +136,11 @@ def tasks_of(own: argparse.Namespace, options: list[str]) -> list[str | None]:
 
 def words(text: str) -> list[str]:
     return list(dict.fromkeys(word for word in text.split(",") if word))
+
+
+def typed(word: str) -> Any:
+    """Value that a word stands for; YAML takes 1e-4, which has no dot, for a text."""
+    return float(word) if re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", word) else yaml.safe_load(word)
 
 
 def folder_of(*names: str | None) -> str:

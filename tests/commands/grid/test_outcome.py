@@ -54,7 +54,7 @@ def test_search_with_a_budget(fake: Fake, recipe: Path, tmp_path: Path) -> None:
 
 def test_search_over_own_images(fake: Fake, options: list[str], tmp_path: Path) -> None:
     """Without a recipe: the values of --over, and a config that a fit reads."""
-    axes = ["--over", "model.lr=0.1,0.3,0.9", "--over", "trainer.max_epochs=5"]
+    axes = ["--over", "model.lr=1e-1,3e-1,9e-1", "--over", "trainer.max_epochs=5"]
     args = ["--study", tmp_path, "--methods", "ssf,lora", "--search", *axes]
     assert call(*args, "--", *options) == 0
     assert len(fake.args) == 2 * 3

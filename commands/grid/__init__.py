@@ -60,8 +60,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "type": int,
         "const": 0,
         "metavar": "N",
-        "help": "search instead of the product: --search tries all points of the recipe's `grid`, --search N lets TPE "
-        "choose N of them; the best by the validation metric are written as recipes, DIR/chosen/METHOD.yaml",
+        "help": "search instead of the product: --search tries all points of the recipe's `grid` and of --over, "
+        "--search N lets TPE choose N of them; the best by the validation metric are written as recipes, or without a "
+        "--recipe as configs, DIR/chosen/METHOD.yaml",
     },
     "--workers": {
         "type": int,

@@ -40,11 +40,7 @@ class Cell:
 
 def cells(own: argparse.Namespace, options: list[str]) -> tuple[list[Cell], dict[str, Any]]:
     """Every combination of method, task, other axes and seed."""
-    axes = {}
-    for axis in own.over:
-        key, _, values = axis.partition("=")
-        axes[key.removeprefix("--")] = words(values) or nearest(axis, ["KEY=V,..."], "--over")
-    found = []
+    axes, found = axes_of(own), []
     for label, task, *values, seed in itertools.product(own.methods, tasks_of(own, options), *axes.values(), own.seeds):
         over = dict(zip(axes, values, strict=True))
         named = [f"{key.rpartition('.')[2]}={value}" for key, value in over.items()]
@@ -57,27 +53,47 @@ def cells(own: argparse.Namespace, options: list[str]) -> tuple[list[Cell], dict
     return found, {}
 
 
+def axes_of(own: argparse.Namespace) -> dict[str, list[str]]:
+    """Values of each option of ``--over``."""
+    axes = {}
+    for axis in own.over:
+        key, _, values = axis.partition("=")
+        if not words(values):
+            nearest(axis, ["KEY=V,..."], "--over")
+        axes[key.removeprefix("--")] = words(values)
+    return axes
+
+
 def searches(own: argparse.Namespace, options: list[str]) -> tuple[list[Cell], dict[str, Any]]:
-    """Every point of the recipes' grids for each method and task; with a budget, as many points for TPE to choose."""
+    """Every point of a grid for each method and task; with a budget, as many points for TPE to choose.
+
+    The grid is that of the recipe, and what ``--over`` names; without a recipe that alone.
+    """
     import datamodules
 
-    if own.recipe is None:
-        raise ValueError("--search needs a --recipe: what it searches is the `grid` of the recipes")
+    over = {key: [typed(word) for word in values] for key, values in axes_of(own).items()}
+    if own.recipe is None and not over:
+        raise ValueError("--search needs values: a --recipe with a `grid`, or --over model.lr=0.001,0.01")
     found, grids = [], {}
     for label, task in itertools.product(own.methods, tasks_of(own, options)):
-        recipe = read_recipe(recipe_of(own.recipe, label))
-        values = {key: list(points) for key, points in recipe.get("grid", {}).items()}
-        if not values or any(key.startswith("data.") for key in values):
-            raise ValueError(f"--recipe {own.recipe}: {label} has no `grid` of options to choose by validation images")
+        name = None if own.recipe is None else recipe_of(own.recipe, label)
+        recipe = read_recipe(name) if name is not None else {}
+        values = {key: list(points) for key, points in recipe.get("grid", {}).items()} | over
+        if not values:
+            raise ValueError(
+                f"--recipe {own.recipe}: {label} has no `grid` of options; name values, --over model.lr=0.001,0.01"
+            )
+        if any(key.startswith("data.") for key in values):
+            raise ValueError("--search compares options on the same validation images; it cannot try options of data")
         args = [*command(own, options, label, task, []), f"--seed_everything={own.seeds[0]}"]
-        if hasattr(getattr(datamodules, recipe["data"], None), "lists"):
+        if hasattr(getattr(datamodules, recipe.get("data", ""), None), "lists"):
             args.append("--data.split=tune")  # last, so that it wins: test images choose nothing
-        name = folder_of("search", label, task)
-        grids[name] = {"grid": values, "recipe": recipe_of(own.recipe, label), "label": label, "task": task}
+        place = folder_of("search", label, task)
+        grids[place] = {"grid": values, "recipe": name, "label": label, "task": task}
         points = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
         for number, point in enumerate([{}] * own.search if own.search else points):
             about = {"label": label, "task": task, "seed": own.seeds[0]}
-            found.append(Cell(name, f"{name}/{number}", args, about, point))
+            found.append(Cell(place, f"{place}/{number}", args, about, point))
     return found, grids
 
 
@@ -120,6 +136,11 @@ def tasks_of(own: argparse.Namespace, options: list[str]) -> list[str | None]:
 
 def words(text: str) -> list[str]:
     return list(dict.fromkeys(word for word in text.split(",") if word))
+
+
+def typed(word: str) -> Any:
+    """Value that a word stands for; YAML takes 1e-4, which has no dot, for a text."""
+    return float(word) if re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", word) else yaml.safe_load(word)
 
 
 def folder_of(*names: str | None) -> str:

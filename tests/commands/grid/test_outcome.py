@@ -50,3 +50,17 @@ def test_search_with_a_budget(fake: Fake, recipe: Path, tmp_path: Path) -> None:
     assert len(picked[0]) == 4
     assert picked[0] == picked[1], "the same whatever worker asks"
     assert all(trial["model.lr"] in (0.1, 0.2, 0.9) for trial in picked[0])
+
+
+def test_search_over_own_images(fake: Fake, options: list[str], tmp_path: Path) -> None:
+    """Without a recipe: the values of --over, and a config that a fit reads."""
+    axes = ["--over", "model.lr=1e-1,3e-1,9e-1", "--over", "trainer.max_epochs=5"]
+    args = ["--study", tmp_path, "--methods", "ssf,lora", "--search", *axes]
+    assert call(*args, "--", *options) == 0
+    assert len(fake.args) == 2 * 3
+    assert not any("test_after_fit" in arg for args in fake.args for arg in args)
+    for method in ("ssf", "lora"):
+        chosen = yaml.safe_load((tmp_path / f"chosen/{method}.yaml").read_text())
+        assert chosen == {"model": {"init_args": {"lr": 0.3}}, "trainer": {"max_epochs": 5}}
+    assert call(*args, "--", *options) == 0, "again, without another run"
+    assert len(fake.args) == 6

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from backbones.anatomy import drops_patches, token_grid, token_sequence
 from backbones.inject import Backbone
@@ -133,9 +134,9 @@ class DTL(PEFTMethod):
         return super().features(x)
 
     def recompute(self, enabled: bool) -> None:
-        if enabled:
-            raise ValueError(
-                "checkpoint_activations: the side network of DTL goes on from block to block, so that one block cannot "
-                "be computed again; leave it out, because DTL keeps little in any case"
-            )
-        super().recompute(enabled)
+        # without the hooks of the block, because the side network goes on from block to block; timm would repeat them
+        for block in self.backbone.blocks[self.side.first + 1 :]:  # the others keep nothing
+            if enabled:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+            else:
+                vars(block).pop("forward", None)

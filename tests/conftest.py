@@ -31,8 +31,7 @@ TINY: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth
 TINY_OPTIONS: dict[str, dict[str, Any]] = {
     "diff_pruning": {"diff_alpha_init": 1.0},  # half open: a gate that is open has no gradient
     "glora": {"glora_d": "none"},  # the biases of a new network are 0, so that their factor has no gradient
-    # a type with random indices, which files must hold
-    "hf_peft": {"peft_config": {"peft_type": "WAVEFT", "n_frequency": 8, "target_modules": ["qkv", "fc1"]}},
+    "hf_peft": {"peft_config": {"peft_type": "LORA", "r": 2, "target_modules": ["qkv", "fc1"]}},
     "noah": {"noah_sizes": [2, 8]},
     "sct": {"sct_channels": 8},
     "sidetune": {"sidetune_pretrained": False},  # ImageNet's would be downloaded

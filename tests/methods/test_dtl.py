@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from callbacks.measures import SavedBytes
 from methods import PEFTMethod
 from tests.conftest import composed, perturb
 from tests.support.golden import Golden, head_parameters
@@ -88,6 +89,20 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str, build:
         build("dtl", **options).configure_model()
 
 
-def test_recomputed_blocks_are_refused(build: Build) -> None:
-    with pytest.raises(ValueError, match="goes on from block to block"):
-        build("dtl").recompute(True)
+def test_recomputed_blocks_give_equal_gradients(build: Build) -> None:
+    found = []
+    for enabled in (False, True):
+        model = build("dtl", dtl_feedback=1, drop_path=0.2)
+        model.configure_model()
+        perturb(model.train())
+        model.recompute(enabled)
+        torch.manual_seed(1)
+        with SavedBytes(model) as saved:
+            loss = model(torch.ones(2, 3, 32, 32)).square().sum()
+        loss.backward()
+        found.append((saved.bytes, [p.grad for p in model.side.parameters()]))  # type: ignore[union-attr]
+        model.recompute(False)
+    (before, plain), (after, gradients) = found
+    assert all(map(torch.equal, plain, gradients))  # type: ignore[arg-type]
+    assert after < before
+    assert not any("forward" in vars(block) for block in model.backbone.blocks)  # type: ignore[union-attr]

@@ -66,6 +66,14 @@ def test_storage_of_a_method_with_a_packed_file(build: Build, data: Data, traine
     assert cost.values["cost/storage_bytes"] == matrices + width * classes // 8 + 8
 
 
+def test_costs_of_a_method_without_training(build: Build, data: Data, trainer: MakeTrainer) -> None:
+    """It stores the features and the classes of all 24 images, and its temperature; no activation is kept."""
+    cost = Cost()
+    trainer(callbacks=[cost]).fit(build("knn"), datamodule=data())
+    assert cost.values["cost/storage_bytes"] == 24 * (4 * TINY["embed_dim"] + 8) + 4
+    assert "cost/saved_mib" not in cost.values
+
+
 def test_gflops(build: Build) -> None:
     model = build("linear_probe")
     model.configure_model()

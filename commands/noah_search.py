@@ -68,6 +68,7 @@ def noah_search(
 
     from checkpoints.atomic import write_atomically
     from checkpoints.delta import read_checkpoint
+    from commands.lightning.runs import quiet_lightning
     from methods import PEFTMethod
     from methods.noah import NOAH
 
@@ -91,7 +92,8 @@ def noah_search(
             return None
         return sign * validated(model, data)
 
-    best, value = evolve(model, score, Random(seed), settings)
+    with quiet_lightning():  # otherwise each validation prints the devices once more
+        best, value = evolve(model, score, Random(seed), settings)
     model.use(best)
     count, shown = model.count(), f"{headline.label} {sign * headline.scale * value:.2f}"
     text = yaml.safe_dump({"model": {"init_args": model.options_of(best)}}, default_flow_style=None, sort_keys=False)

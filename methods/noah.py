@@ -70,7 +70,7 @@ class SlicedPrompt(Prompt):
     size: int
 
     def rows(self) -> Tensor:
-        return super().rows()[: self.size]
+        return super().rows()[: self.size].clone()  # because torch counts no FLOPs of a layer that reads a view
 
     @property
     def largest(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from callbacks.measures import forward_gflops
 from methods import PEFTMethod
 from methods.noah import block_of
 from tests.conftest import perturb
@@ -72,6 +73,14 @@ def test_a_merge_is_that_of_an_evaluation(build: Build) -> None:
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(model.merge()(images), model.eval()(images), atol=1e-5, rtol=0)
+
+
+def test_flops_are_those_of_the_sub_net(build: Build) -> None:
+    model = super_net(build)
+    with torch.no_grad():
+        largest = forward_gflops(model.eval())
+        model.chosen = SIZES
+        assert forward_gflops(model.eval()) < largest
 
 
 def test_draws(build: Build) -> None:

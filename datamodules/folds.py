@@ -1,9 +1,14 @@
 """Folds of a cross validation."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from lightning_modules.class_losses import class_counts
+
+if TYPE_CHECKING:
+    import datasets  # imported by its users, because the import takes a second that `--help` can do without
 
 SEED = 0  # of the cut, which is the same for every run
 
@@ -45,3 +50,15 @@ def fold_numbers(labels: Tensor, folds: int, names: list[str]) -> Tensor:
     numbers = torch.empty_like(order)
     numbers[order] = torch.arange(len(order)) % folds
     return numbers
+
+
+def cut(table: "datasets.Dataset", label_column: str, folds: int, fold: int) -> "dict[str, datasets.Dataset]":
+    """Cut a table of images with labels into the fold that is tested, ``test``, and the other ones, ``train``.
+
+    Raises:
+        ValueError: If a class has fewer images than there are folds.
+    """
+    labels = torch.tensor([-1 if label is None else label for label in table[label_column]])  # -1 is outside the classes
+    numbers = fold_numbers(labels, folds, list(table.features[label_column].names))
+    parts = {"train": numbers.ne(fold), "test": numbers.eq(fold)}
+    return {name: table.select(part.nonzero().flatten().tolist()) for name, part in parts.items()}

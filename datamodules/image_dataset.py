@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datamodules.base import Split
 from datamodules.files import neighbours
-from datamodules.folds import check_fold, fold_numbers
+from datamodules.folds import check_fold, cut
 from datamodules.labelled_images import LabelledImages
 from datamodules.samples import IMAGE_SUFFIXES, Labelled, LabelledSamples, open_image, regular
 
@@ -106,7 +106,7 @@ class ImageDataset(LabelledImages):
             raise ValueError(f"{self.root} has no train split: found {', '.join(tables)}. Pass --data.train_split NAME")
         found = self.with_columns(found)
         if self.folds is not None and self.fold is not None:
-            return self.cut(found["train"], self.folds, self.fold)
+            return cut(found["train"], self.label_column or "", self.folds, self.fold)
         if "train" in found and "val" not in found and self.split_names["val"] != "none":
             found |= self.hold_out(found["train"])
         return found
@@ -140,13 +140,6 @@ class ImageDataset(LabelledImages):
             tables = {name: table.cast_column(self.label_column, label) for name, table in tables.items()}
         undecoded = getattr(datasets, self.kind)(decode=False)
         return {name: table.cast_column(self.image_column, undecoded) for name, table in tables.items()}
-
-    def cut(self, train: "datasets.Dataset", folds: int, fold: int) -> "dict[str, datasets.Dataset]":
-        """Cut the training split into the fold that is tested and the other ones."""
-        labels = Rows(train, self.image_column or "", self.label_column or "").labels
-        numbers = fold_numbers(labels, folds, list(train.features[self.label_column].names))
-        parts = {"train": numbers.ne(fold), "test": numbers.eq(fold)}
-        return {name: train.select(part.nonzero().flatten().tolist()) for name, part in parts.items()}
 
     def hold_out(self, train: "datasets.Dataset") -> "dict[str, datasets.Dataset]":
         """Cut a share of the images of every class from the training split, always the same ones."""

@@ -58,7 +58,7 @@ def cut(table: "datasets.Dataset", label_column: str, folds: int, fold: int) -> 
     Raises:
         ValueError: If a class has fewer images than there are folds.
     """
-    labels = torch.tensor([-1 if label is None else label for label in table[label_column]])  # -1 is outside the classes
+    labels = torch.tensor([-1 if label is None else label for label in table[label_column]])  # as ``Rows`` has them
     numbers = fold_numbers(labels, folds, list(table.features[label_column].names))
     parts = {"train": numbers.ne(fold), "test": numbers.eq(fold)}
     return {name: table.select(part.nonzero().flatten().tolist()) for name, part in parts.items()}

@@ -64,6 +64,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--search N lets TPE choose N of them; the best by the validation metric are written as recipes, or without a "
         "--recipe as configs, DIR/chosen/METHOD.yaml",
     },
+    "--prune": {
+        "action": "store_true",
+        "help": "with --search: end a fit whose best validation metric so far is worse than the median of the finished "
+        "fits after the same epoch; the first five run to their end",
+    },
     "--workers": {
         "type": int,
         "metavar": "N",

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from commands import report
-from commands.grid.queue import Queue, write
+from commands.grid.queue import FINISHED, Queue, write
 from commands.lightning.recipes import read_recipe
 
 
@@ -17,9 +17,9 @@ def conclude(queue: Queue) -> int:
         The exit code: 1 if a cell is missing.
     """
     cells: dict[str, list[Any]] = {}
-    for _, trial in queue.trials("COMPLETE", "FAIL", "WAITING", "RUNNING"):
+    for _, trial in queue.trials(*FINISHED, "FAIL", "WAITING", "RUNNING"):
         cells.setdefault(trial.user_attrs["cell"], []).append(trial)
-    missing = {name: t[-1] for name, t in cells.items() if all(trial.state.name != "COMPLETE" for trial in t)}
+    missing = {name: t[-1] for name, t in cells.items() if all(trial.state.name not in FINISHED for trial in t)}
     for name, trial in missing.items():
         print(f"missing: {name}: {trial.user_attrs.get('error', 'not finished')}")
     chosen, configs = choose(queue), choose_values(queue)

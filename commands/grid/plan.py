@@ -89,7 +89,7 @@ def searches(own: argparse.Namespace, options: list[str]) -> tuple[list[Cell], d
         if hasattr(getattr(datamodules, recipe.get("data", ""), None), "lists"):
             args.append("--data.split=tune")  # last, so that it wins: test images choose nothing
         place = folder_of("search", label, task)
-        grids[place] = {"grid": values, "recipe": name, "label": label, "task": task}
+        grids[place] = {"grid": values, "recipe": name, "label": label, "task": task, "prune": own.prune}
         points = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
         for number, point in enumerate([{}] * own.search if own.search else points):
             about = {"label": label, "task": task, "seed": own.seeds[0]}

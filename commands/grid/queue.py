@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from callbacks.pruning import PRUNED
 from commands.grid.heartbeat import beating, silence
 from commands.grid.plan import Cell, check, folder_of
 from commands.lightning.arguments import flags
@@ -20,7 +21,8 @@ from commands.report.runs import metric_of
 if TYPE_CHECKING:
     from optuna import Study, Trial
 
-UNDER_WAY = ("WAITING", "RUNNING", "COMPLETE")
+FINISHED = ("COMPLETE", "PRUNED")
+UNDER_WAY = ("WAITING", "RUNNING", *FINISHED)
 
 
 class Queue:
@@ -46,7 +48,8 @@ class Queue:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.optuna = folder.resolve(), optuna
         (self.folder / "alive").mkdir(exist_ok=True)
-        self.storage = JournalStorage(JournalFileBackend(str(self.folder / "journal.log")))
+        self.journal = self.folder / "journal.log"
+        self.storage = JournalStorage(JournalFileBackend(str(self.journal)))
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -157,8 +160,11 @@ class Queue:
                 self.fail(study, trial.number, attrs, attrs["left"])
                 raise
             with self.alone():
-                study.tell(trial, value, skip_if_finished=True)
-        done, rest = len(self.trials("COMPLETE")), len(self.trials("WAITING", "RUNNING"))
+                if PRUNED in study.get_trials(deepcopy=False)[trial.number].user_attrs:
+                    study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+                else:
+                    study.tell(trial, value, skip_if_finished=True)
+        done, rest = len(self.trials(*FINISHED)), len(self.trials("WAITING", "RUNNING"))
         seconds, shown = time.perf_counter() - start, metric_of(study.user_attrs)["scale"] * value
         print(f"[{done}/{done + rest}] {attrs['cell']}: {shown:.2f} ({seconds:.0f} s)", flush=True)
 
@@ -219,9 +225,20 @@ class Queue:
         # runs in this process share backbone and images; after a failure CUDA may be broken in this process
         failed = any(t.user_attrs.get("cell") == attrs["cell"] and t.state.name == "FAIL" for t in study.trials)
         log = root / "log.txt"
-        result = run_once([*attrs["args"], *flags(chosen)], root, log=log, own_process=failed)
+        args = [*attrs["args"], *flags(chosen)]
+        if study.user_attrs.get("prune"):
+            args += self.pruning(study, trial.number)
+        result = run_once(args, root, log=log, own_process=failed)
         keys = ["best/val/{}", "val/{}"] if search else ["test/{}"]
         return first_of(result, [key.format(metric_of(study.user_attrs)["name"]) for key in keys], log)
+
+    def pruning(self, study: "Study", number: int) -> list[str]:
+        """Options of the callback that reports the validations of a fit and ends a bad one."""
+        values = {"journal": self.journal, "study": study.study_name, "trial": number}
+        return [
+            "--trainer.callbacks+=callbacks.pruning.Pruning",
+            *(f"--trainer.callbacks.{name}={value}" for name, value in values.items()),
+        ]
 
 
 def refuse_other(cell: Cell, known: dict[str, Any] | None, folder: Path) -> None:

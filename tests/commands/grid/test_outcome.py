@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from commands.grid.queue import Queue
+from callbacks.pruning import PRUNED, running_trial
+from commands.grid.queue import FINISHED, Queue
 from commands.lightning.recipes import read_recipe
 from tests.commands.grid.conftest import Fake, call
 
@@ -64,3 +65,24 @@ def test_search_over_own_images(fake: Fake, options: list[str], tmp_path: Path) 
         assert chosen == {"model": {"init_args": {"lr": 0.3}}, "trainer": {"max_epochs": 5}}
     assert call(*args, "--", *options) == 0, "again, without another run"
     assert len(fake.args) == 6
+
+
+def test_pruned_fits(fake: Fake, options: list[str], tmp_path: Path) -> None:
+    """A fit that was ended counts as finished, and is not chosen."""
+
+    def prune_the_best(args: list[str], log: Path | None, own_process: bool) -> None:
+        fake(args, log, own_process)
+        values = dict(arg.removeprefix("--").split("=", 1) for arg in args if "=" in arg)
+        if values["model.lr"] == "0.3":
+            trial = running_trial(Path(values["trainer.callbacks.journal"]), values["trainer.callbacks.study"], 1)
+            assert trial is not None
+            trial.set_user_attr(PRUNED, 0)
+
+    args = ["--study", tmp_path, "--methods", "ssf", "--search", "--prune", "--over", "model.lr=1e-1,3e-1,9e-1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("commands.lightning.runs.execute", prune_the_best)
+        assert call(*args, "--", *options) == 0
+    assert [trial.state.name for _, trial in Queue(tmp_path).trials(*FINISHED)] == ["COMPLETE", "PRUNED", "COMPLETE"]
+    assert yaml.safe_load((tmp_path / "chosen/ssf.yaml").read_text()) == {"model": {"init_args": {"lr": 0.1}}}
+    assert call(*args, "--", *options) == 0, "again, without another run"
+    assert len(fake.args) == 3

@@ -25,6 +25,7 @@ from commands.methods.listing import merges, paper, summary, tasks  # noqa: E402
 from commands.methods.matrix import MARKS, STACK, read_page  # noqa: E402
 from commands.report.printed import printed  # noqa: E402
 from datamodules import DATAMODULES  # noqa: E402
+from docs.pictures import trained_picture  # noqa: E402
 from lightning_modules import TASKS  # noqa: E402
 from lightning_modules.batch import Batch  # noqa: E402
 from methods import METHODS  # noqa: E402
@@ -55,6 +56,7 @@ def on_files(files: Any, config: Any) -> Any:
     made = {"method/index.md": methods_page(), "task/index.md": tasks_page()}
     made |= {f"method/{name}.md": method_page(name) for name in METHODS}
     made |= {f"task/{name}.md": task_page(name) for name in TASKS}
+    made |= {f"method/{name}.svg": trained_picture(cost.tensors) for name, cost in sizes().items() if cost.tensors}
     for path, text in made.items():
         files.append(File.generated(config, path, content=text))
     for path in ASSETS:
@@ -225,7 +227,8 @@ def what_trains(name: str) -> list[str]:
         return []
     rows = [["trained tensor, without the head", "number", "parameters"]]
     rows += [[f"`{tensor}`", str(len(group)), f"{sum(group):,}"] for tensor, group in groups.items()]
-    return ["## What trains", "On a ViT-B/16; `*` is the number of a block.", table(rows)]
+    shown = f"![Trained parameters of each block]({name}.svg)"
+    return ["## What trains", "On a ViT-B/16; `*` is the number of a block.", shown, table(rows)]
 
 
 def method_costs(name: str) -> Iterator[str]:

@@ -121,7 +121,7 @@ class VideoClassification(Classification):
 
     def infer(self, batch: Batch) -> Tensor:
         """Mean logits (B, K) over the views of each clip, which follow each other in the batch."""
-        return self(batch.inputs).unflatten(0, (batch.size, -1)).mean(1)
+        return super().infer(batch).unflatten(0, (batch.size, -1)).mean(1)
 
     def passes(self, batch: Batch) -> int:
         return len(batch.inputs) // (self.frames * batch.size)

@@ -92,6 +92,8 @@ def test_method_and_data_accept_every_value(name: str, tmp_path: Path) -> None:
             "model.backbone_args": TINY_SAM,
             "model.decoder_weights": False,
         }
+    if "model.map_blocks" in recipe["all"]:
+        tiny |= {"model.backbone_args": TINY | {"depth": 12}}
     if task == "detection":
         tiny |= {"model.head_channels": 8, "model.box_channels": 8}
     model = compose(*(METHODS[method] for method in recipe["method"].split("+")), task=TASKS[task])

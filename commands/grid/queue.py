@@ -160,10 +160,7 @@ class Queue:
                 self.fail(study, trial.number, attrs, attrs["left"])
                 raise
             with self.alone():
-                if PRUNED in study.get_trials(deepcopy=False)[trial.number].user_attrs:
-                    study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
-                else:
-                    study.tell(trial, value, skip_if_finished=True)
+                study.tell(trial, **ending(study, trial.number, value), skip_if_finished=True)
         done, rest = len(self.trials(*FINISHED)), len(self.trials("WAITING", "RUNNING"))
         seconds, shown = time.perf_counter() - start, metric_of(study.user_attrs)["scale"] * value
         print(f"[{done}/{done + rest}] {attrs['cell']}: {shown:.2f} ({seconds:.0f} s)", flush=True)
@@ -225,20 +222,33 @@ class Queue:
         # runs in this process share backbone and images; after a failure CUDA may be broken in this process
         failed = any(t.user_attrs.get("cell") == attrs["cell"] and t.state.name == "FAIL" for t in study.trials)
         log = root / "log.txt"
-        args = [*attrs["args"], *flags(chosen)]
-        if study.user_attrs.get("prune"):
-            args += self.pruning(study, trial.number)
+        args = [*attrs["args"], *flags(chosen), *pruning(self.journal, study, trial.number)]
         result = run_once(args, root, log=log, own_process=failed)
         keys = ["best/val/{}", "val/{}"] if search else ["test/{}"]
         return first_of(result, [key.format(metric_of(study.user_attrs)["name"]) for key in keys], log)
 
-    def pruning(self, study: "Study", number: int) -> list[str]:
-        """Options of the callback that reports the validations of a fit and ends a bad one."""
-        values = {"journal": self.journal, "study": study.study_name, "trial": number}
-        return [
-            "--trainer.callbacks+=callbacks.pruning.Pruning",
-            *(f"--trainer.callbacks.{name}={value}" for name, value in values.items()),
-        ]
+
+def ending(study: "Study", number: int, value: float) -> dict[str, Any]:
+    """Arguments of ``Study.tell`` for a trial whose run has ended: its value, unless it was pruned."""
+    from optuna.trial import TrialState
+
+    pruned = PRUNED in study.get_trials(deepcopy=False)[number].user_attrs
+    return {"state": TrialState.PRUNED} if pruned else {"values": value}
+
+
+def pruning(journal: Path, study: "Study", number: int) -> list[str]:
+    """Options of the callback that reports the validations of a fit and ends a bad one, if the study prunes.
+
+    Args:
+        journal: Journal file of the study.
+        study: The study.
+        number: Number of the trial.
+    """
+    if not study.user_attrs.get("prune"):
+        return []
+    values = {"journal": journal, "study": study.study_name, "trial": number}
+    given = [f"--trainer.callbacks.{name}={value}" for name, value in values.items()]
+    return ["--trainer.callbacks+=callbacks.pruning.Pruning", *given]
 
 
 def refuse_other(cell: Cell, known: dict[str, Any] | None, folder: Path) -> None:

@@ -34,7 +34,7 @@ class ClosedForm(FrozenBackbone):
 
     @classmethod
     def refusal(cls, task: type[Task]) -> str:
-        if task.targets == "labels" and issubclass(task, TimmHead):
+        if task.targets == "labels" and task.unit == "image" and issubclass(task, TimmHead):
             return super().refusal(task)
         return f"{cls.method_name()} compares features of images of known classes, and here are none: use linear_probe"
 
@@ -64,7 +64,7 @@ class ClosedForm(FrozenBackbone):
         try:
             self.frozen_layers()
         except ValueError as error:
-            raise ValueError(f"{self.method_name()}: {error}. Use linear_probe or another backbone") from error
+            raise ValueError(f"{self.method_name()}: {error}; use linear_probe or another backbone") from error
 
     # the fit
 

@@ -25,7 +25,8 @@ Build = Callable[..., PEFTMethod]
 Data = Callable[..., ImageDataset]
 MakeTrainer = Callable[..., Trainer]
 # their gradients need no activations inside the blocks of the backbone
-FROZEN = ("dtl", "linear_probe", "mlp_head", "sidetune")  # dtl with feedback behind the last of two blocks alone
+# dtl has feedback behind the last of two blocks alone
+FROZEN = ("dtl", "knn", "linear_probe", "mlp_head", "nearest_mean", "sidetune")
 DROPPING = {"drop_path": 0.2, "backbone_args": TINY | {"proj_drop_rate": 0.1}}
 RESNET = {
     "backbone": "resnet10t",

@@ -14,7 +14,7 @@ from tests.conftest import BACKBONE, STACK, TINY, TINY_OPTIONS, perturb
 
 OPTIONS = TINY_OPTIONS | {"gps": {"gps_loss": "ce"}}
 REFUSED = {
-    "sct": "SCT averages scores over the classes of images",
+    "sct": "SCT averages scores over (the )?classes",
     "knn": "KNN compares features of images of known classes",
     "nearest_mean": "NearestMean compares features of images of known classes",
 }

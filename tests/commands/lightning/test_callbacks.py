@@ -59,7 +59,7 @@ def test_a_resumed_run_is_not_scored_again() -> None:
     options = Namespace(
         trainer=Namespace(default_root_dir="x", logger=False), score=Namespace(), checkpoint=options_of()
     )
-    task: Any = SimpleNamespace(headline=HIGHER, backbone=nn.Identity(), uncompilable="")
+    task: Any = SimpleNamespace(headline=HIGHER, backbone=nn.Identity(), uncompilable="", unit="image")
     for resume in (False, True):
         first, *_, best, last = run_callbacks(options, "fit", task, SimpleNamespace(), resume)  # type: ignore[arg-type]
         assert isinstance(first, ScoreBeforeFit)

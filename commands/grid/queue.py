@@ -48,8 +48,7 @@ class Queue:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.optuna = folder.resolve(), optuna
         (self.folder / "alive").mkdir(exist_ok=True)
-        self.journal = self.folder / "journal.log"
-        self.storage = JournalStorage(JournalFileBackend(str(self.journal)))
+        self.storage = JournalStorage(JournalFileBackend(str(self.folder / "journal.log")))
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -162,8 +161,8 @@ class Queue:
             with self.alone():
                 study.tell(trial, **ending(study, trial.number, value), skip_if_finished=True)
         done, rest = len(self.trials(*FINISHED)), len(self.trials("WAITING", "RUNNING"))
-        seconds, shown = time.perf_counter() - start, metric_of(study.user_attrs)["scale"] * value
-        print(f"[{done}/{done + rest}] {attrs['cell']}: {shown:.2f} ({seconds:.0f} s)", flush=True)
+        shown = f"{metric_of(study.user_attrs)['scale'] * value:.2f} ({time.perf_counter() - start:.0f} s)"
+        print(f"[{done}/{done + rest}] {attrs['cell']}: {shown}", flush=True)
 
     def fail(self, study: "Study", number: int, attrs: dict[str, Any], left: int) -> bool:
         """End a trial unless another worker has, and queue its cell again if a try is left.
@@ -222,8 +221,8 @@ class Queue:
         # runs in this process share backbone and images; after a failure CUDA may be broken in this process
         failed = any(t.user_attrs.get("cell") == attrs["cell"] and t.state.name == "FAIL" for t in study.trials)
         log = root / "log.txt"
-        args = [*attrs["args"], *flags(chosen), *pruning(self.journal, study, trial.number)]
-        result = run_once(args, root, log=log, own_process=failed)
+        more = [*flags(chosen), *pruning(self.folder, study, trial.number)]
+        result = run_once([*attrs["args"], *more], root, log=log, own_process=failed)
         keys = ["best/val/{}", "val/{}"] if search else ["test/{}"]
         return first_of(result, [key.format(metric_of(study.user_attrs)["name"]) for key in keys], log)
 
@@ -236,17 +235,17 @@ def ending(study: "Study", number: int, value: float) -> dict[str, Any]:
     return {"state": TrialState.PRUNED} if pruned else {"values": value}
 
 
-def pruning(journal: Path, study: "Study", number: int) -> list[str]:
+def pruning(folder: Path, study: "Study", number: int) -> list[str]:
     """Options of the callback that reports the validations of a fit and ends a bad one, if the study prunes.
 
     Args:
-        journal: Journal file of the study.
+        folder: Folder of the study.
         study: The study.
         number: Number of the trial.
     """
     if not study.user_attrs.get("prune"):
         return []
-    values = {"journal": journal, "study": study.study_name, "trial": number}
+    values = {"journal": folder / "journal.log", "study": study.study_name, "trial": number}
     given = [f"--trainer.callbacks.{name}={value}" for name, value in values.items()]
     return ["--trainer.callbacks+=callbacks.pruning.Pruning", *given]
 

@@ -59,6 +59,7 @@ FAMILIES: dict[str, Family] = {
         "coat_mini",
         {"embed_dims": (16, 24, 24, 24), "serial_depths": FOUR, "parallel_depth": 1, "num_heads": 8, "img_size": 64},
         64,
+        slow=True,
     ),
     "convit": Family(
         "convit_tiny", {"embed_dim": 8, "num_heads": 4, "depth": 2, "local_up_to_layer": 1, "img_size": 32}, 32
@@ -80,14 +81,18 @@ FAMILIES: dict[str, Family] = {
             "num_heads": (2, 2),
         },
         48,
+        slow=True,
     ),
     "csatv2": Family(
-        "csatv2", {"dims": (16, 24, 32, 48), "depths": (1, 1, 2, 2), "transformer_depths": (0, 0, 1, 1)}, 64
+        "csatv2", {"dims": (16, 24, 32, 48), "depths": (1, 1, 2, 2), "transformer_depths": (0, 0, 1, 1)}, 64, slow=True
     ),
     "cspnet": Family("small_cs3darknet", {}, 32),
     "cspnext": Family("cspnext_tiny", {"widen_factor": 0.125, "deepen_factor": 0.17}, 32),
     "davit": Family(
-        "davit_tiny", {"depths": FOUR, "embed_dims": (16, 16, 32, 32), "num_heads": (1, 1, 2, 2), "window_size": 2}, 32
+        "davit_tiny",
+        {"depths": FOUR, "embed_dims": (16, 16, 32, 32), "num_heads": (1, 1, 2, 2), "window_size": 2},
+        32,
+        slow=True,
     ),
     "deepseek_vit": Family("deepseek_vit_412m", {**VIT, "img_size": 84}, 84),
     "deit": Family("deit_tiny_distilled_patch16_224", {**VIT, "img_size": 32}, 32),
@@ -108,29 +113,35 @@ FAMILIES: dict[str, Family] = {
             "mlp_ratios": ((2,), (2,), (2, 2), (2, 2)),
         },
         64,
+        slow=True,
     ),
     "efficientnet": Family("test_efficientnet", {}, 32),
-    "efficientnet/mobilenetv2": Family("mobilenetv2_035", {}, 32),
-    "efficientvim": Family("efficientvim_m1", {"embed_dim": (16, 24, 32), "depths": FOUR[:3]}, 64),
+    "efficientnet/mobilenetv2": Family("mobilenetv2_035", {}, 32, slow=True),
+    "efficientvim": Family("efficientvim_m1", {"embed_dim": (16, 24, 32), "depths": FOUR[:3]}, 64, slow=True),
     "efficientvit_mit": Family(
         "efficientvit_b0",
         {"widths": (8, 8, 16, 16, 32), "depths": (1, 1, 1, 1, 1), "head_dim": 8, "head_widths": (32, 32)},
         64,
+        slow=True,
     ),
     "efficientvit_msra": Family(
-        "efficientvit_m0", {"img_size": 128, "embed_dim": (16, 32, 48), "depth": (1, 1, 1), "num_heads": (2, 2, 2)}, 128
+        "efficientvit_m0",
+        {"img_size": 128, "embed_dim": (16, 32, 48), "depth": (1, 1, 1), "num_heads": (2, 2, 2)},
+        128,
+        slow=True,
     ),
     "eva/eva02": Family("eva02_base_patch14_224", {**VIT, "img_size": 28}, 28),
     "eva": Family("eva_giant_patch14_224", {**VIT, "img_size": 28}, 28),
     "eva/dinov3": Family("vit_small_patch16_dinov3", {**VIT, "img_size": 32}, 32),
     "fasternet": Family("fasternet_t0", {"embed_dim": 16, "depths": FOUR, "feature_dim": 64}, 32),
-    "fastvit": Family("fastvit_ma36", {"layers": FOUR, "embed_dims": (16, 16, 32, 64)}, 64),
+    "fastvit": Family("fastvit_ma36", {"layers": FOUR, "embed_dims": (16, 16, 32, 64)}, 64, slow=True),
     "focalnet": Family("small_focalnet", {}, 32),
-    "gcvit": Family("small_gcvit", {}, 64),
+    "gcvit": Family("small_gcvit", {}, 64, slow=True),
     "gemma4_vit": Family(
         "gemma4_vit_167m",
         {**VIT, "head_dim": 16, "intermediate_size": 96, "position_embedding_size": 64, "img_size": 48},
         48,
+        slow=True,
     ),
     "ghostnet": Family("small_ghostnet", {}, 32),
     "hardcorenas": Family("small_hardcorenas", {}, 32),
@@ -144,6 +155,7 @@ FAMILIES: dict[str, Family] = {
         "sam2_hiera_tiny",
         {"embed_dim": 16, "stages": (1, 1, 2, 1), "global_att_blocks": (3,), "window_spec": (4, 2, 2, 1)},
         64,
+        slow=True,
     ),
     "hrnet": Family("hrnet_w18_small", HRNET, 32, slow=True),
     "iformer": Family("iformer_t", {"dims": (16, 24, 32, 48), "depths": (1, 1, 4, 4), "attn_groups": (0, 0, 1, 1)}, 64),
@@ -161,7 +173,9 @@ FAMILIES: dict[str, Family] = {
         "lowformer_b0", {"width_list": [8, 8, 16, 16, 32], "depth_list": [0, 1, 1, 1, 1], "head_widths": (32, 32)}, 64
     ),
     "mambaout": Family("test_mambaout", {}, 32),
-    "maxxvit": Family("test_maxvit", {"img_size": 64, "embed_dim": (16, 16, 32, 32), "transformer_dim_head": 8}, 64),
+    "maxxvit": Family(
+        "test_maxvit", {"img_size": 64, "embed_dim": (16, 16, 32, 32), "transformer_dim_head": 8}, 64, slow=True
+    ),
     "maxxvit/coatnet": Family(
         "test_coatnet", {"img_size": 64, "embed_dim": (16, 16, 32, 32), "transformer_dim_head": 8}, 64
     ),
@@ -215,9 +229,13 @@ FAMILIES: dict[str, Family] = {
         "sequencer2d_s",
         {"img_size": 56, "layers": FOUR, "embed_dims": (16, 32, 32, 32), "hidden_sizes": (4, 8, 8, 8)},
         56,
+        slow=True,
     ),
     "shvit": Family(
-        "shvit_s1", {"embed_dim": (16, 24, 32), "partial_dim": (8, 8, 8), "qk_dim": (4, 4, 4), "depth": (1, 1, 1)}, 64
+        "shvit_s1",
+        {"embed_dim": (16, 24, 32), "partial_dim": (8, 8, 8), "qk_dim": (4, 4, 4), "depth": (1, 1, 1)},
+        64,
+        slow=True,
     ),
     "sknet": Family("skresnet18", {"layers": FOUR, "channels": (16, 16, 32, 32), "stem_width": 8}, 32),
     "starnet": Family("starnet_s050", {"depths": FOUR, "base_dim": 8}, 32),

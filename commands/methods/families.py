@@ -84,15 +84,12 @@ FAMILIES: dict[str, Family] = {
         slow=True,
     ),
     "csatv2": Family(
-        "csatv2", {"dims": (16, 24, 32, 48), "depths": (1, 1, 2, 2), "transformer_depths": (0, 0, 1, 1)}, 64, slow=True
+        "csatv2", {"dims": (16, 24, 32, 48), "depths": (1, 1, 2, 2), "transformer_depths": (0, 0, 1, 1)}, 64
     ),
     "cspnet": Family("small_cs3darknet", {}, 32),
     "cspnext": Family("cspnext_tiny", {"widen_factor": 0.125, "deepen_factor": 0.17}, 32),
     "davit": Family(
-        "davit_tiny",
-        {"depths": FOUR, "embed_dims": (16, 16, 32, 32), "num_heads": (1, 1, 2, 2), "window_size": 2},
-        32,
-        slow=True,
+        "davit_tiny", {"depths": FOUR, "embed_dims": (16, 16, 32, 32), "num_heads": (1, 1, 2, 2), "window_size": 2}, 32
     ),
     "deepseek_vit": Family("deepseek_vit_412m", {**VIT, "img_size": 84}, 84),
     "deit": Family("deit_tiny_distilled_patch16_224", {**VIT, "img_size": 32}, 32),
@@ -125,10 +122,7 @@ FAMILIES: dict[str, Family] = {
         slow=True,
     ),
     "efficientvit_msra": Family(
-        "efficientvit_m0",
-        {"img_size": 128, "embed_dim": (16, 32, 48), "depth": (1, 1, 1), "num_heads": (2, 2, 2)},
-        128,
-        slow=True,
+        "efficientvit_m0", {"img_size": 128, "embed_dim": (16, 32, 48), "depth": (1, 1, 1), "num_heads": (2, 2, 2)}, 128
     ),
     "eva/eva02": Family("eva02_base_patch14_224", {**VIT, "img_size": 28}, 28),
     "eva": Family("eva_giant_patch14_224", {**VIT, "img_size": 28}, 28),
@@ -173,9 +167,7 @@ FAMILIES: dict[str, Family] = {
         "lowformer_b0", {"width_list": [8, 8, 16, 16, 32], "depth_list": [0, 1, 1, 1, 1], "head_widths": (32, 32)}, 64
     ),
     "mambaout": Family("test_mambaout", {}, 32),
-    "maxxvit": Family(
-        "test_maxvit", {"img_size": 64, "embed_dim": (16, 16, 32, 32), "transformer_dim_head": 8}, 64, slow=True
-    ),
+    "maxxvit": Family("test_maxvit", {"img_size": 64, "embed_dim": (16, 16, 32, 32), "transformer_dim_head": 8}, 64),
     "maxxvit/coatnet": Family(
         "test_coatnet", {"img_size": 64, "embed_dim": (16, 16, 32, 32), "transformer_dim_head": 8}, 64
     ),
@@ -232,10 +224,7 @@ FAMILIES: dict[str, Family] = {
         slow=True,
     ),
     "shvit": Family(
-        "shvit_s1",
-        {"embed_dim": (16, 24, 32), "partial_dim": (8, 8, 8), "qk_dim": (4, 4, 4), "depth": (1, 1, 1)},
-        64,
-        slow=True,
+        "shvit_s1", {"embed_dim": (16, 24, 32), "partial_dim": (8, 8, 8), "qk_dim": (4, 4, 4), "depth": (1, 1, 1)}, 64
     ),
     "sknet": Family("skresnet18", {"layers": FOUR, "channels": (16, 16, 32, 32), "stem_width": 8}, 32),
     "starnet": Family("starnet_s050", {"depths": FOUR, "base_dim": 8}, 32),

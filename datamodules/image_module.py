@@ -12,6 +12,7 @@ from tqdm import tqdm
 from datamodules import pixels, transforms
 from datamodules.base import DataModule
 from datamodules.channels import MODES, check_alpha, check_channels
+from datamodules.fitting import check_targets
 from datamodules.items import Items
 from datamodules.normalization import Normalization, NormalizationName
 from datamodules.overlap import check_overlap
@@ -251,45 +252,3 @@ def height_and_width(image_size: int | list[int]) -> tuple[int, int]:
     if len(sides) != 2 or min(sides) < 1:
         raise ValueError(f"image_size={image_size}: expected a number of pixels, or [height, width]")
     return sides[0], sides[1]
-
-
-NAMED: dict[str, str] = {
-    "labels": "labels of images",
-    "masks": "masks",
-    "tags": "tags",
-    "numbers": "numbers",
-    "objects": "objects",
-}
-FITTING: dict[str, str] = {  # task and data of each kind of target
-    "labels": "--task classification",
-    "masks": "--task segmentation",
-    "tags": "--task multi_label",
-    "numbers": "--task regression",
-    "objects": "--task detection",
-}
-DATA: dict[str, str] = {
-    "labels": "ImageDataset",
-    "masks": "SegmentationFolder",
-    "tags": "TagFile",
-    "numbers": "NumberFile",
-    "objects": "DetectionFolder",
-}
-
-
-def check_targets(data: ImageModule, task: Any) -> None:
-    """Refuse data whose targets are of another kind than those that the task reads.
-
-    Raises:
-        ValueError: With both and the options that fit.
-    """
-    if getattr(task, "unit", data.unit) != data.unit:
-        fitting = "--task video_classification" if data.unit == "clip" else "--data VideoDataset"
-        raise ValueError(
-            f"{type(data).__name__} has {data.unit}s, and {type(task).__name__} reads {task.unit}s: pass {fitting}"
-        )
-    read = getattr(task, "targets", data.targets)
-    if read != data.targets:
-        raise ValueError(
-            f"{type(data).__name__} has {NAMED[data.targets]}, and {type(task).__name__} reads {NAMED[read]}: pass "
-            f"{FITTING[data.targets]}, or --data {DATA[read]}"
-        )

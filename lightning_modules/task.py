@@ -19,8 +19,9 @@ from lightning_modules.optim.optimized import Optimized
 from lightning_modules.run import datamodule_of
 from lightning_modules.seed import seed_epoch
 
-Targets = Literal["labels", "masks", "tags", "numbers", "objects"]
-"""What a sample is paired with: one class, a class of each pixel, any number of classes, numbers, or objects."""
+Targets = Literal["labels", "masks", "tags", "numbers", "objects", "tokens", "noise"]
+"""What a sample is paired with: one class, a class of each pixel, any number of classes, numbers, objects, the tokens
+that follow, or noise."""
 
 
 class Headline(NamedTuple):

@@ -1,11 +1,10 @@
 """Anatomy of a backbone: its blocks, linear layers and norms."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import NoneType
 from typing import Any, NamedTuple
 
-import torch
 from timm.layers import (
     DropPath,
     RmsNorm,
@@ -67,18 +66,27 @@ def ends(name: str, end: str) -> bool:
     return name == end or name.endswith(f".{end}")
 
 
+def output_layer(backbone: Backbone) -> str | None:
+    """Name of the layer from features to the words of a language model, which can share its weight with their table."""
+    found = getattr(backbone, "get_output_embeddings", lambda: None)()
+    return next((name for name, module in backbone.named_modules() if found is not None and module is found), None)
+
+
 def linear_layers(backbone: Backbone, heads: tuple[str, ...] = ()) -> dict[str, nn.Linear]:
-    """Linear layers of the blocks by name, without the layers ``heads`` of the classifier."""
+    """Linear layers of the blocks by name, without the layers ``heads`` of the classifier, and that of words."""
+    outputs = (*heads, output_layer(backbone))
     return {
         name: module
         for name, module in backbone.named_modules()
-        if isinstance(module, nn.Linear) and name not in heads and not {"patch_embed", "attn_pool"} & {*name.split(".")}
+        if isinstance(module, nn.Linear)
+        and not {"patch_embed", "attn_pool"} & {*name.split(".")}
+        and not any(name == head or name.startswith(f"{head}.") for head in outputs)
     }
 
 
 def weight_layers(backbone: Backbone, heads: tuple[str, ...] = ()) -> dict[str, nn.Linear | nn.Conv2d]:
-    """Linear layers and convolutions by name that lie outside stem, pooling attention and the layers ``heads``."""
-    stem = stem_parameters(backbone)
+    """Linear layers and convolutions by name outside stem, pooling attention, the layers ``heads`` and of words."""
+    stem, outputs = stem_parameters(backbone), (*heads, output_layer(backbone))
     pools = tuple(f"{name}." for name, module in backbone.named_modules() if isinstance(module, POOLS))
     return {
         name: module
@@ -86,7 +94,7 @@ def weight_layers(backbone: Backbone, heads: tuple[str, ...] = ()) -> dict[str, 
         if isinstance(module, (nn.Linear, nn.Conv2d))
         # torch reads the weight of this class without calling the layer
         and not isinstance(module, NonDynamicallyQuantizableLinear)
-        and name not in heads
+        and not any(name == head or name.startswith(f"{head}.") for head in outputs)
         and f"{name}.weight" not in stem
         and not name.startswith(("patch_embed.", *pools))
     }
@@ -174,7 +182,13 @@ def owner(backbone: nn.Module, name: str) -> nn.Module:
 
 
 def replaceable(backbone: Backbone, names: Iterable[str]) -> list[str]:
-    """Names of parameters whose values can be replaced on reading; torch reads those of recurrent layers elsewhere."""
+    """Names of parameters whose values can be replaced on reading.
+
+    Torch reads those of recurrent layers elsewhere; a table of words can be the weight of the output layer too.
+    """
+    output = output_layer(backbone)
+    shared = None if output is None else backbone.get_submodule(output).weight
+    names = [name for name in names if backbone.get_parameter(name) is not shared]
     return [name for name in names if not isinstance(owner(backbone, name), nn.RNNBase)]
 
 
@@ -182,43 +196,17 @@ def stem_parameters(backbone: Backbone) -> set[str]:
     """Names of the parameters of the stem: first convolutions, patch and position embeddings, tokens.
 
     timm lists them for layer-wise learning rates. Parameters of the network itself, such as tokens, are also included.
+    In a model of text they are the tables of words and positions, with a norm behind them.
     """
     names = [name for name, _ in backbone.named_parameters()]
+    if hasattr(backbone, "get_input_embeddings"):
+        return {n for n in names if isinstance(owner(backbone, n), nn.Embedding) or "embeddings" in n.split(".")}
     matcher = backbone.group_matcher() if hasattr(backbone, "group_matcher") else {}
     if callable(matcher):
         return {name for name in names if "." not in name or matcher(name) == 0}
     specs = [spec for group, spec in matcher.items() if group.startswith("stem") and spec is not None]
     patterns = [part for spec in specs for part in ([spec] if isinstance(spec, str) else [part[0] for part in spec])]
     return {name for name in names if "." not in name or any(re.match(pattern, name) for pattern in patterns)}
-
-
-def used_parameters(backbone: Backbone, forward: Callable[[], Any]) -> set[str]:
-    """Names of the parameters that an output depends on, found in the autograd graph of a forward pass, as in DDP.
-
-    Args:
-        backbone: The backbone. Its modes and gradient flags are restored.
-        forward: Function that runs the backbone and returns a tensor or a sequence of tensors.
-    """
-    names = {p: name for name, p in backbone.named_parameters()}
-    modes, flags = {m: m.training for m in backbone.modules()}, {p: p.requires_grad for p in names}
-    for parameter in names:
-        parameter.requires_grad_(parameter.is_floating_point())
-    backbone.eval()  # otherwise statistics of BatchNorm would change
-    with torch.enable_grad():
-        outputs = forward()
-    found: set[Any] = set()
-    nodes = [t.grad_fn for t in ([outputs] if isinstance(outputs, Tensor) else outputs)]
-    while nodes:
-        node = nodes.pop()
-        if node is not None and node not in found:
-            found.add(node)
-            nodes += [following for following, _ in node.next_functions]
-    backbone.train()  # some attentions keep tensors of an evaluation until the next training
-    for module, mode in modes.items():
-        module.training = mode
-    for parameter, flag in flags.items():
-        parameter.requires_grad_(flag)
-    return {names[node.variable] for node in found if getattr(node, "variable", None) in names}
 
 
 class TokenSequence(NamedTuple):

@@ -180,12 +180,18 @@ def recompute_blocks(backbone: Backbone, enabled: bool) -> None:
     """Compute the activations inside blocks again in the backward pass, instead of keeping them for it.
 
     Args:
-        backbone: A network of timm.
+        backbone: A network of timm or transformers.
         enabled: Whether to do so; False keeps activations again.
 
     Raises:
-        ValueError: If timm cannot do this in the network.
+        ValueError: If its library cannot do this in the network.
     """
+    if hasattr(backbone, "gradient_checkpointing_enable"):
+        if enabled:
+            backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            backbone.gradient_checkpointing_disable()
+        return
     try:
         backbone.set_grad_checkpointing(enabled)
     except (AttributeError, AssertionError) as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from backbones.inject import Backbone
 
@@ -20,7 +21,7 @@ class Flow:
     """What happens to the outputs of layers, by name inside the backbone.
 
     Args:
-        shapes: Shape of the output of each layer that reads features of the images and that the output of the network
+        shapes: Shape of the output of each layer that reads features of the inputs and that the output of the network
             depends on.
         overwritten: Layers whose output, or a view of it, is changed in place after the call.
         readers: Layers that alone read the output of a layer. A layer is absent if other operations read it too.
@@ -71,22 +72,25 @@ class Recorder:
         return hook
 
 
-def trace(backbone: Backbone, names: list[str], forward: Callable[[Tensor], Any], images: Tensor) -> Flow:
+def trace(backbone: Backbone, names: list[str], forward: Callable[[Any], Any], inputs: Any) -> Flow:
     """Run one forward pass, and follow the outputs of layers through autograd's graph.
 
     Args:
         backbone: The network, in eval mode; it does not change.
         names: Names of the layers.
-        forward: Function of images that runs the network.
-        images: Images (B, C, H, W).
+        forward: Function of inputs that runs the network.
+        inputs: Images (B, C, H, W), or a dict of tensors. Features begin at inputs with a fraction, such as pixels, and
+            at the embeddings of the others, such as words.
     """
     recorder = Recorder()
     modules = {name: backbone.get_submodule(name) for name in names}
     handles = [module.register_forward_hook(recorder.mark(name)) for name, module in modules.items()]
     handles += [module.register_forward_pre_hook(recorder.read(name)) for name, module in modules.items()]
+    tables = [module for module in backbone.modules() if isinstance(module, nn.Embedding)]
+    handles += [table.register_forward_hook(begin) for table in tables]
     try:
         with torch.enable_grad():
-            users = graph(forward(images.detach().clone().requires_grad_()))
+            users = graph(forward(tree_map(leaf, inputs)))
     finally:
         for handle in handles:
             handle.remove()
@@ -97,6 +101,16 @@ def trace(backbone: Backbone, names: list[str], forward: Callable[[Tensor], Any]
         frozenset(name for name, made in calls.items() if any(output._version for output in made.outputs)),
         {name: tuple(dict.fromkeys(chain(*lists))) for name, lists in found.items() if all(lists)},
     )
+
+
+def leaf(inputs: Tensor) -> Tensor:
+    """Copy of a tensor, at which a graph of autograd begins if it has a fraction."""
+    return inputs.detach().clone().requires_grad_(inputs.is_floating_point())
+
+
+def begin(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    """Forward hook of an embedding: a graph of autograd begins at its output."""
+    return output if output.requires_grad else output.detach().requires_grad_()
 
 
 def graph(outputs: Any) -> dict[Any, list[Any]]:

@@ -1,4 +1,4 @@
-"""Queries, keys and values of attention: the rows of layers that compute them, in every family of timm."""
+"""Queries, keys and values of attention: the rows of layers that compute them, in every family."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ from backbones.inject import Backbone
 
 FUSED = ("q", "k", "v")
 PARTS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("qkv", "qkv_proj", "qkvs"), FUSED),
+    **dict.fromkeys(("qkv", "qkv_proj", "qkvs", "c_attn"), FUSED),
     **dict.fromkeys(("q", "q_proj", "wq", "query", "to_query"), ("q",)),
     **dict.fromkeys(("k", "k_proj", "wk", "key", "to_key"), ("k",)),
     **dict.fromkeys(("v", "v_proj", "wv", "value"), ("v",)),
@@ -118,4 +118,8 @@ def fused_sizes(attention: Any, outputs: int) -> list[int]:
         return [attention.dim_out_qk, attention.dim_out_qk, attention.dim_out_v]
     if isinstance(attention, LambdaLayer):
         return [attention.num_heads * attention.dim_qk, attention.dim_qk, attention.dim_v]
+    if hasattr(attention, "num_key_value_groups"):  # several heads of queries share one of keys and values
+        groups = attention.num_key_value_groups
+        shared = outputs // (groups + 2)
+        return [groups * shared, shared, shared]
     return [outputs // 3] * 3

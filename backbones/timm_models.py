@@ -4,9 +4,6 @@ import difflib
 import math
 import pickle
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from copy import deepcopy
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -22,23 +19,12 @@ from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import nn
 
 from backbones.inject import Backbone
+from backbones.shared import read_shared
 from backbones.timm_inputs import check_first_layer
 
 CorruptFile = (EOFError, SafetensorError, pickle.UnpicklingError)
 LoadError = (RuntimeError, OSError, KeyError, ValueError, AttributeError, *CorruptFile)
 ATTENTION_POOLS = (AttentionPool2d, AttentionPoolLatent, RotAttentionPool2d)
-shared: dict[str, Backbone] | None = None  # backbone that was read last, inside ``shared_backbone``
-
-
-@contextmanager
-def shared_backbone() -> Iterator[None]:
-    """Share one backbone between runs: inside this context, consecutive runs with the same backbone read it once."""
-    global shared
-    shared = {}
-    try:
-        yield
-    finally:
-        shared = None
 
 
 def build_backbone(name: str, pretrained: bool | str, args: dict[str, Any]) -> Backbone:
@@ -65,13 +51,8 @@ def build_backbone(name: str, pretrained: bool | str, args: dict[str, Any]) -> B
         return create(name, args, pretrained=False)
     # reading weights must not advance the RNG, otherwise a shared backbone would give other random heads
     with torch.random.fork_rng(devices=[]):
-        if shared is None:
-            return read_backbone(name, pretrained, args)
         key = repr((name, pretrained, sorted(args.items())))
-        if key not in shared:
-            shared.clear()
-            shared[key] = read_backbone(name, pretrained, dict(args))
-        return deepcopy(shared[key])
+        return read_shared(key, lambda: read_backbone(name, pretrained, dict(args)))
 
 
 def read_backbone(name: str, pretrained: bool | str, args: dict[str, Any]) -> Backbone:

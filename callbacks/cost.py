@@ -27,14 +27,15 @@ class Cost(Callback):
       mean over the split that was evaluated last;
     - ``cost/saved_mib``: activations that autograd keeps between the forward and backward pass of the first batch; not
       if the model is sharded;
-    - ``cost/images_per_s`` (or another unit of the task): training speed of all devices together, without evaluation
-      and, if there are several epochs, without the first one;
+    - ``cost/images_per_s`` (or another unit of the task, such as tokens): training speed of all devices together,
+      without evaluation and, if there are several epochs, without the first one;
     - ``cost/peak_mem_gib``: the largest allocation on this GPU or, on a CPU, the largest size of the process.
     """
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
-        self.samples, self.seconds, self.start = 0, 0.0, 0.0
+        self.samples: float | Tensor = 0
+        self.seconds, self.start = 0.0, 0.0
         self.counter: FlopCounterMode | None = None  # active during the forward pass of an evaluation batch
         self.counting = ExitStack()  # of the counter
         self.flops, self.evaluated = 0, 0
@@ -55,7 +56,7 @@ class Cost(Callback):
             self.values["cost/gflops"] = forward_gflops(task)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.start, self.epoch_samples = time.perf_counter(), 0
+        self.start, self.epoch_samples = time.perf_counter(), cast(float | Tensor, 0)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         # not of a sharded model, because the whole weights that its blocks have for a moment would count too; nor where
@@ -73,7 +74,7 @@ class Cost(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self.epoch_samples += batch.size * trainer.world_size
+        self.epoch_samples += cast(AdaptedTask, pl_module).amount(batch) * trainer.world_size
         if trainer.is_last_batch:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
@@ -124,7 +125,7 @@ class Cost(Callback):
         if task.one_pass:  # what it keeps depends on the number of training samples
             self.values["cost/storage_bytes"] = task.storage_bytes()
         if self.seconds:
-            self.values[f"cost/{task.unit}s_per_s"] = self.samples / self.seconds
+            self.values[f"cost/{task.speed_unit or task.unit}s_per_s"] = float(self.samples) / self.seconds
         self.values["cost/peak_mem_gib"] = peak_memory() / 1024**3
         for logger in trainer.loggers:
             logger.log_metrics(self.values, step=trainer.global_step)

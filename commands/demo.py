@@ -84,6 +84,7 @@ def run(name: str, task: str, config: Path, run_root: Path) -> tuple[dict[str, s
         after = run_once(["fit", *options, "--test_after_fit=true"], root / "fit", own_process=False)
     folder = Path(after["folder"])
     model: Any = PEFTMethod.from_delta(folder / "adapter")
+    unit = model.speed_unit or model.unit
     metric = metric_of(after)
     key, scale = f"test/{metric['name']}", metric["scale"]
     files = [file for file in (folder / "adapter").iterdir() if file.name != "README.md"]  # a text for readers
@@ -94,7 +95,7 @@ def run(name: str, task: str, config: Path, run_root: Path) -> tuple[dict[str, s
         "trained": f"{after['cost/trainable_params']:,}",
         **{title: f"{after[f'cost/trainable_params_{part}']:,}" for title, part in parts(model).items()},
         "adapter kB": f"{adapter:,.0f}",
-        f"{model.unit}s/s": f"{after[f'cost/{model.unit}s_per_s']:,.0f}",
+        f"{unit}s/s": f"{after[f'cost/{unit}s_per_s']:,.0f}",
         "merged vs not": f"{difference(model):.0e}" if model.mergeable else "-",
     }, folder
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from backbones.timm_models import shared_backbone  # noqa: E402
+from backbones.shared import shared_backbone  # noqa: E402
 from commands.lightning.recipes import read_recipe, recipe_files  # noqa: E402
 from commands.methods.costs import Costs, Work, costs, work  # noqa: E402
 from commands.methods.listing import merges, paper, summary, tasks  # noqa: E402

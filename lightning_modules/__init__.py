@@ -9,7 +9,7 @@ __all__ = ["TASKS", "Task"]
 
 TASKS: dict[str, type[Task]] = {}
 """Classes of all tasks by the names of their files: ``classification`` -> ``Classification``."""
-CONTRACTS = ("task", "adapted", "named_classes", "timm_head")  # files with abstract classes
+CONTRACTS = ("task", "adapted", "named_classes", "text_task", "timm_head")  # files with abstract classes
 
 
 def check_complete(task: type[Task]) -> None:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 
 class Batch(NamedTuple):
@@ -40,3 +41,8 @@ class Features(NamedTuple):
     """
 
     tensors: Sequence[Tensor]
+
+
+def repeated(inputs: Any, count: int) -> Any:
+    """Inputs of a model with ``count`` times the rows, those of a tensor or of a dict of tensors one after another."""
+    return tree_map(lambda tensor: torch.cat([tensor] * count), inputs)

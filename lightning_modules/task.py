@@ -49,7 +49,8 @@ class Task(Optimized, ABC):
     """A backbone with a head, a loss and metrics. A subclass implements the verbs."""
 
     headline: ClassVar[Headline]
-    unit: ClassVar[str] = "image"  # name of one sample, for speed and scoring
+    unit: ClassVar[str] = "image"  # name of one sample
+    speed_unit: ClassVar[str] = ""  # of what ``amount`` counts; by default samples
     links: ClassVar[dict[str, str]] = {}  # option -> attribute of the datamodule that gives its value
     targets: ClassVar[Targets] = "labels"
     one_pass: ClassVar[bool] = False  # whether a fit reads each training sample once, as it is in a test
@@ -119,6 +120,10 @@ class Task(Optimized, ABC):
         """Number of passes of the model over each sample in ``infer``, such as over the views of a clip."""
         return 1
 
+    def amount(self, batch: Batch) -> int | Tensor:
+        """Number of samples of a batch, or of their parts by which speed is counted; a tensor if a device knows it."""
+        return batch.size
+
     def logits(self, outputs: Any) -> Tensor:
         """Logits (B, K, ...) of K classes among outputs, for methods that compare two passes."""
         return outputs
@@ -147,11 +152,7 @@ class Task(Optimized, ABC):
         """
 
     def export(self, backbone: nn.Module, folder: Path) -> None:
-        """Write a plain backbone, such as a merged one, in the form of its library.
-
-        Args:
-            backbone: The backbone, with the head if that lies inside it.
-            folder: Folder of the files.
+        """Write a plain backbone, with a head that lies inside it, into a folder, in the form of its library.
 
         Raises:
             TypeError: If this task has no such form.
@@ -200,8 +201,7 @@ class Task(Optimized, ABC):
         return self.infer(batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        terms = self.terms(batch)
-        loss = total(terms)
+        loss = total(terms := self.terms(batch))
         if len(terms) > 1:
             self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
         # a GPU waits for a number of the progress bar, even if there is no bar

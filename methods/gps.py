@@ -88,7 +88,8 @@ class GPS(Selective):
         for name in self.used_names():
             parameter = self.backbone.get_parameter(name)
             norm_of_sam = name.startswith("neck.") and parameter.dim() == 1  # whose names are numbers
-            if norm_of_sam or any(word in name for word in ("norm", "pos_embed", "cls_token")):  # biases of norms too
+            # biases of norms too
+            if norm_of_sam or any(word in name.lower() for word in ("norm", "pos_embed", "cls_token")):
                 kinds[name] = "frozen"
             elif f"backbone.{name}".startswith(heads) or "bias" in name or "gamma" in name:
                 kinds[name] = "whole"

@@ -16,6 +16,8 @@ class LinearProbe(FrozenBackbone):
         heads = [self.backbone.get_submodule(name) for name in self.head_names]
         if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
             raise ValueError(f"{type(self.backbone).__name__} has no single linear classifier, whose input is kept")
+        if not hasattr(self.backbone, "forward_head"):
+            raise ValueError(f"{type(self.backbone).__name__} gives no features apart from its classifier")
         images = self.example_batch().inputs
         # eagerly, because compiled results are not equal bit by bit
         with evaluating(self), torch.no_grad(), self.mixed_dtypes(), eagerly():

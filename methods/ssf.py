@@ -7,13 +7,14 @@ from typing import Any, Literal
 
 import torch
 from timm import layers
-from torch import Tensor, nn
+from torch import nn
 
 from backbones import anatomy
 from backbones.evaluating import evaluating
 from backbones.flow import Flow, trace
 from backbones.inject import Backbone, attach, modules_with
 from backbones.shift import add_to_output
+from lightning_modules.batch import repeated
 from methods.core.base import PEFTMethod
 from methods.layers.divisors import DivisorLook
 from methods.layers.ssf_layers import AFFINE_NORMS, ScaleShift, add_pair, remove_pair, stored
@@ -65,10 +66,10 @@ class SSF(PEFTMethod):
     def adapt(self, backbone: Backbone) -> None:
         super().adapt(backbone)
         anatomy.call_qkv(backbone)
-        # two images, because a GroupNorm refuses one value, which a map of one pixel can give it
-        images = self.example_batch().inputs.repeat(2, 1, 1, 1)
+        # two samples, because a GroupNorm refuses one value, which a map of one pixel can give it
+        inputs = repeated(self.example_batch().inputs, 2)
         with evaluating(self), self.mixed_dtypes():
-            self.flow = trace(backbone, self.layer_names(backbone), self.plain_outputs, images)
+            self.flow = trace(backbone, self.layer_names(backbone), self.plain_outputs, inputs)
         for name, shape in self.flow.shapes.items():
             module = backbone.get_submodule(name)
             spatial = isinstance(module, (nn.Conv2d, *CHANNELS_FIRST))
@@ -78,7 +79,7 @@ class SSF(PEFTMethod):
 
     def layer_names(self, backbone: Backbone) -> list[str]:
         """Names of the layers that can have a pair, in the order of the backbone."""
-        heads = {name.partition(".")[0] for name in self.head_names} | {"fc_norm"}
+        heads = {name.partition(".")[0] for name in self.head_names} | {"fc_norm", anatomy.output_layer(backbone)}
         names = []
         for name, module in backbone.named_modules():
             path = name.split(".")
@@ -90,9 +91,9 @@ class SSF(PEFTMethod):
                 names.append(name)
         return names
 
-    def plain_outputs(self, images: Tensor) -> Any:
+    def plain_outputs(self, inputs: Any) -> Any:
         """Outputs before this method adapts the backbone; methods that are stacked inside have adapted it already."""
-        return super().predict_from(super().features(images))
+        return super().predict_from(super().features(inputs))
 
     def heads(self) -> dict[str, nn.Module]:
         norms = anatomy.head_norm(self.backbone) if self.ssf_head_norm else {}

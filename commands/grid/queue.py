@@ -123,7 +123,7 @@ class Queue:
 
     def work(self) -> None:
         """Take cells until none waits and none runs, because a cell of a worker that dies waits again."""
-        from backbones.timm_models import shared_backbone
+        from backbones.shared import shared_backbone
         from datamodules.pixels import shared_pixels
 
         with exit_on_sigterm(), shared_backbone(), shared_pixels():

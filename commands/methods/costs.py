@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from backbones.timm_models import check_name, shared_backbone
+from backbones.shared import shared_backbone
+from backbones.timm_models import check_name
 from callbacks.measures import SavedBytes, forward_gflops
 from commands.methods.cell import select
 from lightning_modules.batch import Batch

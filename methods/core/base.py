@@ -9,9 +9,9 @@ from lightning import Callback
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
-from backbones.anatomy import used_parameters
 from backbones.evaluating import evaluating
 from backbones.inject import Backbone
+from backbones.used import used_parameters
 from callbacks.scoring.undisturbed import eagerly
 from checkpoints.fingerprint import fingerprint
 from lightning_modules.heads.feature_norm import merge_norms

@@ -22,7 +22,6 @@ from backbones.anatomy import (
     stem_parameters,
     token_grid,
     token_sequence,
-    used_parameters,
     weight_layers,
 )
 
@@ -128,20 +127,6 @@ def test_owner_of_every_parameter() -> None:
 )
 def test_parameters_of_the_stem(family: str, expected: set[str]) -> None:
     assert stem_parameters(backbone(family)) == expected
-
-
-def test_used_parameters_leave_the_network_as_it_is() -> None:
-    """A layer without a call is not used; modes, flags and statistics stay."""
-    model = backbone("resnet").train()
-    model.bn1.eval()
-    model.requires_grad_(False)
-    model.extra = nn.Linear(2, 2)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    used = used_parameters(model, lambda: model(torch.zeros(1, 3, 32, 32)))
-    assert used == set(before) & {n for n, _ in model.named_parameters()} - {"extra.weight", "extra.bias"}
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert (model.training, model.bn1.training, model.layer1.training) == (True, False, True)
-    assert {n for n, p in model.named_parameters() if p.requires_grad} == {"extra.weight", "extra.bias"}
 
 
 SEQUENCES = {

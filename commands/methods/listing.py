@@ -34,11 +34,14 @@ def summary(method: "type[PEFTMethod]") -> str:
 
 
 def tasks(method: "type[PEFTMethod]") -> str:
-    """Tasks that a method serves: all, or all but some."""
+    """Tasks that a method serves: all, all but some, or the few."""
     from lightning_modules import TASKS
 
     refused = [name for name, task in TASKS.items() if method.refusal(task)]
-    return f"all but {', '.join(refused)}" if refused else "all"
+    served = [name for name in TASKS if name not in refused]
+    if not refused:
+        return "all"
+    return f"all but {', '.join(refused)}" if len(refused) < len(served) else ", ".join(served)
 
 
 def merges(method: "type[PEFTMethod]") -> str:

@@ -1,5 +1,8 @@
 """Used parameters of a network."""
 
+from typing import Any
+
+import timm
 import torch
 from torch import nn
 

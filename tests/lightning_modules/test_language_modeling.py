@@ -15,6 +15,8 @@ from tests.conftest import checkpoint_of, perturb
 from tests.support.text import GPT2, LLAMA, tokenizer
 
 transformers = pytest.importorskip("transformers")
+OPTIONS: dict[str, Any] = {"backbone": "llama", "pretrained": False, "backbone_args": LLAMA}
+METHOD = "lora"
 MERGED = ("lora", "dora", "qlora", "vera", "ssf", "full", "mixout", "diff_pruning", "glora")
 
 

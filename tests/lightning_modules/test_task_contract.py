@@ -1,6 +1,8 @@
 """What every task must do, by being listed: a new file in ``lightning_modules/`` is tested here without another line.
 
-The task's own test file, ``test_<task>.py``, gives ``OPTIONS``: arguments that make a tiny model without a download.
+The task's own test file, ``test_<task>.py``, gives ``OPTIONS``: arguments that make a tiny model without a download. A
+task without a new head, such as language modelling, names a ``METHOD`` too, because a linear probe has nothing to train
+there.
 """
 
 import copy
@@ -20,18 +22,27 @@ from methods import METHODS, compose
 every_task = pytest.mark.parametrize("name", TASKS)
 
 
+def own_tests(name: str) -> Any:
+    """The module of the task's own tests, with ``OPTIONS``."""
+    try:
+        module = importlib.import_module(f"tests.lightning_modules.test_{name}")
+    except ModuleNotFoundError:
+        module = None
+    if not hasattr(module, "OPTIONS"):
+        pytest.fail(f"write tests/lightning_modules/test_{name}.py with OPTIONS, arguments that make a tiny model")
+    return module
+
+
 def options(name: str) -> dict[str, Any]:
     """Arguments of a tiny model of a task."""
-    try:
-        return importlib.import_module(f"tests.lightning_modules.test_{name}").OPTIONS
-    except (ImportError, AttributeError):
-        pytest.fail(f"write tests/lightning_modules/test_{name}.py with OPTIONS, arguments that make a tiny model")
+    return own_tests(name).OPTIONS
 
 
 def model(name: str) -> Task:
-    """The task with a linear probe, adapted: the smallest class that can be built."""
+    """The task with a linear probe, or with its ``METHOD``, adapted: the smallest class that can be built."""
     torch.manual_seed(0)
-    built = compose(METHODS["linear_probe"], task=TASKS[name])(**options(name))
+    method = getattr(own_tests(name), "METHOD", "linear_probe")
+    built = compose(METHODS[method], task=TASKS[name])(**options(name))
     built.configure_model()
     return built
 
@@ -55,10 +66,10 @@ def test_links(name: str) -> None:
 
 @every_task
 def test_heads(name: str) -> None:
-    """Every head is a module of the model under its name, and trains."""
+    """Every head is a module of the model under its name, and trains; a task has one, or its tests name a method."""
     task = model(name)
     modules = dict(task.named_modules())
-    assert task.heads()
+    assert bool(task.heads()) != hasattr(own_tests(name), "METHOD")
     for path, head in task.heads().items():
         assert isinstance(head, nn.Module)
         assert modules[path] is head
@@ -76,7 +87,8 @@ def test_example_batch(name: str) -> None:
     terms = task.train().terms(batch)
     assert all(term.dim() == 0 and term.isfinite() for term in terms.values())
     sum(terms.values()).backward()  # type: ignore[union-attr]
-    assert any(p.grad is not None for head in task.heads().values() for p in head.parameters())
+    trained = list(task.heads().values()) or [task]
+    assert any(p.grad is not None for head in trained for p in head.parameters())
     with torch.no_grad():
         task.eval()
         outputs = task.evaluate(batch)

@@ -17,6 +17,8 @@ from tests.support.text import BERT, tokenizer
 transformers = pytest.importorskip("transformers")
 ARGS = BERT | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
+OPTIONS: dict[str, Any] = {"backbone": "bert", "pretrained": False, "backbone_args": ARGS}
+
 
 def model(method: str, **options: Any) -> Any:
     seed_everything(0, verbose=False)

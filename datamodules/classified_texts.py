@@ -56,9 +56,8 @@ class ClassifiedTexts(TextModule):
     def check_samples(self, split: str, samples: Samples) -> None:
         """Print a note about classes without a training text as well."""
         super().check_samples(split, samples)
-        if split == "train" and self.class_names:
-            labels: Tensor = samples.labels  # type: ignore[attr-defined]
-            missing = self.num_classes - len(labels.unique())
+        if split == "train" and self.class_names and isinstance(samples, LabelledTexts):
+            missing = self.num_classes - len(samples.labels.unique())
             if missing:
                 print(f"note: {missing} of {self.num_classes} classes have no training text")
 

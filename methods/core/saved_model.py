@@ -13,6 +13,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from checkpoints.delta import check_delta
 from checkpoints.structure import shown
+from lightning_modules import TASKS
 from lightning_modules.adapted import AdaptedTask
 
 # the models of timm are far below both
@@ -62,8 +63,9 @@ def described_model(checkpoint: Mapping[str, Any]) -> tuple[type[Any], dict[str,
     """
     options = {name: value for name, value in checkpoint["hyper_parameters"].items() if name != "_instantiator"}
     cls = saved_class(options.pop("_class_path"))
-    if "num_classes" not in accepted(cls):  # the command line saves what it links, also for a task without this option
-        options.pop("num_classes", None)
+    linked = {option for task in TASKS.values() for option in task.links}
+    for option in linked - accepted(cls):  # the command line saves what it links, also for a task without this option
+        options.pop(option, None)
     check_options(cls, options)
     if "members" not in checkpoint:
         check_sizes(cls, options, checkpoint)

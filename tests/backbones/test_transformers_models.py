@@ -12,6 +12,7 @@ from backbones.transformers_models import (
     context_of,
     head_names,
     logits_of,
+    place,
     read_tokenizer,
     reset_heads,
     save_model,
@@ -106,3 +107,23 @@ def test_tensors_that_the_library_has_no_place_for(tmp_path: Path) -> None:
     model.model.norm.register_parameter("shift", nn.Parameter(torch.zeros(64)))
     with pytest.raises(TypeError, match=r"has no model\.norm\.shift"):
         save_model(model, tokenizer(), tmp_path / "shift")
+
+
+def test_models_in_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package is found without being imported; a missing one, and a missing file, are named."""
+    (tmp_path / "held_model/model").mkdir(parents=True)
+    (tmp_path / "held_model/__init__.py").write_text("raise RuntimeError('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert place("package:held_model/model") == (str(tmp_path / "held_model/model"), {})
+    with pytest.raises(FileNotFoundError, match=r"no such file or folder in the package; found __init__.py, model"):
+        place("package:held_model/other")
+    with pytest.raises(FileNotFoundError, match="no Python package 'not_held' is installed"):
+        build_text_model("package:not_held/model", True, {})
+
+
+def test_packed_weights_are_refused(tmp_path: Path) -> None:
+    config = transformers.LlamaConfig(**LLAMA)
+    config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"weights are packed \(.*bitsandbytes.*pass the plain model"):
+        build_text_model(str(tmp_path), True, {})

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from callbacks.scoring.undisturbed import eagerly
 from checkpoints.atomic import write_atomically
 from lightning_modules.batch import Batch
+from lightning_modules.run import writes_files
 
 
 class KeptTokens(Callback):
@@ -32,7 +33,7 @@ class KeptTokens(Callback):
     @torch.no_grad()
     def draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = Path(str(trainer.log_dir or trainer.default_root_dir))  # all ranks must call log_dir
-        if not trainer.is_global_zero or trainer.fast_dev_run or not len(self.shown):  # type: ignore[attr-defined]
+        if not writes_files(trainer) or not len(self.shown):
             return
         task: Any = pl_module  # a method with ``masks``, such as DyT
         training = task.training

@@ -1,6 +1,7 @@
 """Model cards: README.md files beside trained weights, with metadata that hubs of models read."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,17 @@ CARD = "README.md"
 PIPELINES: dict[str, str] = {  # hub's names of tasks
     "Classification": "image-classification",
     "Detection": "object-detection",
+    "LanguageModeling": "text-generation",
     "Segmentation": "image-segmentation",
+    "TextClassification": "text-classification",
 }
+TEXT_TASKS = ("LanguageModeling", "TextClassification", "TextRegression")  # their backbones are those of transformers
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")  # an id of a model on the hub, and not a file or a package
 PROTOCOL = {
     "dataset": "form of the data",
     "images": "images",
+    "texts": "texts",
+    "max_length": "tokens of a text at most",
     "image_size": "image size",
     "resize": "resizing",
     "interpolation": "filter",
@@ -67,13 +74,23 @@ def metadata(result: Mapping[str, Any], library: str, license: str | None) -> st
         kind = {"dataset_type": data.lower(), "dataset_name": data, "metric_type": headline}
         found = [EvalResult(task_type=pipeline, metric_value=score, dataset_split="test", **kind)]
     backbone = result["backbone"]
-    hub = result.get("pretrained") is True and ":" not in backbone
+    if result["task"] in TEXT_TASKS:
+        source, base = "transformers", backbone
+        hub = (
+            result.get("pretrained") is True
+            and HUB_ID.fullmatch(backbone)
+            and not backbone.endswith(".gguf")
+            and not Path(backbone).exists()
+        )
+    else:
+        source, base = "timm", f"timm/{backbone}"
+        hub = result.get("pretrained") is True and ":" not in backbone
     return ModelCardData(
         library_name=library,
         license=license or "unknown",
         pipeline_tag=pipeline,
-        tags=[*([pipeline] if pipeline else []), *dict.fromkeys(["timm", "graft", *methods(result)])],
-        base_model=f"timm/{backbone}" if hub else None,
+        tags=[*([pipeline] if pipeline else []), *dict.fromkeys([source, "graft", *methods(result)])],
+        base_model=base if hub else None,
         model_name=name if found else None,
         eval_results=found,
     ).to_yaml()

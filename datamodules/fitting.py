@@ -27,7 +27,7 @@ KINDS: dict[tuple[str, str], Kind] = {  # by the unit and the targets
     ("clip", "labels"): Kind("labels of clips", "video_classification", "VideoDataset"),
     ("text", "tokens"): Kind("tokens that follow", "language_modeling", "InstructionDataset"),
     ("text", "labels"): Kind("labels of texts", "text_classification", "TextTable"),
-    ("text", "numbers"): Kind("numbers of texts", "text_classification", "TextTable"),
+    ("text", "numbers"): Kind("numbers of texts", "text_regression", "TextTable"),
 }
 
 

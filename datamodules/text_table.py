@@ -19,7 +19,9 @@ NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 class TextTable(TextFiles, ClassifiedTexts):
-    """Rows with a text, or a pair of texts, and a label; for ``--task text_classification``.
+    """Rows with a text, or a pair of texts, and a label.
+
+    It is for ``--task text_classification``, and with numbers for ``--task text_regression``.
 
     Classes are words, in the order of the alphabet, or whole numbers, in theirs; those of all splits count.
 

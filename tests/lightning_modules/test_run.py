@@ -6,7 +6,7 @@ from lightning import Callback, Trainer
 
 from callbacks.cost import Cost
 from datamodules import ImageDataset
-from lightning_modules.run import callbacks_of, datamodule_of
+from lightning_modules.run import callbacks_of, datamodule_of, writes_files
 from methods import PEFTMethod
 
 
@@ -19,4 +19,6 @@ def test_parts_of_a_run(
     run.fit(build("linear_probe"), datamodule=module)
     assert datamodule_of(run) is module
     assert cost in callbacks_of(run)
+    assert writes_files(run)
+    assert not writes_files(trainer(fast_dev_run=True))
     assert all(isinstance(callback, Callback) for callback in callbacks_of(run))

@@ -79,3 +79,14 @@ def test_features_cannot_be_kept() -> None:
 def test_options_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="num_classes=1"):
         model("lora", num_classes=1)
+    with pytest.raises(ValueError, match="judged_by='F1': expected 2 classes and not 3"):
+        model("lora", num_classes=3, judged_by="F1")
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "F1", "matthews"])
+def test_metric_that_judges(metric: str) -> None:
+    """Models of one process may differ in it."""
+    task, other = model("lora", judged_by=metric), model("lora")
+    assert task.headline.name == metric
+    assert f"val/{metric}" in list(task.val_metrics.keys())
+    assert other.headline.name == "accuracy"

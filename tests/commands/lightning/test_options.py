@@ -49,6 +49,7 @@ OWN = {
         "class_report",
         "test_after_fit",
         "override_checkpoint",
+        "prompts",
         "run_root",
     },
     "score": {"score", "run_root"},
